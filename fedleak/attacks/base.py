@@ -1,0 +1,205 @@
+"""What every attack is: a frozen config, the knowledge it requires, and one method, ``run``."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from fedleak.errors import AttackError, ScenarioError
+from fedleak.observation import Observation, UpdateKind
+from fedleak.registry import Registry
+from fedleak.scenario import explain_validation
+from fedleak.seeding import Seed
+from fedleak.threat import Knowledge
+
+
+class AttackConfig(BaseModel):
+    """Parameters that every attack takes; an attack's own stand beside them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    labels: str | None = Field(default=None, description="label rule that restores the labels first; by default the attack's own way")
+    restarts: int = Field(default=1, ge=1, description="starting points; the one with the lowest own loss is kept")
+    iterations: int = Field(default=300, ge=1, description="optimiser iterations for each start")
+    budget_seconds: float | None = Field(default=None, gt=0, description="CPU seconds for each client's update; no limit by default")
+
+
+@dataclass
+class Budget:
+    """How much one client's update may cost.
+
+    Attributes
+    ----------
+    seconds : float or None
+        CPU seconds of this process; ``None`` for no limit.
+    iterations : int
+        Optimiser iterations for each start.
+    """
+
+    seconds: float | None
+    iterations: int
+    _started: float = field(default_factory=time.process_time)
+
+    def restart_clock(self) -> None:
+        """Count CPU seconds from now."""
+        self._started = time.process_time()
+
+    @property
+    def spent(self) -> float:
+        """CPU seconds since the clock started."""
+        return time.process_time() - self._started
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no CPU seconds are left."""
+        return self.seconds is not None and self.spent >= self.seconds
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What an attack made of one observation.
+
+    Attributes
+    ----------
+    images : Tensor or None
+        (B, C, H, W) pixels, meant for [0, 1] but not clamped; ``None`` if the attack failed.
+    labels : tuple of int, optional
+        One for each image, or ``None`` if the attack does not restore them.
+    loss, initial_loss : float, optional
+        The attack's own objective at the end and at the start of the start that was kept.
+    iterations : int
+        Spent over all starts.
+    stop_reason : str
+        Why it stopped: ``"converged"``, ``"flat"``, ``"iterations"``, ``"budget"``, ``"solved"``, ``"failed"``.
+    flags : tuple of str
+        Names of sanity flags that only the attack can know, such as ``"non-finite-restart"``.
+    error : str, optional
+        Why there are no images.
+    round, client, attack, seconds, cpu_seconds
+        Filled in by the base class.
+    """
+
+    images: Tensor | None
+    labels: tuple[int, ...] | None = None
+    loss: float | None = None
+    initial_loss: float | None = None
+    iterations: int = 0
+    stop_reason: str = "solved"
+    flags: tuple[str, ...] = ()
+    error: str | None = None
+    round: int = 1
+    client: int = 0
+    attack: str = ""
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+
+class Attack(ABC):
+    """Rebuilds private batches from observations.
+
+    An attack is one file: subclass, name it, say what it requires, and implement :meth:`reconstruct` (one
+    observation at a time) or :meth:`run` (all observations of a round at once). It sees an
+    :class:`~fedleak.observation.Observation` and nothing else, and chooses between restarts by its own loss.
+
+    Parameters
+    ----------
+    **parameters
+        The fields of the class's ``Config``.
+
+    Raises
+    ------
+    ScenarioError
+        If a parameter is unknown or out of range.
+    """
+
+    name: ClassVar[str]
+    requires: ClassVar[frozenset[Knowledge]] = frozenset()
+    kinds: ClassVar[frozenset[UpdateKind]] = frozenset({"gradient", "weights"})
+    Config: ClassVar[type[AttackConfig]] = AttackConfig
+
+    def __init__(self, **parameters: Any) -> None:
+        try:
+            self.config = self.Config(**parameters)
+        except ValidationError as error:
+            raise ScenarioError(f"attack '{self.name}': {explain_validation(error, self.Config)}") from error
+
+    @classmethod
+    def needs(cls, kind: UpdateKind) -> frozenset[Knowledge]:
+        """Return the knowledge that the attack needs to read an update of ``kind``."""
+        return cls.requires | (frozenset({Knowledge.LOCAL_TRAINING}) if kind == "weights" else frozenset())
+
+    def __call__(
+        self, observations: Sequence[Observation], model: nn.Module, *, seed: int | Seed = 0, device: str | torch.device = "cpu"
+    ) -> list[Reconstruction]:
+        """Check the observations, run within the budget, and return one result for each.
+
+        Parameters
+        ----------
+        observations : sequence of Observation
+            All of one round.
+        model : Module
+            Of the architecture that the clients train; its own weights are not used.
+        seed : int or Seed
+            All draws derive from it.
+        device : str or torch.device
+            Where to compute.
+
+        Returns
+        -------
+        list of Reconstruction
+            In the order of ``observations``; a named failure is a result with ``images=None`` and ``error``.
+
+        Raises
+        ------
+        AttackError
+            If an observation lacks knowledge that the attack requires, or is of a kind it cannot read.
+        """
+        for observation in observations:
+            self._check(observation)
+        root = seed if isinstance(seed, Seed) else Seed(seed)
+        budget = Budget(self.config.budget_seconds, self.config.iterations)
+        results = self.run(observations, model, rng=root, device=torch.device(device), budget=budget)
+        named = zip(results, observations, strict=True)
+        return [replace(r, round=o.round, client=o.client, attack=self.name) for r, o in named]
+
+    def run(
+        self, observations: Sequence[Observation], model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget
+    ) -> list[Reconstruction]:
+        """Rebuild the batches behind ``observations``; the default takes them one by one."""
+        results = []
+        for observation in observations:
+            budget.restart_clock()
+            wall, cpu = time.perf_counter(), time.process_time()
+            try:
+                seed = rng.derive(self.name, observation.round, observation.client)
+                result = self.reconstruct(observation, model, rng=seed, device=device, budget=budget)
+            except (AttackError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as error:
+                result = Reconstruction(None, stop_reason="failed", error=str(error))
+            results.append(replace(result, seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu))
+        return results
+
+    @abstractmethod
+    def reconstruct(
+        self, observation: Observation, model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget
+    ) -> Reconstruction:
+        """Rebuild the batch behind one observation."""
+
+    def _check(self, observation: Observation) -> None:
+        if observation.kind not in self.kinds:
+            raise AttackError(f"'{self.name}' reads updates of kind {sorted(self.kinds)}, not '{observation.kind}'")
+        missing = self.needs(observation.kind) - observation.granted
+        if missing:
+            raise AttackError(f"'{self.name}' needs {', '.join(sorted(missing))}, which the observation does not grant")
+        expected = {name: value.shape for name, value in observation.parameters.items()}
+        found = {name: value.shape for name, value in observation.update.items()}
+        if found != expected:
+            raise AttackError(f"the update's names and shapes are not the model's: {sorted(set(found) ^ set(expected))[:3]}")
+
+
+attacks: Registry[type[Attack]] = Registry("attack", "fedleak.attacks")

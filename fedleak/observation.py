@@ -1,0 +1,247 @@
+"""What the server saw of one client in one round, redacted to the threat model; saved as safetensors."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fedleak.errors import AttackError, FedleakError
+from fedleak.threat import Knowledge
+
+UpdateKind = Literal["gradient", "weights"]
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What the model takes: images of one shape, and how pixels become model inputs.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Shape of one input, (C, H, W).
+    num_classes : int
+        Number of classes that the model tells apart.
+    mean, std : tuple of float
+        Per channel, in units of the [0, 1] pixel range: a model input is ``(pixel - mean) / std``.
+    """
+
+    shape: tuple[int, int, int]
+    num_classes: int
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Turn pixels (B, C, H, W) in [0, 1] into model inputs of the same shape."""
+        return (images - self._channel(self.mean, images)) / self._channel(self.std, images)
+
+    def denormalize(self, inputs: Tensor) -> Tensor:
+        """Turn model inputs (B, C, H, W) into pixels of the same shape, not clamped."""
+        return inputs * self._channel(self.std, inputs) + self._channel(self.mean, inputs)
+
+    def _channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How the client trained, as far as the server set it or was told.
+
+    Attributes
+    ----------
+    num_examples : int
+        Distinct images behind the update.
+    batch_size : int
+        Images in one local step.
+    steps : int
+        Local SGD steps; 1 for a gradient.
+    epochs : int
+        Passes over the images.
+    learning_rate : float
+        Of local SGD, in parameter units per gradient unit.
+    mode : {"train", "eval"}
+        How BatchNorm and dropout behaved.
+    """
+
+    num_examples: int
+    batch_size: int
+    steps: int = 1
+    epochs: int = 1
+    learning_rate: float = 0.1
+    mode: Literal["train", "eval"] = "train"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What an attack is given, and all that it is given.
+
+    Facts that the threat model does not grant are ``None``.
+
+    Attributes
+    ----------
+    kind : {"gradient", "weights"}
+        Whether ``update`` holds the mean gradient (FedSGD) or the weights after local training (FedAvg).
+    parameters, buffers : dict of str to Tensor
+        The global model as it was sent, by the model's own names.
+    update : dict of str to Tensor
+        As received; the same names and shapes as ``parameters``.
+    input : InputSpec
+        What the model takes.
+    round, client : int
+        Round from 1, and partition id from 0.
+    local : LocalTraining, optional
+        Granted by ``Knowledge.LOCAL_TRAINING``.
+    labels : tuple of int, optional
+        Sorted, so that their order tells nothing; granted by ``Knowledge.LABELS``.
+    received_buffers : dict of str to Tensor, optional
+        BatchNorm statistics after local training; granted by ``Knowledge.BATCHNORM``.
+    surrogate : Tensor, optional
+        Public images (N, C, H, W) in [0, 1]; granted by ``Knowledge.SURROGATE``. Not saved with the observation.
+    defenses : tuple of dict, optional
+        Name and parameters of each defense; granted by ``Knowledge.DEFENSE``.
+    """
+
+    kind: UpdateKind
+    parameters: Tensors
+    update: Tensors
+    input: InputSpec
+    buffers: Tensors = field(default_factory=dict)
+    round: int = 1
+    client: int = 0
+    local: LocalTraining | None = None
+    labels: tuple[int, ...] | None = None
+    received_buffers: Tensors | None = None
+    surrogate: Tensor | None = None
+    defenses: tuple[dict[str, Any], ...] | None = None
+
+    @property
+    def granted(self) -> frozenset[Knowledge]:
+        """The facts that this observation holds."""
+        facts = {
+            Knowledge.LOCAL_TRAINING: self.local,
+            Knowledge.LABELS: self.labels,
+            Knowledge.BATCHNORM: self.received_buffers,
+            Knowledge.SURROGATE: self.surrogate,
+            Knowledge.DEFENSE: self.defenses,
+        }
+        return frozenset(fact for fact, value in facts.items() if value is not None)
+
+    @property
+    def batch_size(self) -> int:
+        """How many images to rebuild; 1 where the threat model does not grant the number."""
+        return self.local.num_examples if self.local is not None else 1
+
+    def gradient(self) -> Tensors:
+        """Return the mean gradient by parameter name.
+
+        For weights it is the average over the local steps, ``(sent - received) / (learning rate * steps)``, which
+        equals a gradient at the sent parameters only for one step of plain SGD.
+
+        Raises
+        ------
+        AttackError
+            If the update holds weights and the learning rate is not granted.
+        """
+        if self.kind == "gradient":
+            return self.update
+        if self.local is None:
+            raise AttackError("weights become a gradient only with the learning rate: needs local-training knowledge")
+        scale = self.local.learning_rate * self.local.steps
+        return {name: (value - self.update[name]) / scale for name, value in self.parameters.items()}
+
+    def save(self, path: Path) -> None:
+        """Write the observation, without the surrogate images, to a safetensors file."""
+        groups = {"parameters": self.parameters, "buffers": self.buffers, "update": self.update}
+        groups["received_buffers"] = self.received_buffers or {}
+        tensors = {f"{group}/{name}": t.detach().cpu().contiguous() for group, named in groups.items() for name, t in named.items()}
+        facts = {
+            "kind": self.kind,
+            "round": self.round,
+            "client": self.client,
+            "input": vars(self.input),
+            "local": vars(self.local) if self.local else None,
+            "labels": self.labels,
+            "batchnorm": self.received_buffers is not None,
+            "defenses": self.defenses,
+        }
+        save_file(tensors, path, metadata={"fedleak": json.dumps(facts)})
+
+    @classmethod
+    def load(cls, path: Path) -> Observation:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        FedleakError
+            If the file is not an observation.
+        """
+        groups: dict[str, Tensors] = {"parameters": {}, "buffers": {}, "update": {}, "received_buffers": {}}
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("fedleak", "null"))
+            if facts is None:
+                raise FedleakError(f"{path}: not an observation written by fedleak")
+            for key in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                group, _, name = key.partition("/")
+                groups[group][name] = file.get_tensor(key)
+        spec = {key: tuple(value) if isinstance(value, list) else value for key, value in facts["input"].items()}
+        return cls(
+            kind=facts["kind"],
+            round=facts["round"],
+            client=facts["client"],
+            input=InputSpec(**spec),
+            parameters=groups["parameters"],
+            buffers=groups["buffers"],
+            update=groups["update"],
+            local=LocalTraining(**facts["local"]) if facts["local"] else None,
+            labels=tuple(facts["labels"]) if facts["labels"] is not None else None,
+            received_buffers=groups["received_buffers"] if facts["batchnorm"] else None,
+            defenses=tuple(facts["defenses"]) if facts["defenses"] is not None else None,
+        )
+
+
+def observe(
+    model: torch.nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    input: InputSpec | None = None,
+    grant: frozenset[Knowledge] = frozenset({Knowledge.LOCAL_TRAINING}),
+) -> Observation:
+    """Return what a server sees of one FedSGD step on ``images``: for trying an attack on a model without a federation.
+
+    Parameters
+    ----------
+    model : Module
+        Its parameters are the global ones; its train or eval mode is the client's.
+    images : Tensor
+        (B, C, H, W) in [0, 1].
+    labels : Tensor
+        (B,) of class indices.
+    input : InputSpec, optional
+        By default the shape of ``images``, no normalisation, and as many classes as the model puts out.
+    grant : frozenset of Knowledge
+        Which facts to fill in.
+    """
+    with torch.no_grad():
+        classes = input.num_classes if input else model(images[:1]).shape[-1]
+    spec = input or InputSpec(tuple(images.shape[1:]), classes, (0.0,) * images.shape[1], (1.0,) * images.shape[1])
+    loss = torch.nn.functional.cross_entropy(model(spec.normalize(images)), labels)
+    named = dict(model.named_parameters())
+    gradient = torch.autograd.grad(loss, list(named.values()))
+    local = LocalTraining(len(images), len(images), mode="train" if model.training else "eval")
+    return Observation(
+        kind="gradient",
+        parameters={name: value.detach().clone() for name, value in named.items()},
+        buffers={name: value.detach().clone() for name, value in model.named_buffers()},
+        update=dict(zip(named, gradient, strict=True)),
+        input=spec,
+        local=local if Knowledge.LOCAL_TRAINING in grant else None,
+        labels=tuple(sorted(labels.tolist())) if Knowledge.LABELS in grant else None,
+    )

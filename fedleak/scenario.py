@@ -1,0 +1,266 @@
+"""The schema of a scenario file: one TOML file is one experiment and holds all of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from fedleak.errors import ScenarioError, nearest
+from fedleak.threat import PRESETS, Knowledge, Preset
+
+
+class Section(BaseModel):
+    """A table of the scenario: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Named(BaseModel):
+    """A plugin by name, with its own parameters beside the name."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The keys beside ``name`` and the other keys that fedleak defines."""
+        return dict(self.model_extra or {})
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+NameOrTable = Annotated[Named, BeforeValidator(_named)]
+Rounds = Literal["all"] | tuple[Annotated[int, Field(ge=1)], ...]
+
+
+class Data(Section):
+    """Where the private images come from, and how they are split into shards."""
+
+    source: str = "samples"
+    path: Path | None = None
+    partition: NameOrTable = Field(default=Named(name="iid"), description="a name, or a table with its parameters")
+    shard_size: int | None = Field(default=None, ge=1, description="at most so many images in a client's shard")
+    image_size: int | None = Field(default=None, ge=4, description="images are resized and centre-cropped to this side, pixels")
+    normalize: bool = Field(default=False, description="subtract the source's channel means and divide by its deviations")
+
+
+class Model(Named):
+    """The network; its parameters stand beside the name."""
+
+    name: str = "lenet"
+
+
+class Federation(Section):
+    """Who takes part, for how long, and where it runs."""
+
+    clients: int = Field(default=4, ge=1)
+    clients_per_round: int | None = Field(default=None, ge=1, description="sampled each round; all of them by default")
+    rounds: int = Field(default=3, ge=1)
+    protocol: Literal["fedsgd", "fedavg"] = "fedsgd"
+    strategy: NameOrTable = Field(default=Named(name="FedAvg"), description="a name, or a table with its parameters")
+    engine: Literal["inprocess", "ray", "deployment"] = "inprocess"
+
+    @property
+    def sampled(self) -> int:
+        """How many clients train in a round."""
+        return min(self.clients_per_round or self.clients, self.clients)
+
+    @model_validator(mode="after")
+    def _sampled_at_most_all(self) -> Federation:
+        if self.clients_per_round is not None and self.clients_per_round > self.clients:
+            raise ValueError(f"clients_per_round is {self.clients_per_round}, but there are only {self.clients} clients")
+        return self
+
+
+class Local(Section):
+    """What a client does in a round."""
+
+    batch_size: int = Field(default=1, ge=1)
+    epochs: int = Field(default=1, ge=1, description="passes over the shard; FedAvg only")
+    steps: int | None = Field(default=None, ge=1, description="local steps in place of epochs; FedAvg only")
+    learning_rate: float = Field(default=0.1, gt=0)
+    mode: Literal["train", "eval"] = Field(default="train", description="how BatchNorm and dropout behave")
+    device: str = Field(default="cpu", description="torch device of the clients' training")
+
+
+class Server(Section):
+    """The server's own conduct."""
+
+    curious: bool = Field(default=True, description="false: the same training, nothing recorded or attacked")
+
+
+class Threat(Section):
+    """What the attacker is granted."""
+
+    preset: Preset = "local-training-known"
+    defense_known: bool = Field(default=False, description="the attacker knows the defenses and their parameters")
+
+    @property
+    def granted(self) -> frozenset[Knowledge]:
+        """All facts that the attacker is granted."""
+        return PRESETS[self.preset] | ({Knowledge.DEFENSE} if self.defense_known else frozenset())
+
+
+class AttackSpec(Named):
+    """One attack: which, when, on whom; its own parameters stand beside the name."""
+
+    rounds: Rounds = "all"
+    clients: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
+        default="all", description="attack only the first so many clients of a round"
+    )
+
+    def strikes(self, server_round: int) -> bool:
+        """Say whether this attack runs in ``server_round`` (from 1)."""
+        return self.rounds == "all" or server_round in self.rounds
+
+
+class DefenseSpec(Named):
+    """One defense; its own parameters stand beside the name."""
+
+
+class Evaluation(Section):
+    """How the truth reaches the report."""
+
+    truth: Literal["reveal", "score"] = Field(
+        default="reveal", description="reveal: clients return their batches for the report; score: only metrics leave them"
+    )
+
+
+class Scenario(Section):
+    """One experiment.
+
+    Read a file with :func:`load_scenario`; build one in Python from keywords with the same names.
+    """
+
+    name: str = Field(min_length=1)
+    seed: int = 1
+    data: Data = Data()
+    model: Model = Model()
+    federation: Federation = Federation()
+    local: Local = Local()
+    server: Server = Server()
+    threat: Threat = Threat()
+    attacks: tuple[AttackSpec, ...] = ()
+    defenses: tuple[DefenseSpec, ...] = ()
+    evaluation: Evaluation = Evaluation()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that decides the numbers: everything but the name and the engine."""
+        content = self.model_dump(mode="json", exclude={"name": True, "federation": {"engine"}})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the scenario as one line of JSON; :meth:`from_json` reads it."""
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str) -> Scenario:
+        """Read what :meth:`to_json` wrote."""
+        return cls.model_validate_json(text)
+
+
+def load_scenario(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Scenario:
+    """Read a scenario file and apply ``a.b=c`` overrides.
+
+    Parameters
+    ----------
+    path : str or Path
+        A TOML file.
+    overrides : sequence of str
+        Each ``key.path=value``; the value is read as TOML, and as a plain word where that fails.
+        An element of a list is named by its index: ``attacks.0.iterations=10``.
+
+    Raises
+    ------
+    ScenarioError
+        If the file is missing, is not TOML, or holds a wrong key or value; one line says where.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ScenarioError(f"{path}: no such file; expected a scenario in TOML, such as scenarios/quickstart.toml") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"{path}: cannot be read ({error})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ScenarioError(f"{path}: not valid TOML: {error}") from error
+    for override in overrides:
+        _override(table, override)
+    return parse_scenario(table, str(path))
+
+
+def parse_scenario(table: dict[str, Any], where: str = "scenario") -> Scenario:
+    """Validate a table of scenario keys.
+
+    Raises
+    ------
+    ScenarioError
+        If a key or value is wrong; the message names its path, what was expected and what is near.
+    """
+    try:
+        return Scenario.model_validate(table)
+    except ValidationError as error:
+        raise ScenarioError(f"{where}: {explain_validation(error, Scenario)}") from error
+
+
+def explain_validation(error: ValidationError, model: type[BaseModel] | None = None, prefix: str = "") -> str:
+    """Turn the first finding of a pydantic error into one line with the key's path and the nearest known key."""
+    first = error.errors()[0]
+    keys = [key for key in first["loc"] if not (isinstance(key, str) and ("[" in key or key in {"function-before", "tuple"}))]
+    path = prefix + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
+    path = path.lstrip(".")
+    rest = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"} and model is not None:
+        owner = _table_at(model, keys[:-1])
+        return f"{path}: unknown key; {nearest(str(keys[-1]), owner.model_fields)}{rest}"
+    message = first["msg"].removeprefix("Value error, ")
+    got = "" if first["type"] in {"missing", "value_error"} else f", got {first['input']!r}"
+    return f"{path or 'scenario'}: {message[0].lower()}{message[1:]}{got}{rest}"
+
+
+def _table_at(model: type[BaseModel], keys: list[int | str]) -> type[BaseModel]:
+    for key in keys:
+        field = model.model_fields.get(str(key))
+        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            model = field.annotation
+    return model
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not sign or not key.strip():
+        raise ScenarioError(f"--set {override}: expected key.path=value, such as --set federation.rounds=5")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.strip().split(".")
+    here: Any = table
+    for depth, part in enumerate(parents):
+        where = ".".join(parents[: depth + 1])
+        if isinstance(here, list):
+            here = here[_index(here, part, override)]
+        else:
+            if isinstance(here.get(part), str):
+                here[part] = {"name": here[part]}
+            here = here.setdefault(part, {})
+        if not isinstance(here, dict | list):
+            raise ScenarioError(f"--set {override}: '{where}' is a value, not a table; it has no key '{last}'")
+    if isinstance(here, list):
+        here[_index(here, last, override)] = value
+    else:
+        here[last] = value
+
+
+def _index(items: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise ScenarioError(f"--set {override}: '{part}' is no index into a list of {len(items)}; expected 0 to {len(items) - 1}")
+    return int(part)
