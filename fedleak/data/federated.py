@@ -1,0 +1,138 @@
+"""A federation's data: one source, what its images look like, and which of them each client holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedleak.data.base import ImageSet, Source, sources
+from fedleak.data.images import PillowImages
+from fedleak.data.partition import partition
+from fedleak.errors import ScenarioError
+from fedleak.observation import InputSpec
+from fedleak.scenario import Data
+
+FULLY_VERIFIED = 20_000
+AVERAGED = 2_000
+_CHUNK = 256
+
+
+@dataclass(frozen=True, eq=False)
+class FederatedData:
+    """Private images, split among clients.
+
+    Attributes
+    ----------
+    source : Source
+        Where the images come from.
+    input : InputSpec
+        What a model takes.
+    shards : tuple of ndarray
+        For each client, int64 indices into ``source.train``.
+    """
+
+    source: Source
+    input: InputSpec
+    shards: tuple[NDArray[np.int64], ...]
+
+    def shard(self, client: int) -> NDArray[np.int64]:
+        """Return the indices of the images that ``client`` (partition id, from 0) holds."""
+        return self.shards[client]
+
+    def images(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
+        """Return training images as float32 (n, C, H, W) in [0, 1]."""
+        return self.source.train.load([int(index) for index in indices])
+
+    def labels(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
+        """Return training labels as int64 (n,)."""
+        return torch.from_numpy(self.source.train.labels[np.asarray(indices, dtype=np.int64)])
+
+    def mean_image(self) -> Tensor:
+        """Return the public baseline (C, H, W) in [0, 1] that any reconstruction has to beat.
+
+        The mean of the test split (at most 2,000 images, evenly spaced); without one, a flat image of the
+        source's published channel means.
+        """
+        return self._mean_image.clone()
+
+    def verify(self) -> None:
+        """Read every image that a client holds; beyond 20,000 images, only their headers.
+
+        Raises
+        ------
+        ScenarioError
+            If one cannot be read; the message names it.
+        """
+        indices = np.concatenate(self.shards)
+        train = self.source.train
+        if isinstance(train, PillowImages):
+            train.verify(indices.tolist(), headers_only=len(indices) > FULLY_VERIFIED)
+        else:
+            for start in range(0, len(indices), _CHUNK):
+                train.load(indices[start : start + _CHUNK].tolist())
+
+    @cached_property
+    def _mean_image(self) -> Tensor:
+        if self.source.test is None:
+            flat = torch.tensor(self.source.mean, dtype=torch.float32)
+            return flat.view(-1, 1, 1).expand(self.input.shape).clone()
+        chosen = evenly_spaced(len(self.source.test), AVERAGED)
+        total = torch.zeros(self.input.shape, dtype=torch.float64)
+        for start in range(0, len(chosen), _CHUNK):
+            total += self.source.test.load(chosen[start : start + _CHUNK]).double().sum(dim=0)
+        return (total / len(chosen)).float()
+
+
+def federated_data(data: Data, clients: int, seed: int) -> FederatedData:
+    """Open the source and split it; the same arguments give the same object for as long as the process lives.
+
+    Parameters
+    ----------
+    data : Data
+        The scenario's ``[data]`` table.
+    clients : int
+        Number of shards.
+    seed : int
+        The scenario's seed.
+
+    Raises
+    ------
+    ScenarioError
+        If the source cannot be opened or split; the message says what to do.
+    """
+    path = data.path and Path(data.path).absolute()
+    return _opened(data.model_copy(update={"path": path}).model_dump_json(), clients, seed)
+
+
+@lru_cache(maxsize=4)
+def _opened(data_json: str, clients: int, seed: int) -> FederatedData:
+    data = Data.model_validate_json(data_json)
+    source = sources.get(data.source)(data)
+    shape = _image_shape(source.train)
+    if source.test is not None and (test_shape := _image_shape(source.test)) != shape:
+        raise ScenarioError(
+            f"data.source '{data.source}': training images are {shape} (channels, height, width), test images {test_shape}; "
+            "give data.image_size to bring all images to one size"
+        )
+    if data.normalize:
+        spec = InputSpec(shape, len(source.class_names), tuple(source.mean), tuple(source.std))
+    else:
+        spec = InputSpec(shape, len(source.class_names), (0.0,) * shape[0], (1.0,) * shape[0])
+    return FederatedData(source, spec, partition(source.train.labels, data, clients, seed))
+
+
+def evenly_spaced(length: int, at_most: int) -> list[int]:
+    """Return at most ``at_most`` distinct indices below ``length``, evenly spaced, in order."""
+    return [int(index) for index in np.linspace(0, length - 1, min(length, at_most)).round()]
+
+
+def _image_shape(images: ImageSet) -> tuple[int, int, int]:
+    channels, height, width = images.load([0])[0].shape
+    return channels, height, width

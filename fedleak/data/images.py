@@ -1,0 +1,136 @@
+"""Sets of labelled images that Pillow decodes when they are asked for: files on disk, or encoded bytes in memory."""
+
+from __future__ import annotations
+
+import io
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from fedleak.data.base import ImageSet
+from fedleak.errors import ScenarioError
+
+# A damaged PNG chunk surfaces from Pillow as SyntaxError.
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+class PillowImages(ImageSet):
+    """Images in any format that Pillow reads, always converted to RGB.
+
+    Parameters
+    ----------
+    labels : ndarray
+        (N,) int64 class indices.
+    image_size : int, optional
+        The short side is resized to so many pixels (Lanczos) and the centre square is kept; without it, the
+        images keep their size, and all must have the same.
+    """
+
+    def __init__(self, labels: NDArray[np.int64], image_size: int | None = None) -> None:
+        self.labels = labels
+        self.image_size = image_size
+
+    @abstractmethod
+    def describe(self, index: int) -> str:
+        """Return what to call the image in a message."""
+
+    @abstractmethod
+    def _open(self, index: int) -> Path | io.BytesIO:
+        """Return what Pillow is to open."""
+
+    def load(self, indices: Sequence[int]) -> Tensor:
+        """Return the images at ``indices`` as float32 (n, 3, H, W) in [0, 1].
+
+        Raises
+        ------
+        ScenarioError
+            If an image cannot be read or has another size than the first one; the message names it.
+        """
+        height, width = self._size
+        batch = torch.empty(len(indices), 3, height, width)
+        for row, index in enumerate(indices):
+            pixels = np.array(self._decode(int(index)))
+            self._check_size(int(index), (pixels.shape[0], pixels.shape[1]))
+            batch[row] = torch.from_numpy(pixels).permute(2, 0, 1)
+        return batch / 255
+
+    def verify(self, indices: Sequence[int], *, headers_only: bool = False) -> None:
+        """Read the images at ``indices``, or only their headers, and keep nothing.
+
+        Raises
+        ------
+        ScenarioError
+            If one cannot be read or has another size than the first one; the message names it.
+        """
+        for index in map(int, indices):
+            if headers_only:
+                try:
+                    with Image.open(self._open(index)) as image:
+                        size = (image.height, image.width)
+                except UNREADABLE as error:
+                    raise self._unreadable(index, error) from error
+            else:
+                decoded = self._decode(index)
+                size = (decoded.height, decoded.width)
+            if self.image_size is None:
+                self._check_size(index, size)
+
+    @cached_property
+    def _size(self) -> tuple[int, int]:
+        first = self._decode(0)
+        return first.height, first.width
+
+    def _decode(self, index: int) -> Image.Image:
+        try:
+            with Image.open(self._open(index)) as encoded:
+                image = encoded.convert("RGB")
+        except UNREADABLE as error:
+            raise self._unreadable(index, error) from error
+        if self.image_size is None:
+            return image
+        return ImageOps.fit(image, (self.image_size, self.image_size), Image.Resampling.LANCZOS)
+
+    def _check_size(self, index: int, size: tuple[int, int]) -> None:
+        if size != self._size:
+            raise ScenarioError(
+                f"{self.describe(index)}: the image is {size[1]} x {size[0]} pixels, where {self.describe(0)} is "
+                f"{self._size[1]} x {self._size[0]}; give data.image_size to bring all images to one size"
+            )
+
+    def _unreadable(self, index: int, error: BaseException) -> ScenarioError:
+        return ScenarioError(
+            f"{self.describe(index)}: cannot be read as an image ({error}); expected JPEG, PNG or another format that Pillow "
+            "reads; replace or remove it"
+        )
+
+
+class ImageFiles(PillowImages):
+    """Image files on disk.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        One file for each label.
+    labels : ndarray
+        (N,) int64 class indices.
+    image_size : int, optional
+        As for :class:`PillowImages`.
+    """
+
+    def __init__(self, paths: Sequence[Path], labels: NDArray[np.int64], image_size: int | None = None) -> None:
+        super().__init__(labels, image_size)
+        self._paths = tuple(paths)
+
+    def describe(self, index: int) -> str:
+        """Return the file's path."""
+        return str(self._paths[index])
+
+    def _open(self, index: int) -> Path:
+        return self._paths[index]

@@ -1,0 +1,138 @@
+"""Splits the images among the clients, with any partitioner of flwr-datasets or in the order of the files."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedleak.errors import ScenarioError, nearest
+from fedleak.scenario import Data
+from fedleak.seeding import Seed
+
+Shards = tuple[NDArray[np.int64], ...]
+
+# These split columns, not rows, or take a Python function, which a scenario file cannot hold.
+_NOT_OFFERED = {"Partitioner", "IdToSizeFncPartitioner", "VerticalEvenPartitioner", "VerticalSizePartitioner"}
+
+
+def partition(labels: NDArray[np.int64], data: Data, clients: int, seed: int) -> Shards:
+    """Split images among clients.
+
+    The images are shuffled by the seed first. ``data.partition`` names a partitioner of flwr-datasets in lower case
+    with hyphens and without "Partitioner" (``iid``, ``dirichlet``, ``inner-dirichlet``, ``pathological``, ...); its
+    parameters are the constructor's. ``order`` gives contiguous shards in the order of the files, unshuffled.
+
+    Parameters
+    ----------
+    labels : ndarray
+        (N,) int64 class indices.
+    data : Data
+        ``partition`` and ``shard_size`` are read.
+    clients : int
+        Number of shards.
+    seed : int
+        The scenario's seed.
+
+    Returns
+    -------
+    tuple of ndarray
+        For each client, int64 indices into ``labels``; disjoint, none empty.
+
+    Raises
+    ------
+    ScenarioError
+        If the partitioner or a parameter is unknown or out of range, or a client would have no image.
+    """
+    if clients > len(labels):
+        raise ScenarioError(
+            f"federation.clients: {clients} clients, but data.source '{data.source}' has only {len(labels)} training images; "
+            "lower federation.clients"
+        )
+    if data.partition.name == "order":
+        if data.partition.parameters:
+            raise ScenarioError(f"data.partition: 'order' takes no parameters, got {', '.join(data.partition.parameters)}")
+        shards: list[NDArray[np.int64]] = np.array_split(np.arange(len(labels), dtype=np.int64), clients)
+    else:
+        shards = _by_flwr(labels, data.partition.name, data.partition.parameters, clients, Seed(seed).derive("partition"))
+    empty = [client for client, shard in enumerate(shards) if len(shard) == 0]
+    if empty:
+        raise ScenarioError(
+            f"data.partition: '{data.partition.name}' leaves client {empty[0]} without an image"
+            f"{f' (and {len(empty) - 1} more)' if len(empty) > 1 else ''}; lower federation.clients or split more evenly "
+            "(for Dirichlet, raise alpha)"
+        )
+    return tuple(shard[: data.shard_size] for shard in shards)
+
+
+def partitioner_names() -> list[str]:
+    """Return all names that ``data.partition`` takes, sorted."""
+    return sorted([*_partitioners(), "order"])
+
+
+def _partitioners() -> dict[str, type[Any]]:
+    # Takes seconds, so it waits until a federation is really split.
+    from flwr_datasets import partitioner
+
+    found = {}
+    for class_name in partitioner.__all__:
+        if class_name not in _NOT_OFFERED:
+            stem = class_name.removesuffix("Partitioner")
+            found[re.sub(r"(?<!^)(?=[A-Z])", "-", stem).lower()] = getattr(partitioner, class_name)
+    return found
+
+
+def _by_flwr(
+    labels: NDArray[np.int64], name: str, parameters: dict[str, Any], clients: int, seed: Seed
+) -> list[NDArray[np.int64]]:
+    known = _partitioners()
+    if name not in known:
+        raise ScenarioError(f"data.partition: unknown partitioner '{name}'; {nearest(name, [*known, 'order'])}")
+    from datasets import Dataset
+
+    arguments = _arguments(known[name], name, parameters, clients, seed)
+    shuffled = seed.numpy().permutation(len(labels)).astype(np.int64)
+    try:
+        with warnings.catch_warnings():
+            # Dirichlet warns at every redraw; what cannot be satisfied is an error below.
+            warnings.simplefilter("ignore")
+            partitioner = known[name](**arguments)
+            partitioner.dataset = Dataset.from_dict({"index": shuffled, "label": labels[shuffled]})
+            if partitioner.num_partitions != clients:
+                raise ScenarioError(
+                    f"data.partition: '{name}' gives {partitioner.num_partitions} shards for federation.clients = {clients}; "
+                    "make the two equal"
+                )
+            return [_indices(partitioner.load_partition(client)) for client in range(clients)]
+    except (TypeError, ValueError) as error:
+        raise ScenarioError(f"data.partition: '{name}': {' '.join(str(error).split())}") from error
+
+
+def _indices(shard: Any) -> NDArray[np.int64]:
+    return np.asarray(shard.with_format("numpy")["index"][:], dtype=np.int64)
+
+
+def _arguments(kind: type[Any], name: str, parameters: dict[str, Any], clients: int, seed: Seed) -> dict[str, Any]:
+    signature = inspect.signature(kind).parameters
+    filled = {
+        "num_partitions": clients,
+        "partition_by": "label",
+        "seed": seed.derive(name).value % 2**32,
+        # flwr-datasets' own default, 10, cannot be met by a small data set.
+        "min_partition_size": 1,
+    }
+    own = set(signature) - {"num_partitions", "partition_by", "seed"}
+    for key in parameters:
+        if key not in own:
+            raise ScenarioError(
+                f"data.partition.{key}: '{name}' has no such parameter; {nearest(key, own) if own else 'it takes none'}"
+            )
+    missing = [key for key in own - set(parameters) - set(filled) if signature[key].default is inspect.Parameter.empty]
+    if missing:
+        raise ScenarioError(f"data.partition.{min(missing)}: '{name}' needs it; give it beside the name")
+    given = {key: np.array(value) if key == "distribution_array" else value for key, value in parameters.items()}
+    return {key: value for key, value in filled.items() if key in signature} | given

@@ -1,0 +1,59 @@
+"""What every model of the zoo is: a name, a config, and a network built for an input."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+
+from fedleak.errors import ScenarioError
+from fedleak.observation import InputSpec
+from fedleak.registry import Registry
+from fedleak.scenario import explain_validation
+
+
+class ModelConfig(BaseModel):
+    """Parameters of a model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelBuilder(ABC):
+    """Builds one kind of network.
+
+    Parameters
+    ----------
+    **parameters
+        The fields of the class's ``Config``.
+
+    Raises
+    ------
+    ScenarioError
+        If a parameter is unknown or out of range.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[ModelConfig]] = ModelConfig
+
+    def __init__(self, **parameters: Any) -> None:
+        try:
+            self.config = self.Config(**parameters)
+        except ValidationError as error:
+            raise ScenarioError(f"model '{self.name}': {explain_validation(error, self.Config, 'model')}") from error
+
+    @abstractmethod
+    def build(self, input: InputSpec) -> nn.Module:
+        """Return a network from model inputs (B, C, H, W) to logits (B, num_classes), freshly initialised.
+
+        Layers draw from the global generator, which the caller has seeded.
+
+        Raises
+        ------
+        ScenarioError
+            If the network cannot take images of the input's shape.
+        """
+
+
+models: Registry[type[ModelBuilder]] = Registry("model", "fedleak.models")

@@ -1,0 +1,97 @@
+"""Builds the scenario's model: one of the zoo by name, or the user's own as ``package.module:function``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedleak.errors import ScenarioError, nearest
+from fedleak.models.base import ModelBuilder, models
+from fedleak.observation import InputSpec
+from fedleak.scenario import Model
+from fedleak.seeding import Seed
+
+# What code that was written for other inputs or other arguments raises.
+_USER_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError, ArithmeticError)
+
+
+def build_model(spec: Model, input: InputSpec, seed: int) -> nn.Module:
+    """Build a freshly initialised network, on the CPU and in train mode.
+
+    The same arguments give the same weights, whatever drew from the global generators before; these are left as
+    they were.
+
+    Parameters
+    ----------
+    spec : Model
+        A name in the zoo with its parameters, or ``package.module:function``. The function is called with those of
+        ``num_classes`` (int), ``input_shape`` (C, H, W) and ``in_channels`` (int) that it accepts, and with the
+        parameters of the scenario.
+    input : InputSpec
+        What the model takes.
+    seed : int
+        The scenario's seed.
+
+    Raises
+    ------
+    ScenarioError
+        If the name or a parameter is unknown or out of range, or the user's function does not return a module from
+        (B, C, H, W) to (B, num_classes).
+    """
+    found: Any = models.get(spec.name)
+    with Seed(seed).derive("model").isolated():
+        if isinstance(found, type) and issubclass(found, ModelBuilder):
+            return found(**spec.parameters).build(input)
+        return _build_users(spec, found, input)
+
+
+def _build_users(spec: Model, function: Callable[..., Any], input: InputSpec) -> nn.Module:
+    where = f"model '{spec.name}'"
+    if not callable(function):
+        raise ScenarioError(f"{where}: is {type(function).__name__}, expected a function that returns a torch.nn.Module")
+    arguments = _users_arguments(where, function, spec.parameters, input)
+    try:
+        model = function(**arguments)
+    except _USER_ERRORS as error:
+        raise ScenarioError(f"{where}: raised {type(error).__name__}: {error}; called with {_listed(arguments)}") from error
+    if not isinstance(model, nn.Module):
+        raise ScenarioError(f"{where}: returned {type(model).__name__}, expected a torch.nn.Module")
+    _check_forward(where, model, input)
+    return model.train()
+
+
+def _users_arguments(where: str, function: Callable[..., Any], parameters: dict[str, Any], input: InputSpec) -> dict[str, Any]:
+    signature = inspect.signature(function).parameters
+    keywords = {name for name, p in signature.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.values())
+    for key in parameters:
+        if key not in keywords and not takes_any:
+            hint = nearest(key, keywords) if keywords else "it takes none"
+            raise ScenarioError(f"{where}: model.{key}: the function has no such parameter; {hint}")
+    offered = {"num_classes": input.num_classes, "input_shape": input.shape, "in_channels": input.shape[0]}
+    arguments = {key: value for key, value in offered.items() if key in keywords} | parameters
+    for name in sorted(keywords - set(arguments)):
+        if signature[name].default is inspect.Parameter.empty:
+            raise ScenarioError(f"{where}: the function needs '{name}'; give model.{name}")
+    return arguments
+
+
+def _check_forward(where: str, model: nn.Module, input: InputSpec) -> None:
+    batch = torch.zeros(2, *input.shape)
+    try:
+        with torch.no_grad():
+            logits = model.eval()(batch)
+    except _USER_ERRORS as error:
+        raise ScenarioError(f"{where}: cannot take a batch of shape {tuple(batch.shape)}: {error}") from error
+    expected = (2, input.num_classes)
+    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
+        came = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ScenarioError(f"{where}: gives {came} for a batch of 2, expected logits of shape {expected}")
+
+
+def _listed(arguments: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
