@@ -1,0 +1,1 @@
+"""What linear algebra says before any optimiser starts: closed forms and the identifiability count."""

@@ -1,0 +1,30 @@
+"""Given: the labels that the threat model grants.
+
+Formula: labels = those of the observation.
+Source: the assumption of most published attacks, such as Geiping et al., "Inverting Gradients" (arXiv 2003.14053).
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fedleak.attacks.labels.base import LabelRule, label_rules
+from fedleak.errors import AttackError
+from fedleak.observation import Observation
+from fedleak.threat import Knowledge
+
+
+@label_rules.register
+class Given(LabelRule):
+    """Restores nothing: needs a threat model that grants the labels."""
+
+    name = "given"
+    requires = frozenset({Knowledge.LABELS})
+
+    def restore(self, observation: Observation, model: nn.Module) -> tuple[int, ...]:
+        """Return the granted labels, sorted."""
+        if observation.labels is None:
+            raise AttackError(
+                "the label rule 'given' needs the labels, which the threat model does not grant; use preset 'labels-known'"
+            )
+        return tuple(sorted(observation.labels))
