@@ -1,0 +1,1 @@
+"""Defenses that run on the clients: one file each, found by name."""

@@ -1,0 +1,158 @@
+"""The Flower mod that runs the scenario's defenses on a client's reply, and fails closed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import cast
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+
+from fedleak.client.batches import client_data
+from fedleak.defenses.base import DefenseChain, defenses
+from fedleak.errors import DefenseError, ScenarioError
+from fedleak.observation import Tensors
+from fedleak.scenario import Scenario
+from fedleak.seeding import Seed
+
+
+def scenario_of(context: Context) -> Scenario:
+    """Return the scenario that ``run_config["scenario"]`` holds as JSON, parsed once for each text.
+
+    Raises
+    ------
+    ScenarioError
+        If the key is missing.
+    """
+    return _scenario(_text(context))
+
+
+def chain_for(context: Context) -> DefenseChain:
+    """Return the defenses of the context's scenario, built once for each scenario.
+
+    The mod runs the chain's ``on_update``; local training runs ``on_model`` and ``on_batch`` of the same chain.
+
+    Raises
+    ------
+    ScenarioError
+        If a defense is unknown, has a wrong parameter, or does not work with the scenario's protocol.
+    """
+    return _chain(_text(context))
+
+
+def defense_mod(msg: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
+    """Run the scenario's defenses on the update in a train reply.
+
+    For FedSGD the reply's parameters are a gradient and go through the chain as they are; for FedAvg the chain is
+    given the change of the weights, and its result is added to the weights received. Buffers, which the reply names
+    in ``content["fedleak"]["buffers"]``, pass untouched. Other messages, error replies, and replies of a scenario
+    without defenses pass as they are.
+
+    Raises
+    ------
+    DefenseError
+        If a defense fails, or the reply is not of the expected form; Flower then sends an error and no update.
+    ScenarioError
+        If the scenario's defenses cannot be built; the client has not trained then.
+    """
+    if not _is_train(msg) or not scenario_of(context).defenses:
+        return call_next(msg, context)
+    chain, protocol = chain_for(context), scenario_of(context).federation.protocol
+    server_round = cast(int, cast(ConfigRecord, msg.content["config"])["server-round"])
+    client = cast(int, context.node_config["partition-id"])
+    # Taken before the app runs, which may empty the record that it was sent.
+    received = dict(_only_arrays(msg, "message")[1]) if protocol == "fedavg" else {}
+    reply = call_next(msg, context)
+    if reply.has_error():
+        return reply
+    where = f"round {server_round}, client {client}"
+    key, arrays = _only_arrays(reply, f"reply of {where}")
+    buffers = _buffers(reply, where)
+    sent = {name: array for name, array in arrays.items() if name not in buffers}
+    if protocol == "fedavg" and not sent.keys() <= received.keys():
+        raise DefenseError(f"{where}: weights {sorted(sent.keys() - received.keys())} were not in the message, so have no change")
+    update = _tensors(ArrayRecord(sent))
+    origin = _tensors(ArrayRecord({name: received[name] for name in sent})) if protocol == "fedavg" else None
+    defended = ArrayRecord(_defend(chain, update, origin, server_round, client, where))
+    reply.content[key] = ArrayRecord({name: defended.get(name, array) for name, array in arrays.items()})
+    return reply
+
+
+@lru_cache(maxsize=8)
+def _scenario(text: str) -> Scenario:
+    return Scenario.from_json(text)
+
+
+@lru_cache(maxsize=8)
+def _chain(text: str) -> DefenseChain:
+    scenario = _scenario(text)
+    protocol = scenario.federation.protocol
+    for spec in scenario.defenses:
+        supported = defenses.get(spec.name).protocols
+        if protocol not in supported:
+            raise ScenarioError(f"defense '{spec.name}' works with {', '.join(sorted(supported))}, not with {protocol}")
+    return DefenseChain(scenario.defenses, client_data(scenario).input, Seed(scenario.seed).derive("client"))
+
+
+def _text(context: Context) -> str:
+    if "scenario" not in context.run_config:
+        raise ScenarioError("run_config has no 'scenario'; expected the JSON that Scenario.to_json writes, as one string")
+    return str(context.run_config["scenario"])
+
+
+def _is_train(msg: Message) -> bool:
+    kind = msg.metadata.message_type
+    return kind == "train" or kind.startswith("train.")
+
+
+def _defend(chain: DefenseChain, update: Tensors, origin: Tensors | None, server_round: int, client: int, where: str) -> Tensors:
+    """Return what to send in place of ``update``: a gradient, or weights that started at ``origin``."""
+    before = update if origin is None else {name: weights - origin[name] for name, weights in update.items()}
+    # Third parties' defenses may raise anything; whatever it is, it must end as an error and name its place.
+    try:
+        after = chain.on_update(dict(before), server_round, client)
+    except DefenseError:
+        raise
+    except Exception as error:
+        raise DefenseError(f"{where}: a defense failed with {type(error).__name__}; no update is sent") from error
+    _check_form(before, after, where)
+    if origin is None:
+        return after
+    # Adding an unchanged difference back would round: weights that no defense changed are sent as they are.
+    return {name: update[name] if torch.equal(after[name], before[name]) else origin[name] + after[name] for name in update}
+
+
+def _check_form(before: Tensors, after: Tensors, where: str) -> None:
+    if after.keys() != before.keys():
+        changed = sorted(before.keys() ^ after.keys())
+        raise DefenseError(f"{where}: the defenses must keep all names, but added or removed {changed}")
+    for name, tensor in after.items():
+        expected = before[name]
+        if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
+            raise DefenseError(
+                f"{where}: the defenses turned '{name}' from {tuple(expected.shape)} {expected.dtype} "
+                f"into {tuple(tensor.shape)} {tensor.dtype}; they must keep shape and dtype"
+            )
+
+
+def _only_arrays(msg: Message, where: str) -> tuple[str, ArrayRecord]:
+    records = list(msg.content.array_records.items())
+    if len(records) != 1:
+        raise DefenseError(f"{where}: expected exactly one ArrayRecord, got {len(records)}; the others would pass undefended")
+    return records[0]
+
+
+def _buffers(reply: Message, where: str) -> frozenset[str]:
+    record = reply.content.config_records.get("fedleak")
+    if record is None or not isinstance(record.get("buffers"), list):
+        raise DefenseError(f"{where}: the reply must name its buffers in content['fedleak']['buffers'], a list that may be empty")
+    return frozenset(cast(list[str], record["buffers"]))
+
+
+def _tensors(arrays: ArrayRecord) -> Tensors:
+    tensors: Tensors = dict(arrays.to_torch_state_dict())
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise DefenseError(f"'{name}' is {tensor.dtype}: parameters are float, and a buffer must be named as one")
+    return tensors

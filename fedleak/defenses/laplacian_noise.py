@@ -1,0 +1,49 @@
+"""Add Laplacian noise to every entry of the update.
+
+Formula: g <- g + Laplace(0, scale), drawn afresh for each entry, client and round; its variance is 2 * scale^2
+Source: Zhu, Liu, Han 2019, "Deep Leakage from Gradients", arXiv 1906.08935 (section on defenses; its strengths are variances)
+Cost: noise strong enough to stop that paper's attack also lowers accuracy; without clipping it gives no differential privacy
+Broken by: Balunovic et al. 2022, arXiv 2111.04706 (for this noise the likelihood is an L1 loss); Li et al. 2022, arXiv 2203.15696
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedleak.defenses._tensors import map_floats
+from fedleak.defenses.base import Defense, DefenseConfig, Situation, defenses
+from fedleak.observation import Tensors
+
+
+@defenses.register
+class LaplacianNoise(Defense):
+    """Add independent Laplacian noise; see the module for formula and source."""
+
+    name = "laplacian-noise"
+    identity = {"scale": 0.0}
+
+    class Config(DefenseConfig):
+        """Parameters."""
+
+        scale: float = Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="scale b of the Laplace distribution, in the update's units; the variance is 2 * scale^2",
+        )
+
+    config: Config
+
+    def on_update(self, update: Tensors, situation: Situation) -> Tensors:
+        """Return the update with noise added."""
+
+        def noisy(name: str, tensor: Tensor) -> Tensor:
+            if self.config.scale == 0:
+                return tensor.clone()
+            generator = situation.seed.derive(name).generator()
+            # The difference of two unit exponentials is a unit Laplace draw, and needs no logarithm of a possible zero.
+            up, down = (torch.empty(tensor.shape, dtype=tensor.dtype).exponential_(generator=generator) for _ in range(2))
+            return tensor + self.config.scale * (up - down).to(tensor.device)
+
+        return map_floats(self.name, update, noisy)
