@@ -1,0 +1,172 @@
+"""Grades a reconstruction image by image against the truth, beside two guesses that saw no update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedleak.errors import AttackError
+from fedleak.evaluation.metrics import mse, psnr, ssim
+from fedleak.evaluation.pairing import mse_matrix, pair
+from fedleak.seeding import Seed
+
+
+class Scores(NamedTuple):
+    """The metrics of one image: PSNR in dB, SSIM in [-1, 1], MSE in units of the squared [0, 1] range."""
+
+    psnr: float
+    ssim: float
+    mse: float
+
+
+@dataclass(frozen=True)
+class ImageGrade:
+    """How well one true image was rebuilt.
+
+    Attributes
+    ----------
+    image : int
+        Index of the true image in the client's batch.
+    matched : int or None
+        Index of the reconstruction assigned to it; ``None`` if there were too few usable ones.
+    psnr, ssim, mse : float or None
+        Of that reconstruction, in dB, in [-1, 1] and in [0, 1]; ``None`` if there is none.
+    label_restored : int or None
+        The label that came with it; ``None`` if there is none.
+    label_correct : bool or None
+        Whether that is the true label.
+    identified : bool or None
+        Whether no image of the client's shard is nearer to the reconstruction (MSE) than the true one;
+        ``None`` if there is no reconstruction, or the shard holds only this image.
+    random_psnr, random_ssim, random_mse : float
+        Of uniform noise, as many images as true ones, assigned in the same way.
+    mean_psnr, mean_ssim, mean_mse : float
+        Of the mean of public images, the same guess for every true image.
+    """
+
+    image: int
+    matched: int | None
+    psnr: float | None
+    ssim: float | None
+    mse: float | None
+    label_restored: int | None
+    label_correct: bool | None
+    identified: bool | None
+    random_psnr: float
+    random_ssim: float
+    random_mse: float
+    mean_psnr: float
+    mean_ssim: float
+    mean_mse: float
+
+    def row(self) -> dict[str, Any]:
+        """Return the grade as the keys that a line of ``reconstructions.jsonl`` holds."""
+        keys = ("image", "psnr", "ssim", "mse", "label_restored", "label_correct", "identified")
+        baseline = {
+            "random": Scores(self.random_psnr, self.random_ssim, self.random_mse)._asdict(),
+            "mean_image": Scores(self.mean_psnr, self.mean_ssim, self.mean_mse)._asdict(),
+        }
+        return {**{key: getattr(self, key) for key in keys}, "baseline": baseline}
+
+
+def grade(
+    images: Tensor | None,
+    labels: Sequence[int] | None,
+    truth: Tensor,
+    truth_labels: Tensor,
+    shard: Tensor,
+    truth_in_shard: Sequence[int],
+    mean_image: Tensor,
+    seed: Seed,
+) -> list[ImageGrade]:
+    """Pair a reconstruction with the truth and grade every true image.
+
+    Parameters
+    ----------
+    images : Tensor or None
+        (R, C, H, W) pixels, clamped to [0, 1] here; ``None`` if the attack failed. An image with a non-finite pixel
+        counts as not rebuilt.
+    labels : sequence of int, optional
+        The label of each reconstruction, where the attack restores them.
+    truth : Tensor
+        (B, C, H, W) in [0, 1], the images behind the update.
+    truth_labels : Tensor
+        (B,) of class indices.
+    shard : Tensor
+        (S, C, H, W) in [0, 1], all images of the client.
+    truth_in_shard : sequence of int
+        Position of each true image in ``shard``.
+    mean_image : Tensor
+        (C, H, W) in [0, 1], the guess of someone who knows only public images.
+    seed : Seed
+        The random baseline derives from it.
+
+    Returns
+    -------
+    list of ImageGrade
+        One for each true image, in order.
+
+    Raises
+    ------
+    AttackError
+        If the reconstructions have not the shape of the true images, or not one label each.
+    """
+    if images is None:
+        images = truth.new_empty((0, *truth.shape[1:]))
+    images, truth, shard, mean_image = (tensor.detach().cpu() for tensor in (images, truth, shard, mean_image))
+    _check(images, labels, truth)
+    noise = torch.rand(truth.shape, generator=seed.derive("random-baseline").generator(), dtype=torch.float64)
+    random_scores = _scores(torch.stack([noise[index] for index in pair(noise, truth)]), truth)
+    mean_scores = _scores(mean_image.expand_as(truth), truth)
+
+    matched = pair(images, truth)
+    found = {index: rebuilt for index, rebuilt in enumerate(matched) if rebuilt is not None}
+    rebuilt_images = images[list(found.values())]
+    scores = dict(zip(found, _scores(rebuilt_images, truth[list(found)]), strict=True))
+    identified = dict(zip(found, _identified(rebuilt_images, shard, [truth_in_shard[index] for index in found]), strict=True))
+
+    grades = []
+    for index, rebuilt in enumerate(matched):
+        own = scores.get(index)
+        label = int(labels[rebuilt]) if labels is not None and rebuilt is not None else None
+        grades.append(
+            ImageGrade(
+                image=index,
+                matched=rebuilt,
+                psnr=own.psnr if own else None,
+                ssim=own.ssim if own else None,
+                mse=own.mse if own else None,
+                label_restored=label,
+                label_correct=label == int(truth_labels[index]) if label is not None else None,
+                identified=identified.get(index),
+                **{f"random_{name}": value for name, value in random_scores[index]._asdict().items()},
+                **{f"mean_{name}": value for name, value in mean_scores[index]._asdict().items()},
+            )
+        )
+    return grades
+
+
+def _check(images: Tensor, labels: Sequence[int] | None, truth: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1:] != truth.shape[1:]:
+        raise AttackError(f"the attack returned images of shape {tuple(images.shape)}, expected (R, *{tuple(truth.shape[1:])})")
+    if labels is not None and len(labels) != len(images) and len(images):
+        raise AttackError(f"the attack returned {len(labels)} labels for {len(images)} images, expected one for each")
+
+
+def _scores(images: Tensor, truth: Tensor) -> list[Scores]:
+    if not len(images):
+        return []
+    columns = (metric(images, truth).tolist() for metric in (psnr, ssim, mse))
+    return [Scores(*values) for values in zip(*columns, strict=True)]
+
+
+def _identified(rebuilt: Tensor, shard: Tensor, positions: list[int]) -> list[bool | None]:
+    if len(shard) < 2:
+        return [None] * len(rebuilt)
+    distances = mse_matrix(shard, rebuilt)
+    own = distances[positions, torch.arange(len(rebuilt))]
+    return [bool(near) for near in own <= distances.min(dim=0).values]

@@ -1,0 +1,58 @@
+"""Which reconstruction stands for which true image: the assignment with the least total MSE."""
+
+from __future__ import annotations
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+
+def mse_matrix(a: Tensor, b: Tensor) -> Tensor:
+    """Return the mean squared error of every image of ``a`` against every image of ``b``.
+
+    Parameters
+    ----------
+    a : Tensor
+        (N, C, H, W), clamped to [0, 1] here.
+    b : Tensor
+        (M, C, H, W), clamped to [0, 1] here.
+
+    Returns
+    -------
+    Tensor
+        (N, M) float64 in [0, 1]; equal images of ``a`` have bit-equal rows.
+    """
+    others = b.detach().to(torch.float64).clamp(0, 1)
+    result = torch.empty(len(a), len(b), dtype=torch.float64, device=others.device)
+    # Row by row: the product form |a|^2 - 2ab + |b|^2 would lose the small distances, all pairs at once the memory.
+    for row, image in zip(result, a.detach(), strict=True):
+        row.copy_((others - image.to(others).clamp(0, 1)).square().mean(dim=(1, 2, 3)))
+    return result
+
+
+def pair(reconstructed: Tensor, truth: Tensor) -> list[int | None]:
+    """Assign reconstructions to true images so that the sum of the MSEs is least (Hungarian method).
+
+    Parameters
+    ----------
+    reconstructed : Tensor
+        (R, C, H, W), clamped to [0, 1] here. An image with a non-finite pixel is assigned to no one.
+    truth : Tensor
+        (B, C, H, W) in [0, 1].
+
+    Returns
+    -------
+    list of int or None
+        For each true image the index of its reconstruction; ``None`` where there are too few. No index appears twice.
+
+    Raises
+    ------
+    ValueError
+        If the images are not of one shape.
+    """
+    if reconstructed.shape[1:] != truth.shape[1:]:
+        raise ValueError(f"expected reconstructions of shape {tuple(truth.shape[1:])}, got {tuple(reconstructed.shape[1:])}")
+    usable = reconstructed.isfinite().flatten(1).all(dim=1).nonzero().flatten()
+    rows, columns = linear_sum_assignment(mse_matrix(truth, reconstructed[usable]).cpu().numpy())
+    chosen = {int(row): int(usable[column]) for row, column in zip(rows, columns, strict=True)}
+    return [chosen.get(index) for index in range(len(truth))]
