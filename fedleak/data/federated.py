@@ -15,6 +15,7 @@ from torch import Tensor
 from fedleak.data.base import ImageSet, Source, sources
 from fedleak.data.images import PillowImages
 from fedleak.data.partition import partition
+from fedleak.data.statistics import evenly_spaced
 from fedleak.errors import ScenarioError
 from fedleak.observation import InputSpec
 from fedleak.scenario import Data
@@ -126,11 +127,6 @@ def _opened(data_json: str, clients: int, seed: int) -> FederatedData:
     else:
         spec = InputSpec(shape, len(source.class_names), (0.0,) * shape[0], (1.0,) * shape[0])
     return FederatedData(source, spec, partition(source.train.labels, data, clients, seed))
-
-
-def evenly_spaced(length: int, at_most: int) -> list[int]:
-    """Return at most ``at_most`` distinct indices below ``length``, evenly spaced, in order."""
-    return [int(index) for index in np.linspace(0, length - 1, min(length, at_most)).round()]
 
 
 def _image_shape(images: ImageSet) -> tuple[int, int, int]:

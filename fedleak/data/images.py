@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,3 +135,41 @@ class ImageFiles(PillowImages):
 
     def _open(self, index: int) -> Path:
         return self._paths[index]
+
+
+class EncodedImages(PillowImages):
+    """Encoded image files in memory, as an Arrow column.
+
+    Parameters
+    ----------
+    column : pyarrow.ChunkedArray
+        (N,) binary, or structs with a binary field ``bytes``.
+    labels : ndarray
+        (N,) int64 class indices.
+    origins : sequence of (str, int)
+        For each file that the column was read from, its name and the number of its rows.
+    image_size : int, optional
+        As for :class:`PillowImages`.
+    """
+
+    def __init__(
+        self, column: Any, labels: NDArray[np.int64], origins: Sequence[tuple[str, int]], image_size: int | None = None
+    ) -> None:
+        super().__init__(labels, image_size)
+        self._column = column
+        self._origins = tuple(origins)
+
+    def describe(self, index: int) -> str:
+        """Return the name of the file that the image was read from, and its row there (from 0)."""
+        for name, rows in self._origins:
+            if index < rows:
+                return f"{name}, row {index}"
+            index -= rows
+        raise IndexError(f"row {index} lies beyond the last file")
+
+    def _open(self, index: int) -> io.BytesIO:
+        value = self._column[index].as_py()
+        encoded = value.get("bytes") if isinstance(value, dict) else value
+        if encoded is None:
+            raise ValueError("the row holds no bytes")
+        return io.BytesIO(encoded)

@@ -109,7 +109,9 @@ def _by_flwr(
                 )
             return [_indices(partitioner.load_partition(client)) for client in range(clients)]
     except (TypeError, ValueError) as error:
-        raise ScenarioError(f"data.partition: '{name}': {' '.join(str(error).split())}") from error
+        raise ScenarioError(
+            f"data.partition: '{name}': {' '.join(str(error).split())}; change its parameters or federation.clients"
+        ) from error
 
 
 def _indices(shard: Any) -> NDArray[np.int64]:

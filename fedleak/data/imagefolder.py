@@ -1,0 +1,58 @@
+"""Image files in one folder for each class, with or without ``train/`` and ``val/`` (or ``test/``) above them.
+
+``data.path`` is the folder that holds the class folders or the splits. Where there is only one split, it is the
+training split and there is no test split. Images are resized and centre-cropped to ``data.image_size``, 64 pixels
+by default. Channel statistics are measured on at most 1,000 test images; without a test split they are 0.5 and 0.5.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fedleak.data.base import sources
+from fedleak.data.folder import required_folder
+from fedleak.data.images import ImageFiles
+from fedleak.data.statistics import MeasuredSource
+from fedleak.errors import ScenarioError, nearest
+from fedleak.scenario import Data
+
+EXPECTED = "class folders, or with train/ and val/ (or test/) and class folders in them"
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+
+
+@sources.register
+class ImageFolder(MeasuredSource):
+    """The user's own image files."""
+
+    name = "imagefolder"
+
+    def __init__(self, data: Data) -> None:
+        root = required_folder(data, EXPECTED)
+        splits = [root / split for split in ("train", "val", "test") if (root / split).is_dir()]
+        train = splits[0] if splits else root
+        self.class_names = tuple(folder.name for folder in _class_folders(train))
+        if not self.class_names:
+            raise ScenarioError(f"data.path: {train}: no class folder in it; expected a folder with {EXPECTED}")
+        size = data.image_size or 64
+        self.train = _read(train, self.class_names, size)
+        self.test = _read(splits[1], self.class_names, size) if len(splits) > 1 else None
+
+
+def _class_folders(split: Path) -> list[Path]:
+    return sorted(folder for folder in split.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+
+
+def _read(split: Path, class_names: tuple[str, ...], image_size: int) -> ImageFiles:
+    paths: list[Path] = []
+    labels: list[int] = []
+    for folder in _class_folders(split):
+        if folder.name not in class_names:
+            raise ScenarioError(f"data.path: {folder}: not a class of the training split; {nearest(folder.name, class_names)}")
+        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        paths += found
+        labels += [class_names.index(folder.name)] * len(found)
+    if not paths:
+        raise ScenarioError(f"data.path: {split}: no images in its class folders; expected files such as .jpg or .png")
+    return ImageFiles(paths, np.array(labels, dtype=np.int64), image_size)
