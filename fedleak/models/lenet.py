@@ -1,14 +1,14 @@
 """LeNet with strides in place of pooling, the network of Deep Leakage from Gradients (Zhu et al., arXiv 1906.08935).
 
 Four 5 x 5 convolutions with strides 2, 2, 1, 1, an activation after each, and one linear layer. Its authors draw
-all weights and biases from U(-0.5, 0.5), far larger than usual: this saturates nothing for sigmoid, and gives
-gradients that carry the image.
+all weights and biases from U(-0.5, 0.5), far larger than usual, which keeps the gradients of sigmoid layers from
+vanishing; with ReLU and its kin such weights make the logits explode.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -19,6 +19,7 @@ from fedleak.models.layers import ActivationName, activation
 from fedleak.observation import InputSpec
 
 STRIDES = (2, 2, 1, 1)
+REACH = 0.5
 
 
 class LeNetConfig(ModelConfig):
@@ -39,7 +40,6 @@ class LeNet(ModelBuilder):
     name = "lenet"
     Config = LeNetConfig
     config: LeNetConfig
-    reach: ClassVar[float] = 0.5
 
     def build(self, input: InputSpec) -> nn.Module:
         """Return the network; layers are called conv1, act1, ..., conv4, act4, flatten, fc."""
@@ -56,5 +56,5 @@ class LeNet(ModelBuilder):
         if (config.init or ("uniform" if config.activation == "sigmoid" else "default")) == "uniform":
             with torch.no_grad():
                 for parameter in model.parameters():
-                    parameter.uniform_(-self.reach, self.reach)
+                    parameter.uniform_(-REACH, REACH)
         return model

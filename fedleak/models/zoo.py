@@ -65,7 +65,10 @@ def _build_users(spec: Model, function: Callable[..., Any], input: InputSpec) ->
 
 
 def _users_arguments(where: str, function: Callable[..., Any], parameters: dict[str, Any], input: InputSpec) -> dict[str, Any]:
-    signature = inspect.signature(function).parameters
+    try:
+        signature = inspect.signature(function).parameters
+    except ValueError as error:
+        raise ScenarioError(f"{where}: {error}; expected a Python function that returns a torch.nn.Module") from error
     keywords = {name for name, p in signature.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.values())
     for key in parameters:
