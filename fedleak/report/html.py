@@ -1,0 +1,257 @@
+"""The HTML page of a run: one self-contained file that opens from disk and asks the network for nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from fedleak.evaluation.flags import FLAGS
+from fedleak.report import asked, formats
+from fedleak.report.figures import MARKERS, psnr_chart, series_colour, utility_chart
+from fedleak.report.gallery import CLOSE_DB, Cell, Gallery, Place, Series, bands
+from fedleak.report.records import RunRecords, baseline_psnr, number, read_records, rows_of, table
+from fedleak.report.verdict import verdict
+
+FEW_IMAGES = 24
+"""Up to so many private images are all shown at once; of more, the best, the median and the worst come first."""
+
+MOST_IMAGES = 240
+"""So many private images are drawn at most, so that a long run's page still opens; the page says what it leaves out."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """One table of the image grid: places side by side, the private images on top, one row for each series."""
+
+    rounds: list[tuple[str, int]]
+    places: list[Place]
+    truths: list[Cell]
+    lines: list[tuple[Series, list[Cell]]]
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Best, median or worst of a series: the private image and what was made of it."""
+
+    title: str
+    place: Place
+    truth: Cell
+    rebuilt: Cell
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.html`` into a run folder, finished or not.
+
+    Parameters
+    ----------
+    folder : Path
+        A run folder; any of its files may be missing.
+
+    Returns
+    -------
+    Path
+        ``folder / "report.html"``: CSS, images (as ``data:`` URIs) and charts (as SVG) are inside it.
+
+    Raises
+    ------
+    ScenarioError
+        If ``folder`` is not a run folder.
+    """
+    folder = Path(folder)
+    page = _environment().get_template("report.html.j2").render(_context(read_records(folder)))
+    target = folder / "report.html"
+    target.write_text(page, encoding="utf-8", errors="replace")
+    return target
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("fedleak.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    names = ("decimals", "scientific", "percent", "count", "duration", "yes_no", "enumerated", "plain")
+    environment.filters.update({name: getattr(formats, name) for name in names})
+    return environment
+
+
+def _asset(name: str) -> Markup:
+    return Markup((Path(__file__).parent / "templates" / name).read_text(encoding="utf-8"))
+
+
+def _context(records: RunRecords) -> dict[str, Any]:
+    gallery = Gallery(records)
+    script = _asset("sort.js")
+    truth = table(records.scenario, "evaluation").get("truth")
+    return {
+        "name": formats.plain(records.scenario.get("name") or records.folder.resolve().name),
+        "digest": formats.plain(records.manifest.get("digest"))[:10],
+        "created": formats.moment(records.manifest.get("created")),
+        "verdict": verdict(records, gallery),
+        "progress": _progress(records),
+        "close_db": CLOSE_DB,
+        **_images(gallery),
+        "leakage": [_leak(row) for row in records.leakage],
+        "legend": [
+            (series.title, series_colour(index), MARKERS[index % len(MARKERS)]) for index, series in enumerate(gallery.series)
+        ],
+        "psnr_chart": psnr_chart(gallery),
+        "utility_chart": utility_chart(records.rounds),
+        "no_utility": _no_utility(records),
+        "preset": asked.preset(records),
+        "grants": asked.grants(records),
+        "facts": asked.facts(records),
+        "attacks": asked.plugins(records, "attacks"),
+        "defenses": asked.plugins(records, "defenses"),
+        "flags": _flags(records),
+        "client_failures": _client_failures(records),
+        "attack_failures": _attack_failures(records),
+        "rows": [_row(row, gallery) for row in records.rows],
+        "private": gallery.reveals or truth == "reveal",
+        "scenario_file": asked.to_toml(records.scenario) if records.scenario else None,
+        "style": _asset("style.css"),
+        "script": script,
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
+
+
+def _images(gallery: Gallery) -> dict[str, Any]:
+    many = len(gallery.places) > FEW_IMAGES
+    shown = gallery.places[:MOST_IMAGES]
+    wide = 4 if len(shown) <= 4 else 8
+    picks = (
+        [(series, [_pick(gallery, series, *pick) for pick in gallery.picks(series)]) for series in gallery.series] if many else []
+    )
+    return {
+        "many": many,
+        "image_count": len(gallery.places),
+        "shown_count": len(shown),
+        "picks": [(series, found) for series, found in picks if found],
+        "bands": [_band(gallery, places) for places in bands(shown, wide)],
+        "reveals": gallery.reveals,
+        "target": 160 if len(shown) <= 4 else 96,
+        "single_chain": len({(series.threat, series.defenses) for series in gallery.series}) <= 1,
+    }
+
+
+def _band(gallery: Gallery, places: list[Place]) -> Band:
+    rounds = [(f"Round {at}", size) for at, size in Counter(place.round for place in places).items()]
+    truths = [gallery.truth_cell(place) for place in places]
+    lines = [(series, gallery.line(series, places)) for series in gallery.series]
+    return Band(rounds, places, truths, [line for line in lines if any(cell.kind != "empty" for cell in line[1])])
+
+
+def _pick(gallery: Gallery, series: Series, title: str, place: Place) -> Pick:
+    return Pick(title, place, gallery.truth_cell(place), gallery.cell(series, place))
+
+
+def _progress(records: RunRecords) -> list[str]:
+    notes = list(records.damaged)
+    if not records.finished:
+        done = len({row["round"] for row in records.rounds if (number(row.get("round")) or 0) >= 1})
+        asked_for = table(records.scenario, "federation").get("rounds")
+        total = f" of {asked_for}" if isinstance(asked_for, int) else ""
+        notes.insert(0, f"This run did not reach its end: {done}{total} rounds are recorded, and the page shows what they hold.")
+    return notes
+
+
+def _leak(row: dict[str, Any]) -> dict[str, Any]:
+    psnr = table(row, "psnr")
+    mean_image, random = baseline_psnr(row, "mean_image"), baseline_psnr(row, "random")
+    median = number(psnr.get("median"))
+    note = ""
+    if median is not None and mean_image is not None and median <= mean_image:
+        note = "Not above the mean image"
+    elif median is not None and random is not None and median <= random:
+        note = "Not above random noise"
+    keys = ("attack", "threat", "defenses", "images", "failures", "label_accuracy", "identification", "cpu_seconds")
+    return {
+        **{key: row.get(key) for key in keys},
+        "psnr": {key: psnr.get(key) for key in ("median", "mean", "min", "max")},
+        "ssim": table(row, "ssim").get("mean"),
+        "mean_image": mean_image,
+        "random": random,
+        "note": note,
+    }
+
+
+def _no_utility(records: RunRecords) -> str:
+    if records.manifest.get("has_test_split") is False:
+        return "The data source has no test split, so the model's accuracy was not measured."
+    return "No accuracy has been recorded."
+
+
+def _flags(records: RunRecords) -> list[dict[str, Any]]:
+    raised: Counter[str] = Counter()
+    attacks: dict[str, dict[str, None]] = {}
+    for row in records.rows:
+        flags = row.get("flags")
+        for name in dict.fromkeys(str(flag) for flag in flags) if isinstance(flags, list) else ():
+            raised[name] += 1
+            attacks.setdefault(name, {})[str(row.get("attack"))] = None
+    found = []
+    for name, times in raised.most_common():
+        flag = FLAGS.get(name)
+        meaning = (
+            flag.meaning if flag else "This version of fedleak does not know this flag; its plugin's documentation explains it."
+        )
+        found.append(
+            {
+                "name": name,
+                "count": times,
+                "attacks": list(attacks[name]),
+                "meaning": meaning,
+                "advice": flag.advice if flag else "",
+            }
+        )
+    return found
+
+
+def _client_failures(records: RunRecords) -> list[dict[str, Any]]:
+    return [
+        {"round": row.get("round"), "client": failure.get("client"), "reason": formats.plain(failure.get("reason"))}
+        for row in records.rounds
+        for failure in rows_of(row, "failures")
+    ]
+
+
+def _attack_failures(records: RunRecords) -> list[dict[str, Any]]:
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in records.rows:
+        if row.get("error"):
+            failure = {key: row.get(key) for key in ("round", "client", "attack", "error")}
+            found.setdefault(tuple(map(str, failure.values())), failure)
+    return list(found.values())
+
+
+def _row(row: dict[str, Any], gallery: Gallery) -> dict[str, Any]:
+    keys = (
+        "round",
+        "client",
+        "image",
+        "attack",
+        "threat",
+        "defenses",
+        "psnr",
+        "ssim",
+        "mse",
+        "identified",
+        "cpu_seconds",
+        "iterations",
+    )
+    return {
+        **{key: row.get(key) for key in (*keys, "stop_reason", "loss", "flags", "error")},
+        "mean_image": baseline_psnr(row, "mean_image"),
+        "random": baseline_psnr(row, "random"),
+        "label": formats.class_name(row.get("label"), gallery.class_names),
+        "label_restored": formats.class_name(row.get("label_restored"), gallery.class_names),
+    }

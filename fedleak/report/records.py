@@ -1,0 +1,180 @@
+"""Reads what a run left in its folder, finished or not."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedleak.errors import ScenarioError
+from fedleak.evaluation.summary import summarise
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """What a run folder holds.
+
+    Attributes
+    ----------
+    folder : Path
+        Where it was read from.
+    manifest : dict
+        ``manifest.json``; empty if it is missing.
+    rounds : list of dict
+        ``rounds.jsonl``, the initial model as round 0.
+    rows : list of dict
+        ``reconstructions.jsonl``.
+    summary : dict
+        ``summary.json``; empty if the run did not reach its end.
+    leakage : list of dict
+        The summary's rows, or the same computed from ``rows``.
+    damaged : tuple of str
+        One sentence for each file that could be read in part only.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    rounds: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
+    summary: dict[str, Any]
+    leakage: list[dict[str, Any]]
+    damaged: tuple[str, ...]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run wrote its summary."""
+        return bool(self.summary)
+
+    @property
+    def scenario(self) -> dict[str, Any]:
+        """The scenario as a dict; empty if the manifest is missing."""
+        return table(self.manifest, "scenario")
+
+
+def read_records(folder: Path) -> RunRecords:
+    """Read a run folder; missing files count as empty, and a torn last line as not written.
+
+    Raises
+    ------
+    ScenarioError
+        If ``folder`` is not a run folder.
+    """
+    names = ("manifest.json", "rounds.jsonl", "reconstructions.jsonl")
+    if not any((folder / name).is_file() for name in names):
+        raise ScenarioError(f"{folder}: not a run folder; expected one that holds {', '.join(names)}, as 'fedleak run' writes it")
+    damaged: list[str] = []
+    manifest = _read_json(folder / "manifest.json", damaged)
+    rounds = _read_lines(folder / "rounds.jsonl", damaged)
+    rows = _read_lines(folder / "reconstructions.jsonl", damaged)
+    summary = _read_json(folder / "summary.json", damaged)
+    leakage = summary.get("leakage")
+    if not isinstance(leakage, list):
+        leakage = summarise(rows)
+    return RunRecords(folder, manifest, rounds, rows, summary, leakage, tuple(damaged))
+
+
+def _read_json(path: Path, damaged: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        damaged.append(f"{path.name} could not be read; it counts as missing here.")
+        return {}
+    return value
+
+
+def _read_lines(path: Path, damaged: list[str]) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().splitlines(keepends=True)
+    found, unreadable = [], 0
+    for number, line in enumerate(lines, start=1):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if isinstance(value, dict):
+            found.append(value)
+        elif line.strip() and number < len(lines):
+            unreadable += 1
+    if unreadable:
+        damaged.append(f"{unreadable} of {len(lines)} lines of {path.name} could not be read; they are left out here.")
+    return found
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG of the run folder.
+
+    Attributes
+    ----------
+    content : bytes
+        The file.
+    width, height : int
+        Pixels.
+    """
+
+    content: bytes
+    width: int
+    height: int
+
+    @property
+    def uri(self) -> str:
+        """The file as a ``data:`` URI."""
+        return "data:image/png;base64," + base64.b64encode(self.content).decode()
+
+    def display_size(self, target: int) -> tuple[int, int]:
+        """Return width and height in CSS pixels: a whole multiple of the image's own where it is the smaller one."""
+        side = max(self.width, self.height)
+        scale = target // side if side <= target else target / side
+        return max(1, round(self.width * scale)), max(1, round(self.height * scale))
+
+
+def read_picture(folder: Path, relative: Any) -> Picture | None:
+    """Return the PNG at ``relative`` inside ``folder``; ``None`` if it is not there, leaves the folder or is no PNG."""
+    if not isinstance(relative, str):
+        return None
+    try:
+        root = folder.resolve()
+        path = (root / relative).resolve()
+        if not path.is_relative_to(root) or not path.is_file():
+            return None
+        content = path.read_bytes()
+    except (OSError, ValueError, RuntimeError):
+        return None
+    if len(content) < 24 or not content.startswith(_PNG_SIGNATURE) or content[12:16] != b"IHDR":
+        return None
+    width, height = struct.unpack(">II", content[16:24])
+    return Picture(content, width, height) if width and height else None
+
+
+def table(owner: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return the dict at ``key``, or an empty one."""
+    value = owner.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def rows_of(owner: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """Return the dicts in the list at ``key``."""
+    value = owner.get(key)
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list | tuple) else []
+
+
+def number(value: Any) -> float | None:
+    """Return ``value`` as a float, or ``None`` if it is not a number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        return None
+    return float(value)
+
+
+def baseline_psnr(row: dict[str, Any], kind: str) -> float | None:
+    """Return the PSNR in dB of the baseline ``kind``: ``"random"`` or ``"mean_image"``."""
+    return number(table(table(row, "baseline"), kind).get("psnr"))
