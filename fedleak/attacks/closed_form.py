@@ -1,0 +1,95 @@
+"""Closed form: solve the layers of a feed-forward network from the last to the first, for a single image.
+
+Formula: classifier dW = d h^T, d = p - y; then, layer by layer, activation inverses and least squares of a convolution's
+forward equations K u + b = z stacked on its weight-gradient equations sum_l d_l u_patch(l)^T = dK.
+Source: R-GAP (Zhu and Blaschko, "Recursive Gradient Attack on Privacy", ICLR 2021, arXiv 2010.07733), with both kinds of
+equations solved together by preconditioned conjugate gradients in float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedleak.attacks.base import Attack, Budget, Reconstruction, attacks
+from fedleak.attacks.exact.chain import ChainSolution, check_chain, walk
+from fedleak.attacks.exact.count import count_order
+from fedleak.attacks.labels.base import label_rules
+from fedleak.errors import AttackError
+from fedleak.models.inspect import execution_order
+from fedleak.observation import Observation, Tensors
+from fedleak.seeding import Seed
+
+
+@attacks.register
+class ClosedForm(Attack):
+    """Exact for one image, where the equations outnumber the unknowns in each layer; flags ``not-identifiable`` elsewhere.
+
+    It needs no batch size: the rank of the classifier's gradient tells whether there is one image. ``restarts`` and
+    ``iterations`` do not apply. The loss is the norm of the difference between the observed gradient and that of the
+    solution, relative to the observed one.
+    """
+
+    name = "closed-form"
+
+    def reconstruct(
+        self, observation: Observation, model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget
+    ) -> Reconstruction:
+        """Solve for the one image, or raise where there is more than one or the network is not a chain."""
+        if observation.batch_size != 1:
+            raise AttackError(
+                f"the closed form reads one image, but {observation.batch_size} are behind the update; use gradient matching"
+            )
+        order = execution_order(model, observation.input)
+        mode = observation.local.mode if observation.local else ("train" if model.training else "eval")
+        check_chain(order, training=mode == "train")
+        parameters, buffers, gradient = (
+            _double(named, device) for named in (observation.parameters, observation.buffers, observation.gradient())
+        )
+        if not all(bool(torch.isfinite(value).all()) for value in gradient.values()):
+            raise AttackError("the update is not finite")
+        label = None
+        if self.config.labels is not None:
+            label = label_rules.get(self.config.labels)().restore(observation, model)[0]
+        spec = observation.input
+        grey = spec.normalize(torch.full((1, *spec.shape), 0.5, dtype=torch.float64, device=device))[0]
+        with torch.no_grad():
+            solution = walk(order, parameters, buffers, gradient, label=label, start=grey, out_of_time=lambda: budget.exhausted)
+        loss = _residual(model, solution, parameters, buffers, gradient)
+        # Layers without a convolution above are counted by shape alone, convolutions by what was in fact known.
+        counts = {counted.layer: counted for counted in (*count_order(order, 1), *solution.counts)}
+        flags = ("not-identifiable",) if any(counted.slack < 0 for counted in counts.values()) else ()
+        return Reconstruction(
+            images=spec.denormalize(solution.input[None]).float(),
+            labels=(solution.label,),
+            loss=loss,
+            stop_reason="solved",
+            flags=flags,
+        )
+
+
+def _double(named: Tensors, device: torch.device) -> Tensors:
+    return {
+        name: value.detach().to(device, torch.float64) if value.is_floating_point() else value.detach().to(device)
+        for name, value in named.items()
+    }
+
+
+def _residual(model: nn.Module, solution: ChainSolution, parameters: Tensors, buffers: Tensors, gradient: Tensors) -> float:
+    """Return the relative misfit of the gradient at the solution; the model runs in eval mode, as no layer passed differs."""
+    leaves: dict[str, Tensor] = {name: value.clone().requires_grad_() for name, value in parameters.items()}
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with Seed(0).isolated():
+            state = {**leaves, **{name: value.clone() for name, value in buffers.items()}}
+            logits = torch.func.functional_call(model, state, (solution.input[None],))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    loss = functional.cross_entropy(logits, torch.tensor([solution.label], device=logits.device))
+    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    pairs = [(mine, gradient[name]) for name, mine in zip(leaves, found, strict=True)]
+    misfit = sum(float((mine - seen).square().sum()) for mine, seen in pairs)
+    return float((misfit / sum(float(seen.square().sum()) for _, seen in pairs)) ** 0.5)

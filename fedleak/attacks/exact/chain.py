@@ -1,0 +1,213 @@
+"""Walks a feed-forward network from its classifier down to its input, each layer's input solved from its gradient.
+
+Formula: classifier: dW = d h^T; activation: z = f^-1(h), d <- d * f'(z); linear layer: h = d dW / |d|^2, d <- W^T d;
+convolution: stacked least squares (see ``convolution.py``), d <- K^T d; BatchNorm in eval mode: an affine map.
+Source: R-GAP (Zhu and Blaschko, arXiv 2010.07733).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fedleak.attacks.exact.activations import invertible, preimage
+from fedleak.attacks.exact.convolution import ConvolutionSystem, Geometry, solve
+from fedleak.attacks.exact.count import LayerCount, count_convolution
+from fedleak.attacks.exact.features import classifier_features
+from fedleak.errors import AttackError
+from fedleak.models.inspect import ExecutionOrder, LeafCall
+from fedleak.observation import Tensors
+
+
+@dataclass(frozen=True)
+class State:
+    """What is known at one point between two layers, for one image and without the batch axis.
+
+    Attributes
+    ----------
+    h : Tensor
+        The values.
+    d : Tensor
+        Derivative of the loss by them.
+    weight : Tensor
+        How far each of ``h`` counts as an equation for the layer below; 0 where unknown.
+    """
+
+    h: Tensor
+    d: Tensor
+    weight: Tensor
+
+    def reshape(self, shape: tuple[int, ...]) -> State:
+        """Return the same state in another shape."""
+        return State(self.h.reshape(shape), self.d.reshape(shape), self.weight.reshape(shape))
+
+
+@dataclass(frozen=True)
+class ChainSolution:
+    """What the walk arrives at.
+
+    Attributes
+    ----------
+    input : Tensor
+        (C, H, W) model input, float64.
+    label : int
+        Of the image.
+    counts : tuple of LayerCount
+        Of the convolutions, with the outputs that were in fact known.
+    """
+
+    input: Tensor
+    label: int
+    counts: tuple[LayerCount, ...]
+
+
+def check_chain(order: ExecutionOrder, *, training: bool) -> None:
+    """Raise unless each layer of ``order`` can be inverted.
+
+    Raises
+    ------
+    AttackError
+        Naming the first obstacle.
+    """
+    for call in order.calls:
+        reason = _obstacle(call, training=training)
+        if reason:
+            raise AttackError(
+                f"the closed form cannot pass '{call.name}' ({type(call.module).__name__}): {reason}; use gradient matching"
+            )
+    if not order.feed_forward:
+        raise AttackError(f"the closed form needs a feed-forward network, but {order.breaks[0]}; use gradient matching")
+    if not order.calls or not isinstance(order.calls[-1].module, nn.Linear):
+        last = type(order.calls[-1].module).__name__ if order.calls else "nothing"
+        raise AttackError(
+            f"the closed form starts from an nn.Linear that is executed last, but that is {last}; use gradient matching"
+        )
+
+
+def walk(
+    order: ExecutionOrder,
+    parameters: Tensors,
+    buffers: Tensors,
+    gradient: Tensors,
+    *,
+    label: int | None = None,
+    start: Tensor | None = None,
+    out_of_time: Callable[[], bool] = lambda: False,
+) -> ChainSolution:
+    """Return the input of the one image behind ``gradient``.
+
+    Parameters
+    ----------
+    order : ExecutionOrder
+        Checked by :func:`check_chain`.
+    parameters, buffers, gradient : dict of str to Tensor
+        By the model's names, float64, on one device.
+    label : int, optional
+        If known.
+    start : Tensor, optional
+        (C, H, W) model input whose values stay in directions that no equation sees; zero by default.
+    out_of_time : callable
+        Asked before each layer.
+
+    Raises
+    ------
+    AttackError
+        If the gradient is not that of one image, a layer passes nothing on, or time runs out.
+    """
+    head = order.calls[-1].name
+    weight = parameters[f"{head}.weight"]
+    features = classifier_features(weight, gradient[f"{head}.weight"], gradient.get(f"{head}.bias"), label)
+    state = State(features.h, features.d @ weight, torch.ones_like(features.h))
+    counts: list[LayerCount] = []
+    for position in range(len(order.calls) - 2, -1, -1):
+        call = order.calls[position]
+        if out_of_time():
+            raise AttackError(f"budget spent before layer '{call.name}'; raise budget_seconds")
+        state = state.reshape(call.output_shape)
+        if isinstance(call.module, nn.Linear):
+            state = _through_linear(call.name, state, parameters, gradient)
+        elif isinstance(call.module, nn.Conv2d):
+            first = not any(_parametric(earlier.module) for earlier in order.calls[:position])
+            state, counted = _through_convolution(call, state, parameters, gradient, start if first else None)
+            counts.append(counted)
+        elif isinstance(call.module, nn.BatchNorm1d | nn.BatchNorm2d):
+            state = _through_batchnorm(call, state, parameters, buffers)
+        elif invertible(call.module):
+            back = preimage(call.module, state.h)
+            state = State(back.z, state.d * back.slope, state.weight * back.weight)
+        state = state.reshape(call.input_shape)
+        if not bool(torch.isfinite(state.h).all()):
+            raise AttackError(f"the solution below layer '{call.name}' is not finite; use gradient matching")
+    return ChainSolution(state.h, features.label, tuple(counts[::-1]))
+
+
+def _parametric(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | nn.Conv2d)
+
+
+def _obstacle(call: LeafCall, *, training: bool) -> str | None:
+    module = call.module
+    if isinstance(module, nn.Flatten | nn.Unflatten | nn.Identity) or invertible(module):
+        return None
+    if isinstance(module, nn.Linear):
+        return None if len(call.input_shape) == 1 else f"it takes {call.input_shape}, expected one axis"
+    if isinstance(module, nn.Conv2d):
+        if Geometry.of(module, call.input_shape) is None:
+            return "only ungrouped, evenly zero-padded convolutions are supported"
+        return None
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        if training or module.running_mean is None:
+            return "in train mode it normalises by the batch's own statistics"
+        return None
+    if isinstance(module, nn.Dropout | nn.Dropout2d):
+        return "it drops units at random in train mode" if training and module.p > 0 else None
+    if isinstance(module, nn.AdaptiveAvgPool2d) and call.input_shape == call.output_shape:
+        return None
+    return "it has no inverse here"
+
+
+def _through_linear(name: str, state: State, parameters: Tensors, gradient: Tensors) -> State:
+    weight = parameters[f"{name}.weight"]
+    d = gradient.get(f"{name}.bias", state.d)
+    energy = d @ d
+    if float(energy) == 0:
+        raise AttackError(f"no derivative reaches linear layer '{name}': its units are all off for this image")
+    h = d @ gradient[f"{name}.weight"] / energy
+    return State(h, d @ weight, torch.ones_like(h))
+
+
+def _through_convolution(
+    call: LeafCall, state: State, parameters: Tensors, gradient: Tensors, start: Tensor | None
+) -> tuple[State, LayerCount]:
+    module = call.module
+    assert isinstance(module, nn.Conv2d)
+    geometry = Geometry.of(module, call.input_shape)
+    assert geometry is not None
+    outputs = module.out_channels
+    flat = state.reshape((outputs, -1))
+    bias = parameters.get(f"{call.name}.bias")
+    z = flat.h if bias is None else flat.h - bias[:, None]
+    kernel = parameters[f"{call.name}.weight"].reshape(outputs, -1)
+    system = ConvolutionSystem(geometry, kernel, flat.weight, flat.d, z, gradient[f"{call.name}.weight"].reshape(outputs, -1))
+    origin = torch.zeros(call.input_shape).to(flat.h) if start is None else start.to(flat.h)
+    h = solve(system, origin.reshape(-1))
+    counted = count_convolution(call.name, geometry, outputs, int((flat.weight > 0).sum()))
+    return State(h, geometry.fold(kernel.mT @ flat.d), torch.ones_like(h)), counted
+
+
+def _through_batchnorm(call: LeafCall, state: State, parameters: Tensors, buffers: Tensors) -> State:
+    module = call.module
+    assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+    shape = (-1,) + (1,) * (state.h.dim() - 1)
+    mean, variance = (buffers[f"{call.name}.{part}"].reshape(shape) for part in ("running_mean", "running_var"))
+    scale = 1 / (variance + module.eps).sqrt()
+    if module.affine:
+        scale = scale * parameters[f"{call.name}.weight"].reshape(shape)
+    shift = parameters[f"{call.name}.bias"].reshape(shape) if module.affine else torch.zeros_like(mean)
+    # A scale of zero passes nothing on: those values are unknown.
+    passing = (scale.abs() > 1e-12).to(state.h.dtype)
+    safe = torch.where(passing > 0, scale, torch.ones_like(scale))
+    return State((state.h - shift) / safe * passing + mean, state.d * scale, state.weight * scale.abs() * passing)

@@ -1,0 +1,140 @@
+"""Identifiability count: equations against unknowns, layer by layer, before any attack runs.
+
+Formula: a convolution's input has B*C*H*W unknowns. Equations: its known outputs, B*O*H'*W', plus C * sum over parity classes
+(i, j) mod stride of min(O * taps hitting the class, B * pixels of the class) from its weight gradient.
+Source: a rank analysis in the manner of R-GAP (Zhu and Blaschko, arXiv 2010.07733), refined by parity classes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+
+from torch import nn
+
+from fedleak.attacks.exact.convolution import Geometry
+from fedleak.models.inspect import ExecutionOrder, LeafCall, execution_order
+from fedleak.observation import InputSpec
+
+RELU_KNOWN = 0.5
+"""Share of a ReLU's inputs taken to be positive, hence known, before anything is measured."""
+
+
+@dataclass(frozen=True)
+class LayerCount:
+    """Unknowns and equations of one layer's input for a whole batch.
+
+    Attributes
+    ----------
+    layer : str
+        The module's name; ``"(model)"`` for a whole-problem bound.
+    kind : str
+        The module's class, or ``"whole"``.
+    unknowns, equations : int
+        Scalars to find, and independent scalar equations for them at best.
+    """
+
+    layer: str
+    kind: str
+    unknowns: int
+    equations: int
+
+    @property
+    def slack(self) -> int:
+        """Equations left over; below zero no attack can be exact without a prior, and little above it rounding decides."""
+        return self.equations - self.unknowns
+
+
+def count(model: nn.Module, input: InputSpec, batch_size: int) -> list[LayerCount]:
+    """Return the count for each layer with parameters, and each pooling layer, in the order executed.
+
+    Parameters
+    ----------
+    model : Module
+        A model that is not feed-forward (with a residual connection, for instance), or that has layers outside
+        this analysis, gets one whole-problem bound: its parameters against the batch's pixels.
+    input : InputSpec
+        What the model takes.
+    batch_size : int
+        Images behind the update.
+
+    Notes
+    -----
+    Of the outputs that pass a ReLU half are taken to be known. The classifier's own input counts what a rank-B matrix
+    of softmax derivatives determines, given the labels.
+    """
+    return count_order(execution_order(model, input), batch_size) or [whole_count(model, input, batch_size)]
+
+
+def count_order(order: ExecutionOrder, batch_size: int) -> list[LayerCount]:
+    """Return the count of a feed-forward network's layers; none where the analysis does not apply."""
+    if not order.feed_forward:
+        return []
+    counts = []
+    known = 1.0
+    for position, call in reversed(list(enumerate(order.calls))):
+        counted = _count_call(call, batch_size, known, last=position == len(order.calls) - 1)
+        if counted is not None:
+            counts.append(counted)
+            known = 1.0
+        elif type(call.module) is nn.ReLU:
+            known = RELU_KNOWN
+        elif list(call.module.parameters()) and not isinstance(call.module, nn.BatchNorm2d | nn.BatchNorm1d):
+            return []
+    return counts[::-1]
+
+
+def whole_count(model: nn.Module, input: InputSpec, batch_size: int) -> LayerCount:
+    """Return the bound that holds for any model: each entry of the gradient is at most one equation."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return LayerCount("(model)", "whole", batch_size * prod(input.shape), parameters)
+
+
+def slowest(counts: list[LayerCount]) -> LayerCount:
+    """Return the layer with the least slack in proportion to its unknowns: the one that decides."""
+    return min(counts, key=lambda counted: counted.slack / max(counted.unknowns, 1))
+
+
+def count_convolution(
+    name: str, geometry: Geometry, outputs: int, known: int, batch_size: int = 1, kind: str = "Conv2d"
+) -> LayerCount:
+    """Return the count of one convolution, of whose batch's output ``known`` entries are known."""
+    channels, height, width = geometry.input_shape
+    vertical = _axis_classes(height, geometry.kernel[0], geometry.stride[0], geometry.padding[0], geometry.dilation[0])
+    horizontal = _axis_classes(width, geometry.kernel[1], geometry.stride[1], geometry.padding[1], geometry.dilation[1])
+    derivative = sum(min(outputs * a * b, batch_size * p * q) for a, p in vertical for b, q in horizontal)
+    return LayerCount(name, kind, batch_size * channels * height * width, known + channels * derivative)
+
+
+def _axis_classes(size: int, kernel: int, stride: int, padding: int, dilation: int) -> list[tuple[int, int]]:
+    """Return (taps that hit it, positions in it) for each class of positions modulo ``stride``."""
+    taps = Counter((tap * dilation - padding) % stride for tap in range(kernel))
+    return [(taps[residue], len(range(residue, size, stride))) for residue in range(stride)]
+
+
+def _count_call(call: LeafCall, batch_size: int, known: float, *, last: bool) -> LayerCount | None:
+    module, kind = call.module, type(call.module).__name__
+    if isinstance(module, nn.Linear):
+        return _count_linear(call.name, module, batch_size, known, last=last)
+    if isinstance(module, nn.Conv2d):
+        geometry = Geometry.of(module, call.input_shape)
+        if geometry is None:
+            return None
+        return count_convolution(
+            call.name, geometry, module.out_channels, int(known * batch_size * prod(call.output_shape)), batch_size
+        )
+    if prod(call.output_shape) < prod(call.input_shape) and not list(module.parameters()):
+        return LayerCount(call.name, kind, batch_size * prod(call.input_shape), int(known * batch_size * prod(call.output_shape)))
+    return None
+
+
+def _count_linear(name: str, module: nn.Linear, batch_size: int, known: float, *, last: bool) -> LayerCount:
+    unknowns = batch_size * module.in_features
+    if last:
+        rank = min(batch_size, module.out_features - 1)
+        equations = rank * (module.out_features - 1 + module.in_features + int(module.bias is not None) - rank)
+    else:
+        derivative = module.in_features * min(module.out_features, batch_size)
+        equations = int(known * batch_size * module.out_features) + derivative
+    return LayerCount(name, "Linear", unknowns, equations)
