@@ -110,7 +110,7 @@ def _by_flwr(
             return [_indices(partitioner.load_partition(client)) for client in range(clients)]
     except (TypeError, ValueError) as error:
         raise ScenarioError(
-            f"data.partition: '{name}': {' '.join(str(error).split())}; change its parameters or federation.clients"
+            f"data.partition: '{name}': {' '.join(str(error).split()).rstrip('.')}; change its parameters or federation.clients"
         ) from error
 
 

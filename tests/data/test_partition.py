@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+
+from fedleak.data.partition import partition, partitioner_names
+from fedleak.errors import ScenarioError
+from fedleak.scenario import Data, Named
+
+LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 40))
+CLIENTS = 5
+PARAMETERS = {
+    "continuous": {"strictness": 0.5},
+    "dirichlet": {"alpha": 0.5},
+    "distribution": {
+        "distribution_array": [[0.5] * 2] * 10,
+        "num_unique_labels_per_partition": 2,
+        "preassigned_num_samples_per_label": 1,
+    },
+    "exponential": {},
+    "grouped-natural-id": {"group_size": 2},
+    "iid": {},
+    "inner-dirichlet": {"partition_sizes": [80] * 5, "alpha": 1.0},
+    "linear": {},
+    "natural-id": {},
+    "order": {},
+    "pathological": {"num_classes_per_partition": 2},
+    "shard": {"num_shards_per_partition": 2},
+    "size": {"partition_sizes": [80] * 5},
+    "square": {},
+}
+
+
+def split(name="iid", clients=CLIENTS, seed=1, labels=LABELS, shard_size=None, **parameters):
+    return partition(labels, Data(partition=Named(name=name, **parameters), shard_size=shard_size), clients, seed)
+
+
+def test_every_partitioner_is_known_here():
+    assert set(PARAMETERS) == set(partitioner_names())
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_shards_are_disjoint_cover_all_and_repeat(name):
+    clients = 10 if name in {"natural-id", "distribution"} else CLIENTS
+    shards = split(name, clients, **PARAMETERS[name])
+    assert len(shards) == clients
+    assert all(shard.dtype == np.int64 for shard in shards)
+    together = np.concatenate(shards)
+    assert len(together) == len(set(together.tolist()))
+    if name not in {"distribution", "pathological"}:  # these may leave images out
+        assert sorted(together.tolist()) == list(range(len(LABELS)))
+    np.random.seed(9)
+    again = split(name, clients, **PARAMETERS[name])
+    assert all(np.array_equal(a, b) for a, b in zip(shards, again, strict=True))
+
+
+@pytest.mark.parametrize("name", ["iid", "dirichlet", "pathological", "shard"])
+def test_the_seed_decides(name):
+    first, second = (split(name, seed=seed, **PARAMETERS[name]) for seed in (1, 2))
+    assert any(not np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_seeds_of_flwr_datasets_own_are_replaced():
+    # The labels are all that differs between the two; the partitioner's draws alone decide how many each class gives.
+    counts = [[len(shard) for shard in split("dirichlet", seed=seed, alpha=0.5)] for seed in (1, 2)]
+    assert counts[0] != counts[1]
+
+
+def test_order_is_contiguous():
+    assert np.array_equal(np.concatenate(split("order", 3)), np.arange(len(LABELS)))
+    assert [len(shard) for shard in split("order", 3)] == [134, 133, 133]
+
+
+def test_pathological_holds_few_classes():
+    for shard in split("pathological", num_classes_per_partition=2):
+        assert len(set(LABELS[shard])) <= 2
+
+
+def test_natural_id_holds_one_class():
+    assert [set(LABELS[shard]) for shard in split("natural-id", 10)] == [{label} for label in range(10)]
+
+
+def test_small_alpha_is_more_skewed():
+    def skew(alpha):
+        return np.mean([np.bincount(LABELS[shard], minlength=10).max() / len(shard) for shard in split("dirichlet", alpha=alpha)])
+
+    assert skew(0.2) > skew(100.0) + 0.1
+
+
+def test_dirichlet_works_on_twenty_images():
+    shards = split("dirichlet", 4, labels=np.arange(20) % 10, alpha=1.0)
+    assert min(map(len, shards)) >= 1
+
+
+def test_shard_size_truncates():
+    whole, cut = split(), split(shard_size=3)
+    assert all(np.array_equal(a[:3], b) for a, b in zip(whole, cut, strict=True))
+    assert all(len(shard) == 80 for shard in split(shard_size=1000))
+
+
+@pytest.mark.parametrize(
+    ("name", "clients", "parameters", "message"),
+    [
+        ("iidd", 5, {}, r"unknown partitioner 'iidd'; did you mean 'iid'\?"),
+        ("vertical-even", 5, {}, "unknown partitioner 'vertical-even'"),
+        ("iid", 401, {}, "401 clients, but data.source 'samples' has only 400 training images; lower federation.clients"),
+        ("dirichlet", 5, {"alpa": 1.0}, r"data\.partition\.alpa: 'dirichlet' has no such parameter; did you mean 'alpha'\?"),
+        (
+            "dirichlet",
+            5,
+            {"alpha": 1.0, "num_partitions": 3},
+            r"data\.partition\.num_partitions: 'dirichlet' has no such parameter",
+        ),
+        ("iid", 5, {"alpha": 1.0}, r"data\.partition\.alpha: 'iid' has no such parameter; it takes none"),
+        ("order", 5, {"alpha": 1.0}, "'order' takes no parameters, got alpha"),
+        ("dirichlet", 5, {}, r"data\.partition\.alpha: 'dirichlet' needs it"),
+        ("dirichlet", 5, {"alpha": -1.0}, "data.partition: 'dirichlet': Alpha values should be strictly greater"),
+        ("dirichlet", 5, {"alpha": "high"}, "data.partition: 'dirichlet': The given alpha format"),
+        ("dirichlet", 100, {"alpha": 0.01}, "data.partition: 'dirichlet': .*change its parameters or federation.clients"),
+        ("dirichlet", 100, {"alpha": 0.01, "min_partition_size": 0}, "leaves client .* without an image .*raise alpha"),
+        ("natural-id", 5, {}, "'natural-id' gives 10 shards for federation.clients = 5; make the two equal"),
+        ("size", 5, {"partition_sizes": [200, 200]}, "'size' gives 2 shards for federation.clients = 5"),
+    ],
+)
+def test_errors(name, clients, parameters, message):
+    with pytest.raises(ScenarioError, match=message) as caught:
+        split(name, clients, **parameters)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["iid", "dirichlet", "shard"])
+def test_a_thousand_clients_take_seconds(name):
+    labels = np.random.default_rng(0).integers(0, 10, 20_000)
+    shards = split(name, 1000, labels=labels, **(PARAMETERS[name] | ({"alpha": 1.0} if name == "dirichlet" else {})))
+    assert len(np.unique(np.concatenate(shards))) == 20_000
