@@ -119,10 +119,8 @@ def test_chain_runs_in_order_with_the_round_and_the_client(plugin: Callable[[typ
             return update
 
     name = plugin(Recorder)
-    run(
-        context({"name": name}, {"name": "clipping", "max_norm": 0.5, "scope": "value"}, {"name": name}),
-        msg=message(server_round=9),
-    )
+    where = context({"name": name}, {"name": "clipping", "max_norm": 0.5, "scope": "value"}, {"name": name})
+    run(where, msg=message(server_round=9))
     (first, second) = Recorder.seen
     assert first[:2] == second[:2] == (9, CLIENT)
     assert first[2] == client_data(scenario_of(where)).input.shape

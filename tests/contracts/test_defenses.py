@@ -102,6 +102,7 @@ def test_names_shapes_and_dtypes_stay_and_the_input_is_not_written_to(name: str,
     assert list(after) == list(update)
     for key, tensor in update.items():
         assert (after[key].shape, after[key].dtype) == (tensor.shape, tensor.dtype), key
+        assert name not in ON_UPDATE or after[key].data_ptr() != tensor.data_ptr(), f"{key} shares memory with the input"
     assert torch.equal(after["steps"], torch.tensor([1, 2, 3]))
 
 
