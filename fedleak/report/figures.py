@@ -73,6 +73,7 @@ def utility_chart(rounds: Sequence[dict[str, Any]]) -> Markup | None:
     if not any(curves):
         return None
     figure, panels = _figure(2)
+    figure.set_layout_engine("constrained", hspace=0.16)
     for axes, curve, title in zip(panels, curves, ("Test accuracy", "Test loss"), strict=True):
         axes.plot(list(curve), list(curve.values()), color=_INK, linewidth=1.6, marker="o", markersize=4)
         _label(axes, title, sorted({at for found in curves for at in found}))
@@ -80,6 +81,7 @@ def utility_chart(rounds: Sequence[dict[str, Any]]) -> Markup | None:
         panels[0].set_ylim(0, min(1.0, max(curves[0].values()) * 1.25) or 1.0)
         panels[0].yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     panels[0].set_xlabel("")
+    panels[0].tick_params(labelbottom=False)
     return _render(figure, "utility", "Test accuracy and test loss of the global model by round")
 
 
@@ -114,9 +116,9 @@ def _dots(axes: Axes, by_round: dict[int, list[float]], index: int, total: int) 
     colour, marker = f"#0000{10 + index % 6}", MARKERS[index % len(MARKERS)]
     slot = 0.7 / total
     centre = (index - (total - 1) / 2) * slot
-    for at, values in by_round.items():
+    for server_round, values in by_round.items():
         # Evenly spread, not at random: the same run always gives the same page.
-        spread = [centre + at + 0.6 * slot * ((rank + 0.5) / len(values) - 0.5) for rank in range(len(values))]
+        spread = [centre + server_round + 0.6 * slot * ((rank + 0.5) / len(values) - 0.5) for rank in range(len(values))]
         axes.plot(
             spread, values, linestyle="", marker=marker, markersize=6, color=colour, alpha=0.55, markeredgewidth=0, clip_on=False
         )
@@ -125,7 +127,8 @@ def _dots(axes: Axes, by_round: dict[int, list[float]], index: int, total: int) 
         axes.plot(list(medians), list(medians.values()), color=colour, linewidth=1.8)
     else:
         for at, value in medians.items():
-            axes.hlines(value, at - slot * 0.45, at + slot * 0.45, color=colour, linewidth=1.8)
+            half = min(0.45 * slot, 0.12)
+            axes.hlines(value, at - half, at + half, color=colour, linewidth=1.8)
 
 
 def _flat(axes: Axes, by_round: dict[int, float], style: dict[str, Any]) -> None:

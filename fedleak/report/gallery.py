@@ -193,7 +193,7 @@ def _strength(row: dict[str, Any]) -> Literal["close", "weak", "plain"]:
         return "plain"
     if baseline is not None and psnr <= baseline:
         return "weak"
-    return "close" if psnr >= CLOSE_DB else "plain"
+    return "close" if psnr > CLOSE_DB else "plain"
 
 
 def _label(row: dict[str, Any], names: list[Any]) -> tuple[str | None, Literal["right", "wrong", "given", ""]]:

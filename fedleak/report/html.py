@@ -160,7 +160,7 @@ def _progress(records: RunRecords) -> list[str]:
         done = len({row["round"] for row in records.rounds if (number(row.get("round")) or 0) >= 1})
         asked_for = table(records.scenario, "federation").get("rounds")
         total = f" of {asked_for}" if isinstance(asked_for, int) else ""
-        notes.insert(0, f"This run did not reach its end: {done}{total} rounds are recorded, and the page shows what they hold.")
+        notes.insert(0, f"This run did not reach its end: {done}{total} rounds recorded.")
     return notes
 
 

@@ -72,9 +72,7 @@ def read_records(folder: Path) -> RunRecords:
     rounds = _read_lines(folder / "rounds.jsonl", damaged)
     rows = _read_lines(folder / "reconstructions.jsonl", damaged)
     summary = _read_json(folder / "summary.json", damaged)
-    leakage = summary.get("leakage")
-    if not isinstance(leakage, list):
-        leakage = summarise(rows)
+    leakage = rows_of(summary, "leakage") if "leakage" in summary else summarise(rows)
     return RunRecords(folder, manifest, rounds, rows, summary, leakage, tuple(damaged))
 
 

@@ -13,11 +13,15 @@ from fedleak.report.records import RunRecords, baseline_psnr, number, rows_of, t
 
 @dataclass(frozen=True)
 class Verdict:
-    """What leaked: ``count`` and ``sentence`` read as one headline, ``details`` stand below it."""
+    """What leaked: ``count`` and ``sentence`` read as one headline, ``details`` stand below it.
+
+    ``leaks`` says whether any image was rebuilt.
+    """
 
     count: str
     sentence: str
     details: list[str]
+    leaks: bool = False
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class _Score:
     median: float
     graded: int
     failed: int
+    updates: int
     mean_image: float | None
     random: float | None
 
@@ -73,7 +78,8 @@ def _score(gallery: Gallery, series: Series) -> _Score | None:
         unit="private image" if revealed else "reconstruction",
         median=statistics.median(psnr for psnr, _, _ in graded),
         graded=len(graded),
-        failed=sum(bool(row.get("error")) for _, row in rows),
+        failed=len({place[:2] for place, row in rows if row.get("error")}),
+        updates=len({place[:2] for place, _ in rows}),
         mean_image=_mean(baseline_psnr(row, "mean_image") for _, _, row in graded),
         random=_mean(baseline_psnr(row, "random") for _, _, row in graded),
     )
@@ -81,31 +87,27 @@ def _score(gallery: Gallery, series: Series) -> _Score | None:
 
 def _judge(best: _Score, scores: list[_Score]) -> Verdict:
     name = best.series.title
-    if best.close:
-        count = f"{best.close:,} of {best.total:,}"
-        if best.unit == "private image":
-            sentence = f"private {_noun(best.total)} rebuilt above {CLOSE_DB:.0f} dB by {name}."
-        else:
-            sentence = f"reconstructions by {name} {'is' if best.close == 1 else 'are'} above {CLOSE_DB:.0f} dB."
-    else:
-        count = f"None of {best.total:,}"
-        noun = f"private {_noun(best.total)}" if best.unit == "private image" else "reconstructions"
-        sentence = f"{noun} rebuilt above {CLOSE_DB:.0f} dB; {name} came nearest."
+    private = best.unit == "private image"
+    nouns = best.unit if best.total == 1 else best.unit + "s"
     details = [_beside_baselines(best)]
     if best.failed:
-        details.append(f"{name} failed on {plural(best.failed, 'image')}, which count as not rebuilt.")
-    others = [f"{s.series.title} {s.close:,} of {s.total:,}" for s in scores if s is not best]
+        updates = plural(best.updates, "update")
+        details.append(f"{name} failed on {best.failed:,} of {updates}; images only in those count as not rebuilt.")
+    if not best.close:
+        sentence = f"{nouns} rebuilt above {CLOSE_DB:.0f} dB." if private else f"{nouns} came above {CLOSE_DB:.0f} dB."
+        return Verdict(f"None of {best.total:,}", sentence, details, leaks=False)
+    sentence = (
+        f"{nouns} rebuilt above {CLOSE_DB:.0f} dB by {name}." if private else f"{nouns} by {name} came above {CLOSE_DB:.0f} dB."
+    )
+    others = [f"{s.series.title} {s.close:,}\N{NO-BREAK SPACE}of\N{NO-BREAK SPACE}{s.total:,}" for s in scores if s is not best]
     if others:
         details.append(f"Above {CLOSE_DB:.0f} dB by the other attacks: {enumerated(others)}.")
-    return Verdict(count, sentence, details)
-
-
-def _noun(total: int) -> str:
-    return "image" if total == 1 else "images"
+    return Verdict(f"{best.close:,} of {best.total:,}", sentence, details, leaks=True)
 
 
 def _beside_baselines(best: _Score) -> str:
-    text = f"Median {decimals(best.median)} dB over {plural(best.graded, 'reconstruction')}"
+    start = "Median" if best.close else f"{best.series.title} came nearest: median"
+    text = f"{start} {decimals(best.median)} dB over {plural(best.graded, 'reconstruction')}"
     if best.mean_image is not None:
         text += f"; guessing the mean of public images instead scores {decimals(best.mean_image)} dB"
     if best.random is not None:

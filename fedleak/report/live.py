@@ -1,0 +1,104 @@
+"""The terminal during a run: rounds and attacks moving, failures as they happen."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from fedleak.events import Event
+
+
+class Live:
+    """Listen to a run and show it; plain lines where the output is no terminal.
+
+    Parameters
+    ----------
+    console : Console
+        Where to show it.
+    quiet : bool
+        Show nothing.
+    """
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self._console = console
+        self._quiet = quiet
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=quiet or not console.is_terminal,
+        )
+        self._rounds: TaskID | None = None
+        self._attack: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the bars off the screen."""
+        self._bars.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        handler = getattr(self, f"_on_{event.kind.replace('-', '_')}", None)
+        if handler is not None and not self._quiet:
+            handler(event)
+
+    def _on_round(self, event: Event) -> None:
+        number, total = event.facts["round"], event.facts["rounds"]
+        if self._rounds is None:
+            self._rounds = self._bars.add_task("rounds", total=total, detail="")
+        self._bars.update(self._rounds, completed=number - 1, description=f"round {number} of {total}", detail="clients training")
+
+    def _on_attack(self, event: Event) -> None:
+        facts = event.facts
+        self._close_attack()
+        detail = f"update {facts['number']} of {facts['total']}"
+        self._attack = self._bars.add_task(f"  {escape(facts['attack'])}", total=None, detail=detail)
+        if self._rounds is not None:
+            self._bars.update(self._rounds, detail="attacking")
+
+    def _on_progress(self, event: Event) -> None:
+        if self._attack is not None:
+            facts = event.facts
+            detail = f"client {facts['client']}, iteration {facts['iteration']}, loss {facts['loss']:.2e}"
+            self._bars.update(self._attack, completed=facts["iteration"], total=facts["iterations"], detail=detail)
+
+    def _on_graded(self, event: Event) -> None:
+        self._close_attack()
+        facts = event.facts
+        rows = [row for row in facts["rows"] if row["psnr"] is not None]
+        where = f"round {facts['round']}  client {facts['client']}  {facts['attack']}"
+        if rows:
+            figures = ", ".join(f"{row['psnr']:.1f} dB" for row in rows[:8]) + (" ..." if len(rows) > 8 else "")
+            self._console.print(f"[dim]{escape(where)}[/dim]  {figures}  [dim]{rows[0]['cpu_seconds']:.1f} CPU s[/dim]", highlight=False)
+        else:
+            self._console.print(f"[dim]{escape(where)}[/dim]  [yellow]{escape(str(facts['rows'][0]['error']))}[/yellow]", highlight=False)
+
+    def _on_round_done(self, event: Event) -> None:
+        facts = event.facts
+        for failure in facts.get("failures", []):
+            text = f"round {facts['round']}  client {failure['client']} failed: {failure['reason']}"
+            self._console.print(f"[red]{escape(text)}[/red]", highlight=False)
+        if facts["accuracy"] is not None:
+            text = f"round {facts['round']}  test accuracy {facts['accuracy']:.1%}"
+            self._console.print(f"[dim]{text}[/dim]", highlight=False)
+        if self._rounds is not None:
+            self._bars.update(self._rounds, completed=facts["round"])
+
+    def _close_attack(self) -> None:
+        if self._attack is not None:
+            self._bars.remove_task(self._attack)
+            self._attack = None
