@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -108,7 +107,7 @@ def federated_data(data: Data, clients: int, seed: int) -> FederatedData:
     ScenarioError
         If the source cannot be opened or split; the message says what to do.
     """
-    path = data.path and Path(data.path).absolute()
+    path = data.path and data.path.expanduser().absolute()
     return _opened(data.model_copy(update={"path": path}).model_dump_json(), clients, seed)
 
 

@@ -123,3 +123,9 @@ def test_a_test_split_of_another_size_is_refused(tmp_path, pictures, write_parqu
 def test_an_unknown_source_names_the_nearest():
     with pytest.raises(ScenarioError, match="unknown data source 'sampels'; did you mean 'samples'"):
         federated_data(Data(source="sampels"), 4, 1)
+
+
+def test_the_home_folder_is_expanded(tmp_path, pictures, write_parquet, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder(tmp_path / "images", pictures, write_parquet)
+    assert len(federated_data(Data(source="parquet", path="~/images"), 2, 1).source.train) == 6
