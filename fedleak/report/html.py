@@ -157,10 +157,8 @@ def _pick(gallery: Gallery, series: Series, title: str, place: Place) -> Pick:
 def _progress(records: RunRecords) -> list[str]:
     notes = list(records.damaged)
     if not records.finished:
-        done = len({row["round"] for row in records.rounds if (number(row.get("round")) or 0) >= 1})
-        asked_for = table(records.scenario, "federation").get("rounds")
-        total = f" of {asked_for}" if isinstance(asked_for, int) else ""
-        notes.insert(0, f"This run did not reach its end: {done}{total} rounds recorded.")
+        total = f" of {records.rounds_asked}" if records.rounds_asked is not None else ""
+        notes.insert(0, f"This run did not reach its end: {records.rounds_done}{total} rounds recorded.")
     return notes
 
 

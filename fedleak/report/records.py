@@ -30,7 +30,7 @@ class RunRecords:
     rows : list of dict
         ``reconstructions.jsonl``.
     summary : dict
-        ``summary.json``; empty if the run did not reach its end.
+        ``summary.json``; empty if it is missing.
     leakage : list of dict
         The summary's rows, or the same computed from ``rows``.
     damaged : tuple of str
@@ -46,9 +46,20 @@ class RunRecords:
     damaged: tuple[str, ...]
 
     @property
+    def rounds_done(self) -> int:
+        """How many rounds are recorded, the initial model not counted."""
+        return len({row["round"] for row in self.rounds if (number(row.get("round")) or 0) >= 1})
+
+    @property
+    def rounds_asked(self) -> int | None:
+        """How many rounds the scenario asks for, if the manifest says so."""
+        asked = number(table(self.scenario, "federation").get("rounds"))
+        return None if asked is None else int(asked)
+
+    @property
     def finished(self) -> bool:
-        """Whether the run wrote its summary."""
-        return bool(self.summary)
+        """Whether the run recorded every round and wrote its summary, which an interrupted run writes too."""
+        return bool(self.summary) and (self.rounds_asked is None or self.rounds_done >= self.rounds_asked)
 
     @property
     def scenario(self) -> dict[str, Any]:

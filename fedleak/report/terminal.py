@@ -27,7 +27,7 @@ def leakage_table(leakage: list[dict[str, Any]]) -> Table:
     """
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     grid.add_column("Attack\ndefenses", overflow="fold", min_width=12)
-    headings = ("Images", "PSNR dB\n[min..max]", "Mean image\nrandom", "SSIM", "Labels", "Ident.", "CPU s")
+    headings = ("Imgs", "PSNR dB\n[min..max]", "Mean im.\nrandom", "SSIM", "Labels", "Ident.", "CPU s")
     for heading in headings:
         grid.add_column(heading, justify="right", no_wrap=True)
     for row in leakage:
