@@ -66,7 +66,7 @@ def facts(records: RunRecords) -> list[Fact]:
             {"fedsgd": "FedSGD: gradients are sent", "fedavg": "FedAvg: weights are sent"}.get(_protocol(federation), NONE),
             [],
         ),
-        Fact("Local training", f"{plain(local.get('mode'))} mode", _pairs(local, skip=("mode",))),
+        Fact("Local training", f"{plain(local['mode'])} mode" if local.get("mode") else NONE, _pairs(local, skip=("mode",))),
         Fact("Truth", _truth(scenario), []),
         Fact("Seed", plain(scenario.get("seed")), []),
         Fact("Engine", plain(manifest.get("engine") or federation.get("engine")), []),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -159,7 +159,11 @@ def _render(figure: Figure, name: str, title: str) -> Markup:
 
 
 def _own_ids(drawing: str, name: str) -> str:
+    """Drop the ids that nothing refers to, and put ``name`` before the others: two charts share a page."""
     used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', drawing))
-    rename: Callable[[re.Match[str]], str] = lambda found: f' id="{name}-{found[1]}"' if found[1] in used else ""  # noqa: E731
+
+    def rename(found: re.Match[str]) -> str:
+        return f' id="{name}-{found[1]}"' if found[1] in used else ""
+
     drawing = re.sub(r' id="([^"]*)"', rename, drawing)
     return re.sub(r'(url\(|href=")#', rf"\1#{name}-", drawing)

@@ -27,7 +27,7 @@ def picture(path: Path, seed: int, side: int = 4) -> str:
     return f"images/{path.name}"
 
 
-def image_row(folder: Path, server_round: int, client: int, attack: str, psnr: float, **changes: Any) -> Row:
+def image_row(folder: Path, server_round: int, client: int, attack: str, psnr: float, /, **changes: Any) -> Row:
     """One graded image; the private image depends on the client and the image index only, not on the round."""
     image = changes.get("image", 0)
     stem = f"r{server_round:03d}-c{client:03d}"
@@ -87,7 +87,12 @@ def make_run(tmp_path: Path) -> MakeRun:
         folder = tmp_path / "run"
         folder.mkdir()
         found = (rows or default_rows)(folder)
-        asked = {"name": "quick", "federation": {"rounds": 2, "clients": 2}, "attacks": [{"name": "dlg"}, {"name": "analytic"}], **scenario}
+        asked = {
+            "name": "quick",
+            "federation": {"rounds": 2, "clients": 2},
+            "attacks": [{"name": "dlg"}, {"name": "analytic"}],
+            **scenario,
+        }
         parsed = parse_scenario(asked)
         content: Row = {
             "scenario": json.loads(parsed.to_json()),

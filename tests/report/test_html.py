@@ -139,7 +139,10 @@ def test_only_pngs_inside_the_folder_are_shown(make_run, read, lines, tmp_path, 
 
 def test_an_absolute_path_is_not_followed(make_run, read, lines, tmp_path):
     lines.picture(tmp_path / "secret.png", seed=5)
-    rows = lambda folder: [lines.image(folder, 1, 0, "dlg", 41.0) | {"png": str(tmp_path / "secret.png")}]  # noqa: E731
+
+    def rows(folder):
+        return [lines.image(folder, 1, 0, "dlg", 41.0) | {"png": str(tmp_path / "secret.png")}]
+
     assert len(read(write_report(make_run(rows))).all("img")) == 1
 
 
@@ -194,7 +197,9 @@ def test_not_curious(make_run, read):
 
 
 def test_scored_run_shows_no_private_image(make_run, read, lines):
-    rows = lambda folder: [row | {"truth_png": None} for row in lines.default(folder)]  # noqa: E731
+    def rows(folder):
+        return [row | {"truth_png": None} for row in lines.default(folder)]
+
     page = read(write_report(make_run(rows, evaluation={"truth": "score"})))
     assert "stayed with the clients" in page.text
     assert "This page holds private images" not in page.text
@@ -245,7 +250,9 @@ def test_leakage_not_above_the_baseline_is_said_plainly(make_run, read):
 
 
 def test_flags_say_what_they_mean_and_unknown_ones_still_show(make_run, read, lines):
-    rows = lambda folder: [row | {"flags": ["labels-given", "from-the-future"]} for row in lines.default(folder)]  # noqa: E731
+    def rows(folder):
+        return [row | {"flags": ["labels-given", "from-the-future"]} for row in lines.default(folder)]
+
     text = read(write_report(make_run(rows))).text
     assert FLAGS["labels-given"].meaning in text
     assert FLAGS["labels-given"].advice in text
@@ -253,7 +260,9 @@ def test_flags_say_what_they_mean_and_unknown_ones_still_show(make_run, read, li
 
 
 def test_given_labels_are_no_merit(make_run, read, lines):
-    rows = lambda folder: [lines.image(folder, 1, 0, "dlg", 41.0, flags=["labels-given"])]  # noqa: E731
+    def rows(folder):
+        return [lines.image(folder, 1, 0, "dlg", 41.0, flags=["labels-given"])]
+
     page = read(write_report(make_run(rows)))
     assert "cat given" in page.text
     assert 'aria-label="right">✓</span> cat' not in page.source

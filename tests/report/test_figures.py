@@ -1,0 +1,63 @@
+"""Charts draw the numbers they are given, in the page's colours."""
+
+from __future__ import annotations
+
+import re
+
+from matplotlib import rcParams
+
+from fedleak.report import figures
+from fedleak.report.gallery import Gallery
+from fedleak.report.records import read_records
+
+
+def chart(folder):
+    return figures.psnr_chart(Gallery(read_records(folder)))
+
+
+def marks(svg, colour):
+    return [float(y) for y in re.findall(rf'<use href="#[^"]+" x="[^"]+" y="([^"]+)" style="fill: var\(--{colour}\)', svg)]
+
+
+def test_one_mark_an_image_higher_for_higher_psnr(make_run):
+    svg = chart(make_run())
+    first, second = marks(svg, "series-0"), marks(svg, "series-1")
+    assert (len(first), len(second)) == (4, 2)
+    # SVG's y grows downwards; dlg has 41 to 42 dB, analytic 12 dB.
+    assert max(first) < min(second)
+
+
+def test_exact_images_are_drawn_at_the_top_and_the_axis_says_so(make_run, lines):
+    def rows(folder):
+        return [lines.image(folder, 1, 0, "dlg", psnr, image=image) for image, psnr in enumerate((100.0, 200.0))]
+
+    svg = chart(make_run(rows))
+    assert len(set(marks(svg, "series-0"))) == 1
+    assert "≥ 100" in svg
+
+
+def test_colours_are_the_themes_alone(make_run, lines):
+    svg = chart(make_run()) + figures.utility_chart(lines.rounds())
+    assert not re.search(r"#[0-9a-fA-F]{6}|#[0-9a-fA-F]{3}\b", svg)
+    assert "var(--ink)" in svg
+
+
+def test_text_is_text(make_run):
+    svg = chart(make_run())
+    assert re.search(r"<text[^>]*>\s*PSNR, dB", svg)
+
+
+def test_there_is_no_chart_of_nothing(make_run, lines):
+    assert chart(make_run(lambda folder: [lines.failed(1, 0, "dlg", "why")])) is None
+    assert figures.utility_chart([{"round": 0, "accuracy": None, "loss": None}]) is None
+    assert figures.utility_chart([]) is None
+
+
+def test_a_flat_zero_accuracy_still_draws():
+    assert "Test accuracy" in figures.utility_chart([{"round": at, "accuracy": 0.0, "loss": None} for at in (0, 1)])
+
+
+def test_the_callers_settings_stay(make_run):
+    before = dict(rcParams)
+    chart(make_run())
+    assert dict(rcParams) == before
