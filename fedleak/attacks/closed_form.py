@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from fedleak.attacks.base import Attack, Budget, Reconstruction, attacks
 from fedleak.attacks.exact.chain import ChainSolution, check_chain, walk
-from fedleak.attacks.exact.count import count_order
+from fedleak.attacks.exact.count import count_layers
 from fedleak.attacks.labels.base import label_rules
 from fedleak.errors import AttackError
 from fedleak.models.inspect import execution_order
@@ -58,7 +58,7 @@ class ClosedForm(Attack):
             solution = walk(order, parameters, buffers, gradient, label=label, start=grey, out_of_time=lambda: budget.exhausted)
         loss = _residual(model, solution, parameters, buffers, gradient)
         # Layers without a convolution above are counted by shape alone, convolutions by what was in fact known.
-        counts = {counted.layer: counted for counted in (*count_order(order, 1), *solution.counts)}
+        counts = {counted.layer: counted for counted in (*count_layers(order, 1), *solution.counts)}
         flags = ("not-identifiable",) if any(counted.slack < 0 for counted in counts.values()) else ()
         return Reconstruction(
             images=spec.denormalize(solution.input[None]).float(),

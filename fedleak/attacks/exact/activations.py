@@ -49,7 +49,7 @@ def _tanh(module: nn.Module, h: Tensor) -> tuple[Tensor, Tensor]:
 
 def _leaky_relu(module: nn.Module, h: Tensor) -> tuple[Tensor, Tensor]:
     assert isinstance(module, nn.LeakyReLU)
-    slope = torch.where(h > 0, 1.0, module.negative_slope).to(h.dtype)
+    slope = torch.where(h > 0, torch.ones_like(h), torch.full_like(h, module.negative_slope))
     return h / slope, slope
 
 

@@ -2,6 +2,7 @@
 
 Formula: a convolution's input has B*C*H*W unknowns. Equations: its known outputs, B*O*H'*W', plus C * sum over parity classes
 (i, j) mod stride of min(O * taps hitting the class, B * pixels of the class) from its weight gradient.
+The whole: min over layers l of B*dim(h_l) + parameters up to l, against B*C*H*W pixels.
 Source: a rank analysis in the manner of R-GAP (Zhu and Blaschko, arXiv 2010.07733), refined by parity classes.
 """
 
@@ -28,7 +29,7 @@ class LayerCount:
     Attributes
     ----------
     layer : str
-        The module's name; ``"(model)"`` for a whole-problem bound.
+        The module's name; ``"(model)"`` for the bound on the whole problem.
     kind : str
         The module's class, or ``"whole"``.
     unknowns, equations : int
@@ -42,18 +43,21 @@ class LayerCount:
 
     @property
     def slack(self) -> int:
-        """Equations left over; below zero no attack can be exact without a prior, and little above it rounding decides."""
+        """Equations left over: below zero the solution is not unique, and within 10 % of the unknowns rounding decides."""
         return self.equations - self.unknowns
 
 
 def count(model: nn.Module, input: InputSpec, batch_size: int) -> list[LayerCount]:
-    """Return the count for each layer with parameters, and each pooling layer, in the order executed.
+    """Return the count for each layer with parameters and each pooling layer, in the order executed, then for the whole.
+
+    The last row, ``"(model)"``, is a bound on any attack. The rows before it, which only feed-forward networks get,
+    tell whether solving layer by layer can be exact: where one falls short while the whole does not, the layers
+    must be solved together.
 
     Parameters
     ----------
     model : Module
-        A model that is not feed-forward (with a residual connection, for instance), or that has layers outside
-        this analysis, gets one whole-problem bound: its parameters against the batch's pixels.
+        Any; with a residual connection, for instance, only the whole is bounded.
     input : InputSpec
         What the model takes.
     batch_size : int
@@ -64,11 +68,12 @@ def count(model: nn.Module, input: InputSpec, batch_size: int) -> list[LayerCoun
     Of the outputs that pass a ReLU half are taken to be known. The classifier's own input counts what a rank-B matrix
     of softmax derivatives determines, given the labels.
     """
-    return count_order(execution_order(model, input), batch_size) or [whole_count(model, input, batch_size)]
+    order = execution_order(model, input)
+    return [*count_layers(order, batch_size), _count_whole(model, order, input, batch_size)]
 
 
-def count_order(order: ExecutionOrder, batch_size: int) -> list[LayerCount]:
-    """Return the count of a feed-forward network's layers; none where the analysis does not apply."""
+def count_layers(order: ExecutionOrder, batch_size: int) -> list[LayerCount]:
+    """Return the count of each layer of a feed-forward network; none where the analysis does not apply."""
     if not order.feed_forward:
         return []
     counts = []
@@ -85,13 +90,22 @@ def count_order(order: ExecutionOrder, batch_size: int) -> list[LayerCount]:
     return counts[::-1]
 
 
-def whole_count(model: nn.Module, input: InputSpec, batch_size: int) -> LayerCount:
-    """Return the bound that holds for any model: each entry of the gradient is at most one equation."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return LayerCount("(model)", "whole", batch_size * prod(input.shape), parameters)
+def _count_whole(model: nn.Module, order: ExecutionOrder, input: InputSpec, batch_size: int) -> LayerCount:
+    """Return the bound on the whole problem: what passes a cut between two layers is what an attack can see below it.
+
+    At a cut, the gradient depends on the batch by the values there, and by the gradients of the parameters before it.
+    """
+    bounds = [sum(parameter.numel() for parameter in model.parameters())]
+    before = 0
+    if order.feed_forward:
+        for call in order.calls:
+            before += sum(parameter.numel() for parameter in call.module.parameters())
+            if before and call is not order.calls[-1]:
+                bounds.append(batch_size * prod(call.output_shape) + before)
+    return LayerCount("(model)", "whole", batch_size * prod(input.shape), min(bounds))
 
 
-def slowest(counts: list[LayerCount]) -> LayerCount:
+def weakest(counts: list[LayerCount]) -> LayerCount:
     """Return the layer with the least slack in proportion to its unknowns: the one that decides."""
     return min(counts, key=lambda counted: counted.slack / max(counted.unknowns, 1))
 
