@@ -79,3 +79,9 @@ def test_a_truncated_image_fails_the_full_check_only(tmp_path, pictures, write_i
 def test_no_indices_give_no_images(tmp_path, pictures, write_images):
     write_images(tmp_path, pictures(1, 6, 4))
     assert files([tmp_path / "0.png"]).load([]).shape == (0, 3, 6, 4)
+
+
+def test_fine_detail_is_averaged_not_sampled(tmp_path):
+    board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    Image.fromarray(board).save(tmp_path / "a.png")
+    assert (files([tmp_path / "a.png"], image_size=16).load([0]) - 0.5).abs().max() < 0.05
