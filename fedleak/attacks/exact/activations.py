@@ -75,6 +75,17 @@ _SMOOTH: dict[type[nn.Module], Callable[[nn.Module, Tensor], tuple[Tensor, Tenso
 }
 
 
+def output_range(module: nn.Module) -> tuple[float, float]:
+    """Return the bounds of an activation's output; infinite where it has none or is not known."""
+    if isinstance(module, nn.Sigmoid):
+        return 0.0, 1.0
+    if isinstance(module, nn.Tanh):
+        return -1.0, 1.0
+    if isinstance(module, nn.ELU):
+        return -module.alpha, float("inf")
+    return (0.0 if isinstance(module, nn.ReLU | nn.Softplus) else -float("inf")), float("inf")
+
+
 def invertible(module: nn.Module) -> bool:
     """Say whether :func:`preimage` knows ``module``."""
     return type(module) is nn.ReLU or (

@@ -8,18 +8,23 @@ Source: R-GAP (Zhu and Blaschko, arXiv 2010.07733).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from fedleak.attacks.exact.activations import invertible, preimage
+from fedleak.attacks.exact.activations import invertible, output_range, preimage
 from fedleak.attacks.exact.convolution import ConvolutionSystem, Geometry, solve
 from fedleak.attacks.exact.count import LayerCount, count_convolution
 from fedleak.attacks.exact.features import classifier_features
+from fedleak.attacks.exact.prior import GaussianPrior
 from fedleak.errors import AttackError
 from fedleak.models.inspect import ExecutionOrder, LeafCall
 from fedleak.observation import Tensors
+
+_EXACT = 1e-6
+"""Relative noise up to which a gradient counts as exact: float32 rounding, no defense."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,25 @@ class State:
     def reshape(self, shape: tuple[int, ...]) -> State:
         """Return the same state in another shape."""
         return State(self.h.reshape(shape), self.d.reshape(shape), self.weight.reshape(shape))
+
+
+@dataclass(frozen=True)
+class ImagePrior:
+    """What is known of any image, in units of model inputs.
+
+    Attributes
+    ----------
+    center : Tensor
+        (C, H, W); directions that no equation sees keep its value.
+    spread : float
+        Standard deviation of a value.
+    difference : float
+        Standard deviation of the difference of neighbours.
+    """
+
+    center: Tensor
+    spread: float
+    difference: float
 
 
 @dataclass(frozen=True)
@@ -94,7 +118,7 @@ def walk(
     gradient: Tensors,
     *,
     label: int | None = None,
-    start: Tensor | None = None,
+    image: ImagePrior,
     out_of_time: Callable[[], bool] = lambda: False,
 ) -> ChainSolution:
     """Return the input of the one image behind ``gradient``.
@@ -107,8 +131,8 @@ def walk(
         By the model's names, float64, on one device.
     label : int, optional
         If known.
-    start : Tensor, optional
-        (C, H, W) model input whose values stay in directions that no equation sees; zero by default.
+    image : ImagePrior
+        What is known of any image before.
     out_of_time : callable
         Asked before each layer.
 
@@ -130,9 +154,10 @@ def walk(
         if isinstance(call.module, nn.Linear):
             state = _through_linear(call.name, state, parameters, gradient)
         elif isinstance(call.module, nn.Conv2d):
-            first = not any(_parametric(earlier.module) for earlier in order.calls[:position])
-            state, counted = _through_convolution(call, state, parameters, gradient, start if first else None)
+            system, counted = _convolution_system(call, state, parameters, gradient)
             counts.append(counted)
+            h = _solve_convolution(system, features.noise, counted, _below(order, position) or image)
+            state = State(h, system.geometry.fold(system.kernel.mT @ system.d), torch.ones_like(h))
         elif isinstance(call.module, nn.BatchNorm1d | nn.BatchNorm2d):
             state = _through_batchnorm(call, state, parameters, buffers)
         elif invertible(call.module):
@@ -142,10 +167,6 @@ def walk(
         if not bool(torch.isfinite(state.h).all()):
             raise AttackError(f"the solution below layer '{call.name}' is not finite; use gradient matching")
     return ChainSolution(state.h, features.label, tuple(counts[::-1]))
-
-
-def _parametric(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Conv2d)
 
 
 def _obstacle(call: LeafCall, *, training: bool) -> str | None:
@@ -179,9 +200,9 @@ def _through_linear(name: str, state: State, parameters: Tensors, gradient: Tens
     return State(h, d @ weight, torch.ones_like(h))
 
 
-def _through_convolution(
-    call: LeafCall, state: State, parameters: Tensors, gradient: Tensors, start: Tensor | None
-) -> tuple[State, LayerCount]:
+def _convolution_system(
+    call: LeafCall, state: State, parameters: Tensors, gradient: Tensors
+) -> tuple[ConvolutionSystem, LayerCount]:
     module = call.module
     assert isinstance(module, nn.Conv2d)
     geometry = Geometry.of(module, call.input_shape)
@@ -190,12 +211,38 @@ def _through_convolution(
     flat = state.reshape((outputs, -1))
     bias = parameters.get(f"{call.name}.bias")
     z = flat.h if bias is None else flat.h - bias[:, None]
-    kernel = parameters[f"{call.name}.weight"].reshape(outputs, -1)
-    system = ConvolutionSystem(geometry, kernel, flat.weight, flat.d, z, gradient[f"{call.name}.weight"].reshape(outputs, -1))
-    origin = torch.zeros(call.input_shape).to(flat.h) if start is None else start.to(flat.h)
-    h = solve(system, origin.reshape(-1))
-    counted = count_convolution(call.name, geometry, outputs, int((flat.weight > 0).sum()))
-    return State(h, geometry.fold(kernel.mT @ flat.d), torch.ones_like(h)), counted
+    kernel, observed = (named[f"{call.name}.weight"].reshape(outputs, -1) for named in (parameters, gradient))
+    system = ConvolutionSystem(geometry, kernel, flat.weight, flat.d, z, observed)
+    return system, count_convolution(call.name, geometry, outputs, int((flat.weight > 0).sum()))
+
+
+def _below(order: ExecutionOrder, position: int) -> tuple[float, float] | None:
+    """Return the range of what layer ``position`` takes from the layers before it; ``None`` if it takes the image."""
+    if not any(isinstance(call.module, nn.Linear | nn.Conv2d) for call in order.calls[:position]):
+        return None
+    return output_range(order.calls[position - 1].module)
+
+
+def _solve_convolution(
+    system: ConvolutionSystem, noise: float, counted: LayerCount, below: ImagePrior | tuple[float, float]
+) -> Tensor:
+    """Solve without a prior where the equations are many and exact; otherwise once more, with one as strong as the noise."""
+    shape = system.geometry.input_shape
+    start = below.center.to(system.z).reshape(-1) if isinstance(below, ImagePrior) else system.z.new_zeros(prod(shape))
+    u = solve(system, start)
+    if noise <= _EXACT and counted.slack >= 0:
+        return u
+    residual = sum(float(block.square().sum()) for block in system.residual(u))
+    target = sum(float(block.square().sum()) for block in system.target())
+    # With few equations left over, the residual says nothing of the noise.
+    variance = residual / counted.slack if counted.slack > 0.05 * counted.unknowns else 0.0
+    variance = max(variance, max(noise, _EXACT) ** 2 * target / counted.equations)
+    if isinstance(below, ImagePrior):
+        prior = GaussianPrior(variance / below.spread**2, variance / below.difference**2)
+        return solve(replace(system, prior=prior), start)
+    inside = u.clamp(*below)
+    spread = inside.var().clamp_min(1e-12)
+    return solve(replace(system, prior=GaussianPrior(variance / float(spread))), torch.full_like(u, float(inside.mean())))
 
 
 def _through_batchnorm(call: LeafCall, state: State, parameters: Tensors, buffers: Tensors) -> State:

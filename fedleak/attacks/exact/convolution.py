@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.attacks.exact.cholesky import cholesky_solve, shifted_cholesky, solve_lower, solve_upper
+from fedleak.attacks.exact.prior import GaussianPrior
 
 DENSE_LIMIT = 6200
 """Unknowns up to which the normal matrix is factored whole."""
@@ -99,6 +100,8 @@ class ConvolutionSystem:
         (O, L): output less the bias.
     gradient : Tensor
         (O, C * taps): gradient of the kernel.
+    prior : GaussianPrior, optional
+        On the distance of the solution from its start.
     """
 
     geometry: Geometry
@@ -107,6 +110,7 @@ class ConvolutionSystem:
     d: Tensor
     z: Tensor
     gradient: Tensor
+    prior: GaussianPrior | None = None
 
     @cached_property
     def rows(self) -> Tensor:
@@ -130,6 +134,17 @@ class ConvolutionSystem:
     def target(self) -> tuple[Tensor, Tensor]:
         """Return the system's right side."""
         return self.z * self.rows, self.gradient * self.scale
+
+    def residual(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the right side less the left side at ``u``."""
+        (forward, backward), (z, gradient) = self.apply(u), self.target()
+        return z - forward, gradient - backward
+
+    def penalty(self, offset: Tensor) -> Tensor:
+        """Return the prior's precision matrix times an offset from the start (C * H * W)."""
+        if self.prior is None:
+            return torch.zeros_like(offset)
+        return self.prior.apply(offset.view(self.geometry.input_shape)).reshape(-1)
 
 
 class Preconditioner(Protocol):
@@ -159,11 +174,10 @@ def solve(system: ConvolutionSystem, start: Tensor, *, tolerance: float = 1e-10,
         (C * H * W).
     """
     precondition, exact = preconditioner(system)
-    target = system.target()
     u = start.clone()
-    residual = [t - a for t, a in zip(target, system.apply(u), strict=True)]
-    s = system.adjoint(residual[0], residual[1])
-    full = system.adjoint(*target)
+    residual = system.residual(u)
+    s = system.adjoint(*residual)
+    full = system.adjoint(*system.target())
     reference = float(full @ precondition(full))
     p = z = precondition(s)
     gamma = float(s @ z)
@@ -171,10 +185,11 @@ def solve(system: ConvolutionSystem, start: Tensor, *, tolerance: float = 1e-10,
         if gamma <= tolerance**2 * reference:
             break
         q = system.apply(p)
-        alpha = gamma / (float(q[0].square().sum()) + float(q[1].square().sum()) + _TINY)
+        curvature = float(q[0].square().sum()) + float(q[1].square().sum()) + float(p @ system.penalty(p))
+        alpha = gamma / (curvature + _TINY)
         u = u + alpha * p
-        residual = [r - alpha * a for r, a in zip(residual, q, strict=True)]
-        s, before = system.adjoint(residual[0], residual[1]), s
+        residual = (residual[0] - alpha * q[0], residual[1] - alpha * q[1])
+        s, before = system.adjoint(*residual) - system.penalty(u - start), s
         z = precondition(s)
         # The flexible form of beta stands rounding in a float32 preconditioner.
         beta = max(float((s - before) @ z) / gamma, 0.0)
@@ -203,8 +218,7 @@ class _Primal:
         channels, pixels = system.geometry.input_shape[0], system.geometry.pixels
         pixel = system.geometry.pixel_of(system.d.device)
         normal = _forward_normal(system, pixel)
-        derivative = _derivative_matrix(system, pixel).float()
-        shared = derivative.mT @ derivative
+        shared = _shared_normal(system, pixel, torch.float32)
         blocks = normal.view(channels, pixels, channels, pixels)
         for channel in range(channels):
             blocks[channel, :, channel] += shared
@@ -223,9 +237,8 @@ class _Dual:
 
     def __init__(self, system: ConvolutionSystem) -> None:
         pixel = system.geometry.pixel_of(system.d.device)
-        derivative = _derivative_matrix(system, pixel)
         self._channels = system.geometry.input_shape[0]
-        self._inner = shifted_cholesky(derivative.mT @ derivative, (1e-9, 1e-8, 1e-7, 1e-6))
+        self._inner = shifted_cholesky(_shared_normal(system, pixel, torch.float64), (1e-9, 1e-8, 1e-7, 1e-6))
         forward = _forward_matrix(system, pixel)
         flat = forward.reshape(-1, forward.shape[-1])
         self._root = solve_lower(self._inner, flat.mT).mT.reshape(len(forward), -1)
@@ -245,9 +258,8 @@ class _Shared:
 
     def __init__(self, system: ConvolutionSystem) -> None:
         pixel = system.geometry.pixel_of(system.d.device)
-        derivative = _derivative_matrix(system, pixel)
         self._channels = system.geometry.input_shape[0]
-        matrix = derivative.mT @ derivative
+        matrix = _shared_normal(system, pixel, torch.float64)
         matrix.diagonal().add_(_forward_diagonal(system).reshape(self._channels, -1).mean(0))
         self._factor = shifted_cholesky(matrix, (1e-12, 1e-10, 1e-8, 1e-6))
 
@@ -262,11 +274,20 @@ class _Diagonal:
         energy = (system.d * system.scale).square().sum(0)
         channels = system.geometry.input_shape[0]
         backward = system.geometry.fold(energy.expand(channels * system.geometry.taps, -1))
-        diagonal = _forward_diagonal(system) + backward
+        diagonal = _forward_diagonal(system) + backward + (system.prior.diagonal() if system.prior else 0.0)
         self._inverse = 1 / (diagonal + 1e-12 * diagonal.mean() + _TINY)
 
     def __call__(self, s: Tensor) -> Tensor:
         return s * self._inverse
+
+
+def _shared_normal(system: ConvolutionSystem, pixel: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the part of the normal matrix that all input channels share: weight-gradient equations and prior, (H * W, H * W)."""
+    derivative = _derivative_matrix(system, pixel).to(dtype)
+    normal = derivative.mT @ derivative
+    if system.prior is not None:
+        normal += system.prior.matrix(*system.geometry.input_shape[1:], like=normal)
+    return normal
 
 
 def _forward_diagonal(system: ConvolutionSystem) -> Tensor:

@@ -30,11 +30,14 @@ class Features:
         (N,) derivative of the loss by the logits.
     label : int
         The class whose derivative is negative.
+    noise : float
+        Norm of the noise in the gradient relative to the gradient's; about 1e-7 for plain float32.
     """
 
     h: Tensor
     d: Tensor
     label: int
+    noise: float
 
 
 def classifier_features(weight: Tensor, gradient: Tensor, bias_gradient: Tensor | None, label: int | None) -> Features:
@@ -58,13 +61,13 @@ def classifier_features(weight: Tensor, gradient: Tensor, bias_gradient: Tensor 
     if not bool(torch.isfinite(stacked).all()) or not bool((stacked != 0).any()):
         raise AttackError("the classifier's gradient is zero or not finite: it says nothing about the image")
     left, size, right = leading_pair(stacked)
-    _check_rank(stacked, left, size, right)
+    noise = _check_rank(stacked, left, size, right)
     if bias_gradient is not None:
         if float(right[-1].abs()) < 1e-12:
             raise AttackError("the classifier's bias gradient is zero, which no softmax gives; use gradient matching")
         d = left * size * right[-1]
-        return Features(right[:-1] / right[-1], d, int(d.argmin()) if label is None else label)
-    return _without_bias(weight, left, size, right, label)
+        return Features(right[:-1] / right[-1], d, int(d.argmin()) if label is None else label, noise)
+    return _without_bias(weight, left, size, right, label, noise)
 
 
 def leading_pair(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,7 +88,7 @@ def leading_pair(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return left, size, right
 
 
-def _check_rank(stacked: Tensor, left: Tensor, size: Tensor, right: Tensor) -> None:
+def _check_rank(stacked: Tensor, left: Tensor, size: Tensor, right: Tensor) -> float:
     rest = float((stacked - size * torch.outer(left, right)).norm())
     # Derivatives by the logits sum to zero over the classes for any batch, so that what they sum to is noise, of the
     # same norm as all the noise in the matrix if it is white.
@@ -95,9 +98,10 @@ def _check_rank(stacked: Tensor, left: Tensor, size: Tensor, right: Tensor) -> N
             f"the classifier's gradient has rank above 1 (the rest is {rest / float(size):.1e} of its leading part, noise "
             f"would give {noise / float(size):.1e}): more than one image or local step; the closed form reads one of each"
         )
+    return noise / float(size)
 
 
-def _without_bias(weight: Tensor, left: Tensor, size: Tensor, right: Tensor, label: int | None) -> Features:
+def _without_bias(weight: Tensor, left: Tensor, size: Tensor, right: Tensor, label: int | None, noise: float) -> Features:
     if label is None:
         # d is negative for the label only; of the two signs take the one with fewer negative entries.
         if int((left < 0).sum()) > len(left) / 2 or (len(left) == 2 and float(right.sum()) < 0):
@@ -116,4 +120,4 @@ def _without_bias(weight: Tensor, left: Tensor, size: Tensor, right: Tensor, lab
         best = int(misfit.argmin())
         low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
     scale = ((low + high) / 2).exp()
-    return Features(right * size / scale, left * scale, label)
+    return Features(right * size / scale, left * scale, label, noise)
