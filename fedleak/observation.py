@@ -160,7 +160,8 @@ class Observation:
         """Write the observation, without the surrogate images, to a safetensors file."""
         groups = {"parameters": self.parameters, "buffers": self.buffers, "update": self.update}
         groups["received_buffers"] = self.received_buffers or {}
-        tensors = {f"{group}/{name}": t.detach().cpu().contiguous() for group, named in groups.items() for name, t in named.items()}
+        named = {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in named.items()}
         facts = {
             "kind": self.kind,
             "round": self.round,
@@ -190,7 +191,7 @@ class Observation:
             for key in file.keys():  # noqa: SIM118 (safe_open is no mapping)
                 group, _, name = key.partition("/")
                 groups[group][name] = file.get_tensor(key)
-        spec = {key: tuple(value) if isinstance(value, list) else value for key, value in facts["input"].items()}
+        spec: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in facts["input"].items()}
         return cls(
             kind=facts["kind"],
             round=facts["round"],
@@ -231,7 +232,8 @@ def observe(
     """
     with torch.no_grad():
         classes = input.num_classes if input else model(images[:1]).shape[-1]
-    spec = input or InputSpec(tuple(images.shape[1:]), classes, (0.0,) * images.shape[1], (1.0,) * images.shape[1])
+    channels, height, width = images.shape[1:]
+    spec = input or InputSpec((channels, height, width), classes, (0.0,) * channels, (1.0,) * channels)
     loss = torch.nn.functional.cross_entropy(model(spec.normalize(images)), labels)
     named = dict(model.named_parameters())
     gradient = torch.autograd.grad(loss, list(named.values()))

@@ -66,6 +66,7 @@ class Federation(Section):
     protocol: Literal["fedsgd", "fedavg"] = "fedsgd"
     strategy: NameOrTable = Field(default=Named(name="FedAvg"), description="a name, or a table with its parameters")
     engine: Literal["inprocess", "ray", "deployment"] = "inprocess"
+    timeout: float = Field(default=3600.0, gt=0, description="seconds to wait for the clients' replies in a round")
 
     @property
     def sampled(self) -> int:
@@ -154,7 +155,7 @@ class Scenario(Section):
     @property
     def digest(self) -> str:
         """SHA-256 of all that decides the numbers: everything but the name and the engine."""
-        content = self.model_dump(mode="json", exclude={"name": True, "federation": {"engine"}})
+        content = self.model_dump(mode="json", exclude={"name": True, "federation": {"engine", "timeout"}})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -232,6 +233,23 @@ def _table_at(model: type[BaseModel], keys: list[int | str]) -> type[BaseModel]:
         if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             model = field.annotation
     return model
+
+
+def attack_specs(names: list[str], overrides: list[str]) -> tuple[AttackSpec, ...]:
+    """Return attacks by name, each with the parameters in ``overrides`` (``key=value``).
+
+    Raises
+    ------
+    ScenarioError
+        If an override is no ``key=value``, or a key's value is wrong.
+    """
+    table: dict[str, Any] = {}
+    for override in overrides:
+        _override(table, override)
+    try:
+        return tuple(AttackSpec.model_validate({"name": name, **table}) for name in names)
+    except ValidationError as error:
+        raise ScenarioError(f"--set: {explain_validation(error, AttackSpec)}") from error
 
 
 def _override(table: dict[str, Any], override: str) -> None:

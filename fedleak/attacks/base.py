@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -24,15 +24,39 @@ class AttackConfig(BaseModel):
     """Parameters that every attack takes; an attack's own stand beside them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    labels: str | None = Field(default=None, description="label rule that restores the labels first; by default the attack's own way")
+    labels: str | None = Field(default=None, description="label rule run first; by default the attack's own way")
     restarts: int = Field(default=1, ge=1, description="starting points; the one with the lowest own loss is kept")
     iterations: int = Field(default=300, ge=1, description="optimiser iterations for each start")
-    budget_seconds: float | None = Field(default=None, gt=0, description="CPU seconds for each client's update; no limit by default")
+    budget_seconds: float | None = Field(default=None, gt=0, description="CPU seconds for each update; no limit by default")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an attack is.
+
+    Attributes
+    ----------
+    attack : str
+        Its name.
+    round, client : int
+        Whose update it is at work on.
+    iteration, iterations : int
+        Of the current start, and at most.
+    loss : float
+        The attack's own objective.
+    """
+
+    attack: str
+    round: int
+    client: int
+    iteration: int
+    iterations: int
+    loss: float
 
 
 @dataclass
 class Budget:
-    """How much one client's update may cost.
+    """How much one client's update may cost, and whom to tell how far the attack is.
 
     Attributes
     ----------
@@ -44,11 +68,21 @@ class Budget:
 
     seconds: float | None
     iterations: int
+    on_progress: Callable[[Progress], None] | None = None
+    _attack: str = ""
+    _observation: Observation | None = None
     _started: float = field(default_factory=time.process_time)
 
-    def restart_clock(self) -> None:
-        """Count CPU seconds from now."""
+    def begin(self, attack: str, observation: Observation) -> None:
+        """Count CPU seconds from now, for the update in ``observation``."""
+        self._attack, self._observation = attack, observation
         self._started = time.process_time()
+
+    def tick(self, iteration: int, loss: float) -> None:
+        """Tell how far the attack is; call it at every iteration."""
+        if self.on_progress is not None and self._observation is not None:
+            at = self._observation
+            self.on_progress(Progress(self._attack, at.round, at.client, iteration, self.iterations, loss))
 
     @property
     def spent(self) -> float:
@@ -135,7 +169,13 @@ class Attack(ABC):
         return cls.requires | (frozenset({Knowledge.LOCAL_TRAINING}) if kind == "weights" else frozenset())
 
     def __call__(
-        self, observations: Sequence[Observation], model: nn.Module, *, seed: int | Seed = 0, device: str | torch.device = "cpu"
+        self,
+        observations: Sequence[Observation],
+        model: nn.Module,
+        *,
+        seed: int | Seed = 0,
+        device: str | torch.device = "cpu",
+        progress: Callable[[Progress], None] | None = None,
     ) -> list[Reconstruction]:
         """Check the observations, run within the budget, and return one result for each.
 
@@ -149,6 +189,8 @@ class Attack(ABC):
             All draws derive from it.
         device : str or torch.device
             Where to compute.
+        progress : callable, optional
+            Told how far the attack is, at every iteration.
 
         Returns
         -------
@@ -163,7 +205,7 @@ class Attack(ABC):
         for observation in observations:
             self._check(observation)
         root = seed if isinstance(seed, Seed) else Seed(seed)
-        budget = Budget(self.config.budget_seconds, self.config.iterations)
+        budget = Budget(self.config.budget_seconds, self.config.iterations, progress)
         results = self.run(observations, model, rng=root, device=torch.device(device), budget=budget)
         named = zip(results, observations, strict=True)
         return [replace(r, round=o.round, client=o.client, attack=self.name) for r, o in named]
@@ -174,7 +216,7 @@ class Attack(ABC):
         """Rebuild the batches behind ``observations``; the default takes them one by one."""
         results = []
         for observation in observations:
-            budget.restart_clock()
+            budget.begin(self.name, observation)
             wall, cpu = time.perf_counter(), time.process_time()
             try:
                 seed = rng.derive(self.name, observation.round, observation.client)

@@ -1,0 +1,1 @@
+"""Where a federation runs. All of Flower's private or unstable names live in this package."""

@@ -83,9 +83,13 @@ class Live:
         where = f"round {facts['round']}  client {facts['client']}  {facts['attack']}"
         if rows:
             figures = ", ".join(f"{row['psnr']:.1f} dB" for row in rows[:8]) + (" ..." if len(rows) > 8 else "")
-            self._console.print(f"[dim]{escape(where)}[/dim]  {figures}  [dim]{rows[0]['cpu_seconds']:.1f} CPU s[/dim]", highlight=False)
+            self._console.print(
+                f"[dim]{escape(where)}[/dim]  {figures}  [dim]{rows[0]['cpu_seconds']:.1f} CPU s[/dim]", highlight=False
+            )
         else:
-            self._console.print(f"[dim]{escape(where)}[/dim]  [yellow]{escape(str(facts['rows'][0]['error']))}[/yellow]", highlight=False)
+            self._console.print(
+                f"[dim]{escape(where)}[/dim]  [yellow]{escape(str(facts['rows'][0]['error']))}[/yellow]", highlight=False
+            )
 
     def _on_round_done(self, event: Event) -> None:
         facts = event.facts

@@ -1,0 +1,1 @@
+"""The server: any Flower strategy, made reproducible by a referee, watched by an honest-but-curious onlooker."""

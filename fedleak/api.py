@@ -1,0 +1,265 @@
+"""Run a scenario, attack a finished run again, or call an attack by name: what the command line calls too."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedleak.attacks.base import Attack, attacks
+from fedleak.check import Checked, build_attack, check, check_device
+from fedleak.engines.base import engine
+from fedleak.errors import ScenarioError
+from fedleak.evaluation.summary import summarise
+from fedleak.events import Listener, silent
+from fedleak.observation import Observation
+from fedleak.report.html import write_report
+from fedleak.runs import Row, RunFolder, model_digest
+from fedleak.scenario import AttackSpec, Scenario, load_scenario
+from fedleak.server.app import Serving, federate, final_model, make_spy
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left behind.
+
+    Attributes
+    ----------
+    path : Path
+        The run folder.
+    summary : dict
+        The content of ``summary.json``.
+    """
+
+    path: Path
+    summary: Row
+
+    @property
+    def report(self) -> Path:
+        """The HTML page."""
+        return self.path / "report.html"
+
+    @property
+    def reconstructions(self) -> list[Row]:
+        """One row an image, as in ``reconstructions.jsonl``."""
+        return RunFolder(self.path).rows("reconstructions.jsonl")
+
+
+def attack(name: str, **parameters: Any) -> Attack:
+    """Return the attack called ``name``, to be called with observations and a model.
+
+    Raises
+    ------
+    ScenarioError
+        If the attack or a parameter is unknown.
+    """
+    return attacks.get(name)(**parameters)
+
+
+def run(
+    scenario: Scenario | str | Path,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    device: str = "auto",
+    threads: int = 1,
+    listener: Listener = silent,
+    on_start: Callable[[Path], None] | None = None,
+) -> Result:
+    """Run a scenario's federation, attack it in every round, and write its run folder and report.
+
+    Parameters
+    ----------
+    scenario : Scenario, str or Path
+        The experiment, or its TOML file. Ignored with ``resume``, which takes the folder's own.
+    out : str or Path, optional
+        The run folder to make; by default ``runs/NAME-TIME``.
+    resume : str or Path, optional
+        The folder of an interrupted run, to go on after its last whole round.
+    device : str
+        Where attacks compute; ``"auto"`` is CUDA if there is any.
+    threads : int
+        Threads of the attacks' computations; one gives the same numbers on every machine.
+    listener : callable
+        Told what happens.
+    on_start : callable, optional
+        Told the run folder once it exists.
+
+    Returns
+    -------
+    Result
+        The run folder and its summary. After an interrupt the summary and the report of what was done are written
+        before ``KeyboardInterrupt`` goes on to the caller.
+
+    Raises
+    ------
+    ScenarioError
+        If anything asked for is wrong; nothing has started then.
+    """
+    device = pick_device(device)
+    folder, checked = _reopen(Path(resume), device) if resume else _start(scenario, out, device)
+    if on_start is not None:
+        on_start(folder.path)
+    serving = Serving(checked.scenario, folder, device, listener)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        engine(checked.scenario.federation.engine).run(
+            checked.scenario, lambda grid, directory: federate(serving, grid, directory)
+        )
+    finally:
+        torch.set_num_threads(before)
+        summary = write_summary(folder)
+        write_report(folder.path)
+    return Result(folder.path, summary)
+
+
+def attack_run(
+    path: str | Path,
+    specs: Sequence[AttackSpec | str],
+    *,
+    device: str = "auto",
+    threads: int = 1,
+    listener: Listener = silent,
+) -> Result:
+    """Attack the observations of a finished run again, without the federation; its clients only grade the results.
+
+    Parameters
+    ----------
+    path : str or Path
+        The run folder.
+    specs : sequence of AttackSpec or str
+        Which attacks; an attack that the run already holds replaces its rows.
+
+    Raises
+    ------
+    ScenarioError
+        If the folder holds no observations, or an attack is unknown or needs what the run's threat model withholds.
+    """
+    folder = RunFolder.open(Path(path))
+    device = pick_device(device)
+    wanted = tuple(AttackSpec(name=spec) if isinstance(spec, str) else spec for spec in specs)
+    scenario = folder.scenario
+    kind = Observation.load(next(folder.captures())).kind if any(folder.captures()) else None
+    if kind is None:
+        raise ScenarioError(f"{path}: no observations under captures/; the run was not curious, or no round was finished")
+    for spec in wanted:
+        build_attack(spec, "--attack", kind, scenario.threat.granted)
+    changed = scenario.model_copy(update={"attacks": wanted})
+    checked = check(changed, device)
+    names = {spec.name for spec in wanted}
+    folder.drop_rows("reconstructions.jsonl", lambda row: row["attack"] in names)
+    serving = Serving(changed, folder, device, listener)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        local = changed.model_copy(update={"federation": changed.federation.model_copy(update={"engine": "inprocess"})})
+        engine("inprocess").run(local, lambda grid, directory: _attack_captures(serving, checked, grid, directory))
+    finally:
+        torch.set_num_threads(before)
+        folder.add_attacks(wanted)
+        summary = write_summary(folder)
+        write_report(folder.path)
+    return Result(folder.path, summary)
+
+
+def _attack_captures(serving: Serving, checked: Checked, grid: Any, directory: Any) -> None:
+    spy = make_spy(serving, directory, checked.model, checked.data)
+    by_round = groupby(serving.folder.captures(), key=lambda path: path.name.split("-")[0])
+    for server_round, paths in by_round:
+        observations = [spy.complete(Observation.load(path)) for path in paths]
+        spy.attack(int(server_round[1:]), observations, grid)
+
+
+def write_summary(folder: RunFolder) -> Row:
+    """Write and return ``summary.json`` from what the folder holds."""
+    manifest, rounds = folder.manifest, [row for row in folder.rows("rounds.jsonl") if row["round"] > 0]
+    rows = folder.rows("reconstructions.jsonl")
+    failed = {
+        (row["round"], row["client"], row["attack"]) for row in rows if row["error"] and "invalid-reply" not in row["flags"]
+    }
+    has_model = (folder.path / "checkpoint.safetensors").exists()
+    summary = {
+        "scenario": manifest["scenario"]["name"],
+        "digest": manifest["digest"],
+        "engine": manifest["engine"],
+        "seed": manifest["scenario"]["seed"],
+        "rounds": len(rounds),
+        "client_errors": sum(len(row["failures"]) for row in rounds),
+        "attack_failures": len(failed),
+        "utility": {
+            "accuracy": [row["accuracy"] for row in rounds if row["accuracy"] is not None],
+            "loss": [row["loss"] for row in rounds if row["loss"] is not None],
+        },
+        "leakage": summarise(rows),
+        "model_sha256": model_digest(final_model(folder)) if has_model else "",
+    }
+    folder.write_json("summary.json", summary)
+    return summary
+
+
+def pick_device(device: str) -> str:
+    """Return ``device``, with ``"auto"`` as CUDA if there is any and the CPU otherwise.
+
+    Raises
+    ------
+    ScenarioError
+        If the device is not usable.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    check_device(device)
+    return device
+
+
+def _start(scenario: Scenario | str | Path, out: str | Path | None, device: str) -> tuple[RunFolder, Checked]:
+    given = scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
+    path = Path(out) if out is not None else default_folder(given)
+    if path.exists():
+        raise ScenarioError(f"{path}: exists already; choose another --out, or go on with --resume {path}")
+    checked = check(given, device)
+    return RunFolder.create(path, _manifest(checked, device)), checked
+
+
+def _reopen(path: Path, device: str) -> tuple[RunFolder, Checked]:
+    folder = RunFolder.open(path)
+    done, _, _ = folder.load_checkpoint()
+    if done >= folder.scenario.federation.rounds:
+        raise ScenarioError(f"{path}: all {done} rounds are done already; nothing to resume")
+    checked = check(folder.scenario, device)
+    folder.forget_after(done)
+    return folder, checked
+
+
+def default_folder(scenario: Scenario) -> Path:
+    """Return ``runs/NAME-TIME``, with everything in the name that a folder should not hold replaced."""
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in scenario.name).strip(".-") or "run"
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _manifest(checked: Checked, device: str) -> Row:
+    scenario, data, model = checked.scenario, checked.data, checked.model
+    packages = ("fedleak", "flwr", "torch", "torchvision", "numpy")
+    return {
+        "scenario": json.loads(scenario.to_json()),
+        "digest": scenario.digest,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "device": device},
+        "engine": scenario.federation.engine,
+        "threat": {"preset": scenario.threat.preset, "granted": sorted(scenario.threat.granted)},
+        "input": vars(data.input),
+        "class_names": list(data.source.class_names),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "model_names": list(model.state_dict()),
+        "has_test_split": data.source.test is not None,
+    }

@@ -1,0 +1,31 @@
+"""How far a guessed batch's gradient is from the observed one: pure functions of two lists of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def squared_distance(guessed: Sequence[Tensor], observed: Sequence[Tensor]) -> Tensor:
+    """Return the sum of squared differences relative to the observed sum of squares; 0 when equal, scalar.
+
+    Deep Leakage from Gradients' objective (arXiv 1906.08935), divided by a constant so that one tolerance fits all nets.
+    """
+    difference = torch.stack([(a - b).square().sum() for a, b in zip(guessed, observed, strict=True)]).sum()
+    return difference / _squared_norm(observed).clamp_min(torch.finfo(difference.dtype).tiny)
+
+
+def cosine_distance(guessed: Sequence[Tensor], observed: Sequence[Tensor]) -> Tensor:
+    """Return one minus the cosine of the angle between the two gradients, in [0, 2], scalar.
+
+    Inverting Gradients' objective (arXiv 2003.14053): all tensors as one vector, blind to its length.
+    """
+    product = torch.stack([(a * b).sum() for a, b in zip(guessed, observed, strict=True)]).sum()
+    lengths = (_squared_norm(guessed) * _squared_norm(observed)).sqrt()
+    return 1 - product / lengths.clamp_min(torch.finfo(product.dtype).tiny)
+
+
+def _squared_norm(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack([tensor.square().sum() for tensor in tensors]).sum()

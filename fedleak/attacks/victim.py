@@ -1,0 +1,68 @@
+"""The clients' network with the parameters that the server sent, ready to be differentiated twice."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from fedleak.observation import InputSpec, Observation
+
+
+class Victim:
+    """What a client computed, as a function of the batch that the attacker guesses.
+
+    BatchNorm follows the client's mode if it is known, and eval mode otherwise. Dropout is off: its masks are the
+    client's own.
+
+    Parameters
+    ----------
+    model : Module
+        Of the clients' architecture; not changed.
+    observation : Observation
+        Gives the parameters, the buffers and the input description.
+    device : torch.device
+        Where to compute.
+    dtype : torch.dtype
+        Precision to compute in.
+    """
+
+    def __init__(
+        self, model: nn.Module, observation: Observation, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
+        def place(value: Tensor) -> Tensor:
+            return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+
+        self.input: InputSpec = observation.input
+        self.parameters = {name: place(value).requires_grad_() for name, value in observation.parameters.items()}
+        self.observed = [place(value) for value in observation.gradient().values()]
+        self._buffers = {name: place(value) for name, value in observation.buffers.items()}
+        self._model = copy.deepcopy(model).to(device)
+        train = observation.local is not None and observation.local.mode == "train"
+        for module in self._model.modules():
+            module.train(train and not isinstance(module, nn.modules.dropout._DropoutNd))
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Return the logits (B, K) of model inputs (B, C, H, W)."""
+        # BatchNorm writes its running statistics in train mode; they must stay as they were sent.
+        buffers = {name: value.clone() for name, value in self._buffers.items()}
+        out: Tensor = functional_call(self._model, {**self.parameters, **buffers}, (inputs,))
+        return out
+
+    def gradient(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
+        """Return the gradient of the mean cross-entropy by parameter, differentiable in the arguments.
+
+        Parameters
+        ----------
+        inputs : Tensor
+            Model inputs (B, C, H, W).
+        targets : Tensor
+            Class probabilities (B, K).
+        """
+        loss = functional.cross_entropy(self.logits(inputs), targets)
+        parameters = list(self.parameters.values())
+        found = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]

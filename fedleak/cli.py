@@ -1,0 +1,225 @@
+"""The command line: ``fedleak run | attack | report | list | explain | check``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from fedleak import __version__
+from fedleak.errors import FedleakError, ScenarioError
+
+if TYPE_CHECKING:
+    from fedleak.api import Result
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="A federated-learning testbed with an attacker built in.\n\n"
+    "Flower clients train on private images; a curious server rebuilds their batches from the updates it receives. "
+    "Start with [bold]fedleak run scenarios/quickstart.toml[/bold], then open the report.html that it names.",
+)
+console = Console()
+errors = Console(stderr=True)
+
+ScenarioFile = Annotated[Path, typer.Argument(help="Scenario in TOML, such as scenarios/quickstart.toml.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as --set federation.rounds=5 (repeatable)."),
+]
+Device = Annotated[str, typer.Option(help="Where attacks compute: auto (CUDA if there is any), cpu, cuda, cuda:1 ...")]
+Threads = Annotated[
+    int, typer.Option(min=1, help="Threads for the attacks; with 1, numbers do not depend on the machine's cores.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Flower's own log as well.")]
+
+
+@app.command()
+def run(
+    scenario: Annotated[
+        Path | None, typer.Argument(help="Scenario in TOML; leave it out with --resume.", show_default=False)
+    ] = None,
+    set_: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to make. [default: runs/NAME-TIME]", show_default=False)] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with this interrupted run folder, after its last whole round.")
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = 1,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run a scenario: train the federation, attack it in every round, write the run folder and its report.
+
+    Exit code: 0 done; 1 done, but clients failed or the run broke off; 2 wrong input, nothing started; 130 interrupted.
+    """
+    _quieten(verbose)
+    from fedleak import api, load_scenario
+    from fedleak.report.live import Live
+
+    if resume is not None and (scenario is not None or out is not None or set_):
+        raise ScenarioError(
+            "--resume takes the folder's own scenario and goes on in the folder; leave out SCENARIO, --out and --set"
+        )
+    if resume is None and scenario is None:
+        raise ScenarioError("which scenario? expected a TOML file, such as: fedleak run scenarios/quickstart.toml")
+    given = load_scenario(scenario, set_ or []) if scenario is not None else resume
+    assert given is not None
+    place: list[Path] = []
+    with Live(errors, quiet=quiet) as live:
+        try:
+            result = api.run(given, out=out, resume=resume, device=device, threads=threads, listener=live, on_start=place.append)
+        except KeyboardInterrupt:
+            live.stop()
+            _interrupted(place, "run")
+    _finish(result)
+
+
+@app.command()
+def attack(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished or interrupted run.", show_default=False)],
+    attack: Annotated[list[str], typer.Option("--attack", help="Attack to run (repeatable); `fedleak list` names them.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Parameter of the attacks, such as --set restarts=3 (repeatable)."),
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = 1,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Attack a run's captures again, without the federation; an attack that it already holds is replaced."""
+    _quieten(verbose)
+    from fedleak import api
+    from fedleak.report.live import Live
+    from fedleak.scenario import attack_specs
+
+    with Live(errors, quiet=quiet) as live:
+        try:
+            result = api.attack_run(folder, attack_specs(attack, set_ or []), device=device, threads=threads, listener=live)
+        except KeyboardInterrupt:
+            live.stop()
+            _interrupted([folder], "attack")
+    _finish(result)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]) -> None:
+    """Write a run folder's summary.json and report.html again, from the rows that it holds."""
+    _quieten(False)
+    from fedleak import api
+    from fedleak.report.html import write_report
+    from fedleak.runs import RunFolder
+
+    opened = RunFolder.open(folder)
+    summary = api.write_summary(opened)
+    write_report(folder)
+    _finish(api.Result(folder, summary))
+
+
+@app.command("list")
+def list_() -> None:
+    """List what a scenario can name: attacks, defenses, label rules, data sources, models, strategies."""
+    _quieten(False)
+    from fedleak.catalogue import catalogue
+
+    for heading, entries in catalogue().items():
+        console.print(f"[bold]{heading}[/bold]")
+        width = max(len(name) for name in entries)
+        for name, line in entries.items():
+            console.print(f"  {name:<{width}}  {escape(line)}", highlight=False, soft_wrap=True)
+    console.print("\n[dim]fedleak explain NAME tells the formula, source and parameters of one.[/dim]")
+
+
+@app.command()
+def explain(
+    name: Annotated[str, typer.Argument(help="Name of a plugin, as `fedleak list` prints it.", show_default=False)],
+) -> None:
+    """Explain one plugin: what it does, its formula and source, its parameters with their defaults, and what it needs."""
+    _quieten(False)
+    from fedleak.catalogue import explanation
+
+    console.print(escape(explanation(name)), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def check(scenario: ScenarioFile, set_: Overrides = None) -> None:
+    """Validate a scenario, and say how hard its case is, before anything is spent."""
+    _quieten(False)
+    from fedleak import load_scenario
+    from fedleak.check import check as check_scenario
+    from fedleak.check import difficulty
+
+    checked = check_scenario(load_scenario(scenario, set_ or []))
+    found = difficulty(checked)
+    console.print(
+        f"[bold]{escape(checked.scenario.name)}[/bold] can run. Digest {checked.scenario.digest[:12]}.", highlight=False
+    )
+    width = max(len(name) for name, _ in found.facts)
+    for name, value in found.facts:
+        console.print(f"  {name:<{width}}  {escape(value)}", highlight=False, soft_wrap=True)
+    console.print(escape(found.verdict), highlight=False, soft_wrap=True)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.print(f"fedleak {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Hold the options that stand before a command."""
+
+
+def main() -> None:
+    """Run the command line; turn expected errors into one line and an exit code."""
+    sys.path.insert(0, str(Path.cwd()))  # a scenario may name the user's own module beside it
+    try:
+        app()
+    except ScenarioError as error:
+        errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except FedleakError as error:
+        errors.print(f"[red]failed:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _finish(result: Result) -> None:
+    from fedleak.report.terminal import leakage_table
+
+    summary = result.summary
+    if summary["leakage"]:
+        console.print(leakage_table(summary["leakage"]))
+    accuracy = summary["utility"]["accuracy"]
+    if accuracy:
+        console.print(f"Test accuracy after the last round: {accuracy[-1]:.1%}", highlight=False)
+    if summary["attack_failures"]:
+        console.print(f"{summary['attack_failures']} update(s) gave an attack no images; the report says why.", highlight=False)
+    console.print(f"Report: {escape(str(result.report))}", highlight=False, soft_wrap=True)
+    if summary["client_errors"]:
+        errors.print(f"[red]{summary['client_errors']} client reply(s) failed[/red]; the report names them.", highlight=False)
+        sys.exit(1)
+
+
+def _interrupted(place: list[Path], command: str) -> None:
+    if place:
+        on = f"; go on with: fedleak run --resume {place[0]}" if command == "run" else ""
+        errors.print(f"Interrupted. What is done is kept in {escape(str(place[0]))}{on}", highlight=False, soft_wrap=True)
+    sys.exit(130)
+
+
+def _quieten(verbose: bool) -> None:
+    """Keep Flower's log out of the way, unless asked for."""
+    logging.getLogger("flwr").setLevel(logging.INFO if verbose else logging.ERROR)

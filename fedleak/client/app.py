@@ -1,0 +1,112 @@
+"""The Flower ClientApp: trains on its shard, and answers the testbed's queries after the attack.
+
+Everything about the experiment comes from ``run_config["scenario"]`` (JSON) and the node's ``partition-id``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedleak.client.batches import client_data, private_batch
+from fedleak.client.mod import chain_for, defense_mod, scenario_of
+from fedleak.client.training import train
+from fedleak.errors import FedleakError
+from fedleak.evaluation.grade import grade
+from fedleak.evaluation.wire import grades_to_record
+from fedleak.scenario import Scenario
+from fedleak.seeding import Seed
+
+app = ClientApp(mods=[defense_mod])
+
+
+@app.train()
+def on_train(msg: Message, context: Context) -> Message:
+    """Train on the received model and reply with the gradient or the weights."""
+    scenario, client = scenario_of(context), partition_of(context)
+    config: dict[str, Any] = dict(_config(msg))
+    received = dict(msg.content.array_records["arrays"].to_torch_state_dict())
+    mu = float(config.get("proximal-mu", 0.0))
+    trained = train(scenario, chain_for(context), received, client, int(config["server-round"]), mu)
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord(trained.arrays),  # type: ignore[arg-type]
+            "metrics": MetricRecord({"num-examples": trained.num_examples, "train_loss": trained.loss}),
+            "fedleak": ConfigRecord({"buffers": trained.buffers}),
+        }
+    )
+    return Message(content, reply_to=msg)
+
+
+@app.query("whoami")
+def on_whoami(msg: Message, context: Context) -> Message:
+    """Reply with the partition id, by which the server orders clients and replies."""
+    return Message(RecordDict({"who": MetricRecord({"partition-id": partition_of(context)})}), reply_to=msg)
+
+
+@app.query("labels")
+def on_labels(msg: Message, context: Context) -> Message:
+    """Reply with the sorted labels of the round's batch: only if the threat model grants them to the attacker."""
+    scenario, client = scenario_of(context), partition_of(context)
+    if scenario.threat.preset in {"updates-only", "local-training-known"}:
+        raise FedleakError(f"the threat preset '{scenario.threat.preset}' does not grant the labels")
+    labels = _labels(scenario, client, int(_config(msg)["server-round"]))  # type: ignore[arg-type]
+    return Message(RecordDict({"facts": MetricRecord({"labels": sorted(labels)})}), reply_to=msg)
+
+
+@app.query("grade")
+def on_grade(msg: Message, context: Context) -> Message:
+    """Grade one attack's reconstruction against the private batch, here where the batch is.
+
+    The reply holds metrics only; with ``evaluation.truth = "reveal"`` and if asked, the batch itself as well.
+    """
+    scenario, client = scenario_of(context), partition_of(context)
+    config = _config(msg)
+    server_round = int(config["server-round"])  # type: ignore[arg-type]
+    data = client_data(scenario)
+    shard = data.shard(client)
+    positions = private_batch(scenario, len(shard), client, server_round)
+    truth, labels = data.images(shard[positions]), data.labels(shard[positions])
+    arrays = msg.content.array_records["reconstruction"].to_torch_state_dict()
+    grades = grade(
+        arrays.get("images"),
+        [int(label) for label in config["labels"]] if "labels" in config else None,  # type: ignore[union-attr]
+        truth,
+        labels,
+        data.images(shard),
+        positions.tolist(),
+        arrays["mean_image"],
+        Seed(scenario.seed).derive("baseline", client, server_round),
+    )
+    content = RecordDict({"grades": grades_to_record(grades)})
+    if scenario.evaluation.truth == "reveal":
+        content["truth"] = MetricRecord({"labels": labels.tolist()})
+        if config.get("reveal"):
+            content["images"] = ArrayRecord({"images": truth})  # type: ignore[dict-item]
+    return Message(content, reply_to=msg)
+
+
+def partition_of(context: Context) -> int:
+    """Return the client's partition id.
+
+    Raises
+    ------
+    FedleakError
+        If the node was started without one.
+    """
+    if "partition-id" not in context.node_config:
+        raise FedleakError("this node has no partition-id; start it with --node-config 'partition-id=0 num-partitions=2'")
+    return int(context.node_config["partition-id"])
+
+
+def _config(msg: Message) -> ConfigRecord:
+    return msg.content.config_records["config"]
+
+
+def _labels(scenario: Scenario, client: int, server_round: int) -> list[int]:
+    data = client_data(scenario)
+    shard = data.shard(client)
+    labels: list[int] = data.labels(shard[private_batch(scenario, len(shard), client, server_round)]).tolist()
+    return labels

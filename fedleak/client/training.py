@@ -1,0 +1,116 @@
+"""Local training: one gradient (FedSGD), or the weights after several steps of SGD (FedAvg)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedleak.client.batches import client_data, local_steps
+from fedleak.defenses.base import DefenseChain
+from fedleak.models import build_model
+from fedleak.observation import Tensors
+from fedleak.scenario import Scenario
+from fedleak.seeding import Seed
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What local training made.
+
+    Attributes
+    ----------
+    arrays : dict of str to Tensor
+        By state-dict name: for FedSGD the mean gradient of each parameter, for FedAvg the parameter's new value; and
+        the new value of each buffer.
+    buffers : list of str
+        Which of the names are buffers.
+    num_examples : int
+        Images that were trained on in one pass.
+    loss : float
+        Mean cross-entropy of the local steps, in nats.
+    """
+
+    arrays: Tensors
+    buffers: list[str]
+    num_examples: int
+    loss: float
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread inside the block: sums over several threads differ in their last bits between machines."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def train(
+    scenario: Scenario, chain: DefenseChain, received: Tensors, client: int, server_round: int, proximal_mu: float = 0.0
+) -> Trained:
+    """Train on the client's batches of this round, starting from the received global model.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        Says how.
+    chain : DefenseChain
+        Its hooks on the model and on the batches run here; the hook on the update runs in the Flower mod.
+    received : dict of str to Tensor
+        The global state dict.
+    client, server_round : int
+        Partition id from 0, and round from 1.
+    proximal_mu : float
+        Weight of FedProx' pull towards the received weights (arXiv 1812.06127), sent by that strategy.
+    """
+    data = client_data(scenario)
+    shard = data.shard(client)
+    device = torch.device(scenario.local.device)
+    seed = Seed(scenario.seed).derive("training", client, server_round)
+    with one_thread(), seed.isolated():
+        model = build_model(scenario.model, data.input, scenario.seed)
+        model.load_state_dict(received)
+        model.to(device).train(scenario.local.mode == "train")
+        chain.on_model(model, server_round, client)
+        steps = local_steps(scenario, len(shard), client, server_round)
+        total, gradient = 0.0, {}
+        for number, positions in enumerate(steps):
+            images, labels = data.images(shard[positions]), data.labels(shard[positions])
+            images, labels = chain.on_batch(images, labels, server_round, client, number)
+            loss, gradient = gradient_of(model, data.input.normalize(images).to(device), labels.to(device))
+            total += loss
+            if scenario.federation.protocol == "fedavg":
+                step(model, gradient, scenario.local.learning_rate, received, proximal_mu)
+    state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    buffers = [name for name in state if name not in gradient]
+    if scenario.federation.protocol == "fedsgd":
+        state = {name: gradient[name].cpu() if name in gradient else value for name, value in state.items()}
+    return Trained(state, buffers, sum(len(s) for s in steps[: _per_pass(scenario, len(shard))]), total / len(steps))
+
+
+def gradient_of(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[float, Tensors]:
+    """Return the mean cross-entropy and its gradient by parameter name."""
+    named = dict(model.named_parameters())
+    loss = functional.cross_entropy(model(inputs), labels)
+    gradient = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    pairs = zip(named.items(), gradient, strict=True)
+    return float(loss), {name: torch.zeros_like(value) if g is None else g for (name, value), g in pairs}
+
+
+def step(model: nn.Module, gradient: Tensors, learning_rate: float, anchor: Tensors, proximal_mu: float = 0.0) -> None:
+    """Take one step of plain SGD in place, pulled towards ``anchor`` with weight ``proximal_mu``."""
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            pull = proximal_mu * (value - anchor[name].to(value.device)) if proximal_mu else 0.0
+            value -= learning_rate * (gradient[name] + pull)
+
+
+def _per_pass(scenario: Scenario, shard_size: int) -> int:
+    return max(1, -(-shard_size // min(scenario.local.batch_size, shard_size)))

@@ -1,0 +1,119 @@
+"""What every engine is: a place where a federation runs; it hands the server a Grid to its clients."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from fedleak.errors import FedleakError, ScenarioError
+from fedleak.scenario import Scenario
+from fedleak.server.replies import Directory
+
+Serve = Callable[[Grid, Directory], None]
+
+
+class Engine(Protocol):
+    """Runs the clients of a scenario."""
+
+    def run(self, scenario: Scenario, serve: Serve) -> None:
+        """Start the clients, call ``serve`` with a grid that reaches them and a directory of them, and stop them.
+
+        Whatever ``serve`` raises is raised again here, after the clients are stopped.
+        """
+
+
+def engine(name: str) -> Engine:
+    """Return the engine called ``name``.
+
+    Raises
+    ------
+    ScenarioError
+        If this version has no such engine.
+    """
+    if name == "inprocess":
+        from fedleak.engines.inprocess import InProcess
+
+        return InProcess()
+    if name == "ray":
+        from fedleak.engines.ray import Ray
+
+        return Ray()
+    raise ScenarioError(f"federation.engine: '{name}' is not available in this version; use 'inprocess' or 'ray'")
+
+
+class OrderedGrid(Grid):
+    """A grid whose nodes and replies come in the order of their partitions.
+
+    Flower's node ids are random and replies arrive in any order; strategies sample and sum in that order, so that
+    without this two runs differ in their clients and in the last bits of their models.
+
+    Parameters
+    ----------
+    grid : Grid
+        The engine's own.
+    clients : int
+        Nodes to wait for.
+    stop : threading.Event, optional
+        When set, waiting for replies ends with :class:`FedleakError`.
+    """
+
+    def __init__(self, grid: Grid, clients: int, stop: threading.Event | None = None) -> None:
+        self._grid = grid
+        self._stop = stop or threading.Event()
+        self._wait_for(clients)
+        self.directory = Directory(grid, clients)
+
+    def set_run(self, run: Run) -> None:
+        """Delegate."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """Delegate."""
+        return self._grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Delegate."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the node ids by partition."""
+        return sorted(self._grid.get_node_ids(), key=self.directory.partition)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Delegate."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Delegate."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push, wait for the replies until ``timeout`` seconds have passed, and return them by partition."""
+        waiting = set(self._grid.push_messages(messages))
+        replies: list[Message] = []
+        deadline = time.monotonic() + timeout if timeout is not None else None
+        while waiting and (deadline is None or time.monotonic() < deadline):
+            if self._stop.is_set():
+                raise FedleakError("interrupted while waiting for the clients")
+            arrived = list(self._grid.pull_messages(waiting))
+            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
+            replies += arrived
+            if waiting:
+                self._stop.wait(0.02)
+        return sorted(replies, key=lambda reply: self.directory.partition(reply.metadata.src_node_id))
+
+    def _wait_for(self, clients: int, seconds: float = 60.0) -> None:
+        deadline = time.monotonic() + seconds
+        while (found := len(list(self._grid.get_node_ids()))) < clients:
+            if time.monotonic() > deadline or self._stop.is_set():
+                raise FedleakError(f"only {found} of {clients} clients connected within {seconds:.0f} s")
+            time.sleep(0.02)

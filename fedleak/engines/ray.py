@@ -1,0 +1,82 @@
+"""Flower's simulation engine: clients run in Ray actors, spread over the cores."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from flwr.app import Context, RecordDict
+from flwr.serverapp import Grid, ServerApp
+from flwr.simulation.run_simulation import _run_simulation
+from flwr.supercore.constant import NOOP_FEDERATION_ID
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supercore.telemetry import EventType
+
+from fedleak.client.app import app as client_app
+from fedleak.engines.base import OrderedGrid, Serve
+from fedleak.scenario import Scenario
+
+_RUN_ID = 1
+# Flower reads the clients' run_config from the app folder's pyproject.toml, in which every overridden key must exist.
+_APP = '[project]\nname = "fedleak-run"\nversion = "0"\n[tool.flwr.app]\npublisher = "fedleak"\n[tool.flwr.app.config]\nscenario = ""\n'
+
+
+class Ray:
+    """Run clients in Ray actors, one CPU each."""
+
+    def run(self, scenario: Scenario, serve: Serve) -> None:
+        """Call ``serve``, in a thread of this process, with a grid to the actors."""
+        import ray
+
+        started_here = not ray.is_initialized()
+        if started_here:
+            # Actors import what this process can import, such as the user's own model module.
+            os.environ["PYTHONPATH"] = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
+        stop = threading.Event()
+        failure: list[BaseException] = []
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                self._simulate(scenario, serve, Path(folder), stop, failure)
+        finally:
+            stop.set()
+            if started_here:
+                ray.shutdown()
+        if failure:
+            raise failure[0]
+
+    def _simulate(
+        self, scenario: Scenario, serve: Serve, folder: Path, stop: threading.Event, failure: list[BaseException]
+    ) -> None:
+        (folder / "pyproject.toml").write_text(_APP, encoding="utf-8")
+        server_app = ServerApp()
+
+        @server_app.main()
+        def main(grid: Grid, context: Context) -> None:
+            try:
+                ordered = OrderedGrid(grid, scenario.federation.clients, stop)
+                serve(ordered, ordered.directory)
+            # Flower logs and hides what a ServerApp raises; keep it, to raise it where the run was asked for.
+            except BaseException as error:  # noqa: BLE001
+                failure.append(error)
+
+        run = Run.create_empty(run_id=_RUN_ID)
+        run.primary_task_id, run.federation_id = _RUN_ID, NOOP_FEDERATION_ID
+        run.override_config = {"scenario": scenario.to_json()}
+        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = _RUN_ID
+        _run_simulation(
+            num_supernodes=scenario.federation.clients,
+            server_app=server_app,
+            client_app=client_app,
+            app_dir=str(folder),
+            is_app=True,
+            run=run,
+            server_app_context=Context(run_id=_RUN_ID, node_id=0, node_config={}, state=RecordDict(), run_config={}),
+            backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+            exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
+        )

@@ -1,0 +1,199 @@
+"""The run folder: everything a run did, appended and flushed as it happens, so that a killed run keeps all it had.
+
+::
+
+    manifest.json            scenario, digest, versions, machine, threat
+    rounds.jsonl             one line a round; round 0 is the initial model
+    reconstructions.jsonl    one line an image
+    captures/                one observation a file (safetensors)
+    images/                  PNG, truth and reconstructions
+    checkpoint.safetensors   the global model and the strategy's state after the last whole round
+    summary.json  report.html
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from fedleak.errors import ScenarioError
+from fedleak.observation import Observation
+from fedleak.scenario import AttackSpec, Scenario
+
+Row = dict[str, Any]
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+class RunFolder:
+    """One run's folder, private to its owner because it may hold private images.
+
+    Parameters
+    ----------
+    path : Path
+        The folder; see :meth:`create` and :meth:`open`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, manifest: Row) -> RunFolder:
+        """Make a new folder with its manifest.
+
+        Raises
+        ------
+        ScenarioError
+            If something is there already, or the place cannot be written.
+        """
+        if path.exists():
+            raise ScenarioError(f"{path}: exists already; choose another --out, or go on with --resume {path}")
+        try:
+            path.mkdir(parents=True, mode=0o700)
+            for name in ("captures", "images"):
+                (path / name).mkdir(mode=0o700)
+        except OSError as error:
+            raise ScenarioError(f"{path}: cannot be made ({error.strerror}); choose another --out") from error
+        folder = cls(path)
+        folder.write_json("manifest.json", manifest)
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Open the folder of an earlier run.
+
+        Raises
+        ------
+        ScenarioError
+            If it holds no manifest.
+        """
+        if not (path / "manifest.json").is_file():
+            raise ScenarioError(f"{path}: no run folder (it has no manifest.json); expected the --out of an earlier run")
+        return cls(path)
+
+    @property
+    def manifest(self) -> Row:
+        """The manifest, as read from disk."""
+        manifest: Row = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
+        return manifest
+
+    @property
+    def scenario(self) -> Scenario:
+        """The scenario that the run was started with."""
+        return Scenario.model_validate(self.manifest["scenario"])
+
+    def append(self, name: str, rows: Iterable[Row]) -> None:
+        """Append rows to a JSON-lines file and flush them to the disk."""
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rows(self, name: str) -> list[Row]:
+        """Read a JSON-lines file; a last line torn by a kill is left out."""
+        path = self.path / name
+        if not path.exists():
+            return []
+        rows = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def write_json(self, name: str, content: Row) -> None:
+        """Write a JSON file whole: a reader sees the old one or the new one."""
+        self._replace(name, json.dumps(content, indent=1, allow_nan=False).encode())
+
+    def save_capture(self, observation: Observation) -> None:
+        """Write what the server saw of one client in one round."""
+        observation.save(self.path / "captures" / f"{stem(observation.round, observation.client)}.safetensors")
+
+    def captures(self) -> Iterator[Path]:
+        """Iterate over the files of observations, by round and client."""
+        return iter(sorted((self.path / "captures").glob("r*-c*.safetensors")))
+
+    def save_image(self, name: str, image: Tensor) -> str:
+        """Write an image (C, H, W) in [0, 1] as PNG; return its path within the folder."""
+        pixels = (image.detach().cpu().clamp(0, 1).nan_to_num(0.5) * 255).round().byte().permute(1, 2, 0).numpy()
+        relative = f"images/{name}.png"
+        Image.fromarray(pixels.squeeze()).save(self.path / relative)
+        return relative
+
+    def save_checkpoint(self, server_round: int, arrays: Arrays, state: Row) -> None:
+        """Write the global model and the strategy's state after a whole round, replacing the one before."""
+        target = self.path / "checkpoint.safetensors"
+        temporary = target.with_suffix(".tmp")
+        save_file(
+            {name: np.ascontiguousarray(value) for name, value in arrays.items()},
+            temporary,
+            metadata={"round": str(server_round), "state": json.dumps(state)},
+        )
+        temporary.replace(target)
+
+    def load_checkpoint(self) -> tuple[int, Arrays, Row]:
+        """Read what :meth:`save_checkpoint` wrote: the round, the arrays, and the strategy's state.
+
+        Raises
+        ------
+        ScenarioError
+            If the run finished no round.
+        """
+        path = self.path / "checkpoint.safetensors"
+        if not path.exists():
+            raise ScenarioError(f"{path}: missing, so no whole round was finished; start the run again with another --out")
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata()
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        return int(metadata["round"]), arrays, json.loads(metadata["state"])
+
+    def drop_rows(self, name: str, unwanted: Callable[[Row], bool]) -> None:
+        """Rewrite a JSON-lines file without the rows for which ``unwanted`` is true."""
+        kept = [row for row in self.rows(name) if not unwanted(row)]
+        self._replace(name, "".join(json.dumps(row) + "\n" for row in kept).encode())
+
+    def add_attacks(self, specs: Iterable[AttackSpec]) -> None:
+        """Name further attacks in the manifest, so that the report shows their parameters."""
+        manifest, new = self.manifest, {spec.name: spec.model_dump(mode="json") for spec in specs}
+        others = [spec for spec in manifest["scenario"]["attacks"] if spec["name"] not in new]
+        manifest["scenario"]["attacks"] = [*others, *new.values()]
+        self.write_json("manifest.json", manifest)
+
+    def forget_after(self, server_round: int) -> None:
+        """Drop the rows and captures of rounds after ``server_round``, which a killed run left unfinished."""
+        for name in ("rounds.jsonl", "reconstructions.jsonl"):
+            self.drop_rows(name, lambda row: row["round"] > server_round)
+        for path in self.captures():
+            if int(path.name[1:].split("-")[0]) > server_round:
+                path.unlink()
+
+    def _replace(self, name: str, content: bytes) -> None:
+        temporary = self.path / f"{name}.tmp"
+        temporary.write_bytes(content)
+        temporary.replace(self.path / name)
+
+
+def stem(server_round: int, client: int) -> str:
+    """Return the start of the file names that belong to one client in one round."""
+    return f"r{server_round:03d}-c{client:03d}"
+
+
+def model_digest(arrays: Arrays) -> str:
+    """Return the SHA-256 of a model: names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        value = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {value.dtype} {arrays[name].shape} ".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()

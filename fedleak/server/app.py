@@ -1,0 +1,195 @@
+"""The server's side of a run: builds the strategy, lets Flower's own loop drive it, and accounts for each round."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import nn
+from torch.nn import functional
+
+from fedleak.data.federated import FederatedData, federated_data
+from fedleak.events import Event, Listener, silent
+from fedleak.models import build_model
+from fedleak.runs import Arrays, RunFolder
+from fedleak.scenario import Scenario
+from fedleak.seeding import Seed
+from fedleak.server.curious import HonestButCurious
+from fedleak.server.referee import Referee
+from fedleak.server.replies import Directory
+from fedleak.server.spy import Spy
+from fedleak.server.strategies import build_strategy, load_state, save_state
+from fedleak.server.wrapper import Resumed
+from fedleak.threat import Knowledge
+
+_EVALUATION_BATCH = 256
+_SURROGATE_IMAGES = 512
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What a server needs beside the clients.
+
+    Attributes
+    ----------
+    scenario : Scenario
+        The experiment.
+    folder : RunFolder
+        Takes everything that the run does.
+    device : str
+        Where attacks compute.
+    listener : Listener
+        Told what happens.
+    """
+
+    scenario: Scenario
+    folder: RunFolder
+    device: str = "cpu"
+    listener: Listener = silent
+
+
+def make_spy(serving: Serving, directory: Directory, model: nn.Module, data: FederatedData) -> Spy:
+    """Return the attack side of the server; of ``data`` it is given the public parts only."""
+    scenario = serving.scenario
+    test, surrogate = data.source.test, None
+    if Knowledge.SURROGATE in scenario.threat.granted and test is not None:
+        surrogate = test.load(np.linspace(0, len(test) - 1, min(len(test), _SURROGATE_IMAGES)).astype(int).tolist())
+    return Spy(
+        scenario,
+        serving.folder,
+        directory,
+        model,
+        input=data.input,
+        mean_image=data.mean_image(),
+        surrogate=surrogate,
+        device=serving.device,
+        listener=serving.listener,
+    )
+
+
+def federate(serving: Serving, grid: Grid, directory: Directory) -> None:
+    """Train for the scenario's rounds, from the last checkpoint if the folder has one.
+
+    Parameters
+    ----------
+    serving : Serving
+        The experiment and where its results go.
+    grid : Grid
+        Reaches the clients.
+    directory : Directory
+        Which node holds which partition.
+    """
+    scenario = serving.scenario
+    data = federated_data(scenario.data, scenario.federation.clients, scenario.seed)
+    model = build_model(scenario.model, data.input, scenario.seed)
+    buffers = frozenset(model.state_dict()) - {name for name, _ in model.named_parameters()}
+    trainer = build_strategy(scenario, buffers)
+    arrays = ArrayRecord(model.state_dict())  # type: ignore[arg-type]
+    done = 0
+    if (serving.folder.path / "checkpoint.safetensors").exists():
+        done, arrays = _restore(serving.folder, trainer)
+    referee = Referee(trainer, directory, Seed(scenario.seed))
+    spy = make_spy(serving, directory, model, data) if scenario.server.curious else None
+    strategy: Strategy = HonestButCurious(referee, spy) if spy else referee
+    ledger = Ledger(serving, trainer, referee, spy, model, data, done)
+    Resumed(strategy, done).start(
+        grid, arrays, num_rounds=scenario.federation.rounds - done, timeout=scenario.federation.timeout, evaluate_fn=ledger.close
+    )
+
+
+def _restore(folder: RunFolder, trainer: Strategy) -> tuple[int, ArrayRecord]:
+    done, stored, plain = folder.load_checkpoint()
+    load_state(trainer, plain, {name: value for name, value in stored.items() if name.startswith("state.")})
+    model = {name.removeprefix("model/"): value for name, value in stored.items() if name.startswith("model/")}
+    return done, ArrayRecord({name: Array(model[name]) for name in folder.manifest["model_names"]})
+
+
+class Ledger:
+    """Closes each round: test accuracy, checkpoint, one line in rounds.jsonl.
+
+    Flower calls :meth:`close` with the global model before the first round and after each round.
+    """
+
+    def __init__(
+        self,
+        serving: Serving,
+        trainer: Strategy,
+        referee: Referee,
+        spy: Spy | None,
+        model: nn.Module,
+        data: FederatedData,
+        rounds_done: int,
+    ) -> None:
+        self._serving = serving
+        self._trainer = trainer
+        self._referee = referee
+        self._spy = spy
+        self._model = model
+        self._data = data
+        self._done = rounds_done
+        self._since = time.perf_counter()
+
+    def close(self, flower_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        """Account for one finished round."""
+        server_round = flower_round + self._done
+        if flower_round == 0 and self._done:
+            self._announce(server_round + 1)
+            return None
+        row: dict[str, Any] = {"round": server_round, **self.test(arrays)}
+        if server_round:
+            spent = self._spy.seconds if self._spy else 0.0
+            row |= {
+                "clients": self._referee.asked,
+                "failures": [vars(failure) for failure in self._referee.failures],
+                "seconds": round(time.perf_counter() - self._since - spent, 4),
+                "attack_seconds": round(spent, 4),
+                "bytes_received": self._referee.bytes_received,
+            }
+        self._checkpoint(server_round, arrays)
+        self._serving.folder.append("rounds.jsonl", [row])
+        self._serving.listener(Event("round-done", row))
+        self._announce(server_round + 1)
+        self._since = time.perf_counter()
+        return None
+
+    def test(self, arrays: ArrayRecord) -> dict[str, float | None]:
+        """Return accuracy and mean cross-entropy (nats) on the test split, or ``None`` for both where there is none."""
+        test = self._data.source.test
+        if test is None:
+            return {"accuracy": None, "loss": None}
+        self._model.load_state_dict(arrays.to_torch_state_dict())
+        device = torch.device(self._serving.scenario.local.device)
+        model, right, loss = self._model.to(device).eval(), 0, 0.0
+        with torch.no_grad():
+            for start in range(0, len(test), _EVALUATION_BATCH):
+                indices = range(start, min(start + _EVALUATION_BATCH, len(test)))
+                inputs = self._data.input.normalize(test.load(indices)).to(device)
+                labels = torch.as_tensor(test.labels[start : start + _EVALUATION_BATCH], device=device)
+                logits = model(inputs)
+                right += int((logits.argmax(1) == labels).sum())
+                loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
+        self._model.cpu()
+        mean = loss / len(test)
+        return {"accuracy": right / len(test), "loss": mean if np.isfinite(mean) else None}
+
+    def _checkpoint(self, server_round: int, arrays: ArrayRecord) -> None:
+        plain, state = save_state(self._trainer)
+        model = {f"model/{name}": array.numpy() for name, array in arrays.items()}
+        self._serving.folder.save_checkpoint(server_round, model | state, plain)
+
+    def _announce(self, server_round: int) -> None:
+        rounds = self._serving.scenario.federation.rounds
+        if server_round <= rounds:
+            self._serving.listener(Event("round", {"round": server_round, "rounds": rounds}))
+
+
+def final_model(folder: RunFolder) -> Arrays:
+    """Return the global model after the last whole round, by state-dict name."""
+    _, stored, _ = folder.load_checkpoint()
+    return {name.removeprefix("model/"): value for name, value in stored.items() if name.startswith("model/")}

@@ -1,0 +1,141 @@
+"""After the attack: each client grades what was rebuilt of its batch, by a Flower query; the rows of the run folder."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor, nn
+
+from fedleak.attacks.base import Reconstruction
+from fedleak.evaluation.flags import grade_flags, result_flags, update_flags
+from fedleak.evaluation.grade import ImageGrade
+from fedleak.evaluation.wire import grades_from_record
+from fedleak.observation import Observation
+from fedleak.runs import Row, RunFolder, stem
+from fedleak.scenario import Scenario
+from fedleak.server.replies import Directory
+
+_METRICS = ("psnr", "ssim", "mse")
+
+
+class Grader:
+    """Have reconstructions graded by the clients they were taken from, and turn the grades into rows.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        Says whether clients reveal their batches to the report.
+    folder : RunFolder
+        Takes the images.
+    directory : Directory
+        Which node holds which partition.
+    mean_image : Tensor
+        (C, H, W), the public baseline.
+    """
+
+    def __init__(self, scenario: Scenario, folder: RunFolder, directory: Directory, mean_image: Tensor) -> None:
+        self._scenario = scenario
+        self._folder = folder
+        self._directory = directory
+        self._mean_image = mean_image
+
+    def grade(self, observation: Observation, result: Reconstruction, model: nn.Module, grid: Grid) -> list[Row]:
+        """Return one row for each private image, or one row that says why there is none."""
+        flags = [*update_flags(observation, model), *result_flags(result)]
+        if result.images is None:
+            return [self._failed(result, result.error or "no images", flags)]
+        reveal = not self._truth_path(observation, 0, exists=True)
+        [reply] = grid.send_and_receive([self._question(observation, result, reveal)]) or [None]
+        if reply is None or reply.has_error():
+            reason = "no answer" if reply is None else str(reply.error.reason)
+            return [self._failed(result, f"the client did not grade the reconstruction: {reason}", flags)]
+        grades = grades_from_record(reply.content.metric_records["grades"])
+        truth_labels = self._keep_truth(observation, reply)
+        duplicates = truth_labels is not None and len(set(truth_labels)) < len(truth_labels)
+        return [
+            self._row(result, grade, truth_labels, [*flags, *grade_flags([grade], duplicate_labels=duplicates)])
+            for grade in grades
+        ]
+
+    def _question(self, observation: Observation, result: Reconstruction, reveal: bool) -> Message:
+        assert result.images is not None
+        arrays = {"images": result.images.detach().cpu().float(), "mean_image": self._mean_image.float()}
+        config: dict[str, Any] = {"server-round": observation.round, "reveal": reveal}
+        if result.labels is not None:
+            config["labels"] = list(result.labels)
+        content = RecordDict({"reconstruction": ArrayRecord(arrays), "config": ConfigRecord(config)})  # type: ignore[arg-type]
+        return Message(content, dst_node_id=self._directory.node(observation.client), message_type="query.grade")
+
+    def _keep_truth(self, observation: Observation, reply: Message) -> list[int] | None:
+        """Save the revealed images, once for each client and round; return the true labels, if they came."""
+        if "images" in reply.content.array_records:
+            images = reply.content.array_records["images"].to_torch_state_dict()["images"]
+            for number, image in enumerate(images):
+                self._folder.save_image(f"{stem(observation.round, observation.client)}-truth-{number}", image)
+        if "truth" not in reply.content.metric_records:
+            return None
+        labels: Any = reply.content.metric_records["truth"]["labels"]
+        return [int(label) for label in labels]
+
+    def _truth_path(self, where: Observation | Reconstruction, number: int, *, exists: bool) -> str | None:
+        relative = f"images/{stem(where.round, where.client)}-truth-{number}.png"
+        return relative if not exists or (self._folder.path / relative).exists() else None
+
+    def _row(self, result: Reconstruction, grade: ImageGrade, labels: list[int] | None, flags: list[str]) -> Row:
+        png = None
+        if grade.matched is not None and result.images is not None and self._scenario.evaluation.truth == "reveal":
+            name = f"{stem(result.round, result.client)}-{result.attack}-{grade.image}"
+            png = self._folder.save_image(name, result.images[grade.matched])
+        return base_row(self._scenario, result) | {
+            "image": grade.image,
+            **{metric: _finite(getattr(grade, metric)) for metric in _METRICS},
+            "label": labels[grade.image] if labels is not None else None,
+            "label_restored": grade.label_restored,
+            "label_correct": grade.label_correct,
+            "identified": grade.identified,
+            "flags": list(dict.fromkeys(flags)),
+            "error": None,
+            "baseline": {
+                "random": {metric: _finite(getattr(grade, f"random_{metric}")) for metric in _METRICS},
+                "mean_image": {metric: _finite(getattr(grade, f"mean_{metric}")) for metric in _METRICS},
+            },
+            "truth_png": self._truth_path(result, grade.image, exists=True),
+            "png": png,
+        }
+
+    def _failed(self, result: Reconstruction, error: str, flags: list[str]) -> Row:
+        row = failed_row(self._scenario, result.attack, result.round, result.client, error, flags)
+        return row | {key: value for key, value in base_row(self._scenario, result).items() if key in row}
+
+
+def base_row(scenario: Scenario, result: Reconstruction) -> Row:
+    """Return the facts that all rows of one attacked update share."""
+    return {
+        "round": result.round,
+        "client": result.client,
+        "attack": result.attack,
+        "threat": scenario.threat.preset,
+        "defenses": [defense.name for defense in scenario.defenses],
+        "seconds": round(result.seconds, 4),
+        "cpu_seconds": round(result.cpu_seconds, 4),
+        "iterations": result.iterations,
+        "stop_reason": result.stop_reason,
+        "loss": _finite(result.loss),
+    }
+
+
+def failed_row(scenario: Scenario, attack: str, server_round: int, client: int, error: str, flags: list[str]) -> Row:
+    """Return the row of an update that gave no images."""
+    empty = Reconstruction(None, attack=attack, round=server_round, client=client, stop_reason="failed")
+    missing = dict.fromkeys(("image", *_METRICS, "label", "label_restored", "label_correct", "identified", "truth_png", "png"))
+    return base_row(scenario, empty) | missing | {"flags": list(dict.fromkeys(flags)), "error": error, "baseline": None}
+
+
+def _finite(value: float | None) -> float | None:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return float(value) if not isinstance(value, torch.Tensor) else float(value.item())

@@ -1,0 +1,189 @@
+"""The attack side of a curious server: records every round, attacks it, and has the results graded by the clients."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor, nn
+
+from fedleak.attacks.base import Attack, Progress, Reconstruction, attacks
+from fedleak.errors import ReplyError
+from fedleak.events import Event, Listener, silent
+from fedleak.observation import InputSpec, Observation
+from fedleak.runs import RunFolder
+from fedleak.scenario import AttackSpec, Scenario
+from fedleak.seeding import Seed
+from fedleak.server.grading import Grader, failed_row
+from fedleak.server.observing import observe_reply
+from fedleak.server.replies import Directory
+from fedleak.threat import Knowledge
+
+
+class Spy:
+    """Look at each round's replies: save the observations, attack them, write the graded rows.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        Which attacks, at which rounds, and what they may know.
+    folder : RunFolder
+        Takes captures, images and rows.
+    directory : Directory
+        Which node holds which partition.
+    model : Module
+        Of the architecture that the clients train.
+    input : InputSpec
+        What the model takes.
+    mean_image : Tensor
+        (C, H, W), the public baseline.
+    surrogate : Tensor, optional
+        Public images (N, C, H, W) in [0, 1].
+    device : str
+        Where attacks compute.
+    listener : Listener
+        Told what happens.
+
+    Attributes
+    ----------
+    attack_failures : int
+        Updates that an attack could not turn into images, over all rounds so far.
+    seconds : float
+        Wall time spent looking at the latest round.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        folder: RunFolder,
+        directory: Directory,
+        model: nn.Module,
+        *,
+        input: InputSpec,
+        mean_image: Tensor,
+        surrogate: Tensor | None = None,
+        device: str = "cpu",
+        listener: Listener = silent,
+    ) -> None:
+        self.attack_failures = 0
+        self.seconds = 0.0
+        self._scenario = scenario
+        self._folder = folder
+        self._directory = directory
+        self._model = model
+        self._input = input
+        self._surrogate = surrogate
+        self._device = device
+        self._listener = listener
+        self._buffers = frozenset(model.state_dict()) - {name for name, _ in model.named_parameters()}
+        self._attacks = [(spec, attacks.get(spec.name)(**spec.parameters)) for spec in scenario.attacks]
+        self._grader = Grader(scenario, folder, directory, mean_image)
+
+    def look(self, server_round: int, sent: ArrayRecord, replies: list[Message], grid: Grid) -> None:
+        """Record and attack one round; whatever goes wrong becomes a row, never an exception."""
+        started = time.perf_counter()
+        observations = self._observe(server_round, sent, replies, grid)
+        for observation in observations:
+            self._folder.save_capture(observation)
+        self.attack(server_round, observations, grid)
+        self.seconds = time.perf_counter() - started
+
+    def complete(self, observation: Observation) -> Observation:
+        """Return a saved observation with the public images that the threat model grants, which are not saved."""
+        return replace(observation, surrogate=self._surrogate)
+
+    def attack(self, server_round: int, observations: Sequence[Observation], grid: Grid) -> None:
+        """Run every attack that strikes in this round on ``observations``, and write graded rows."""
+        for spec, attack in self._attacks:
+            if not spec.strikes(server_round):
+                continue
+            chosen = observations if spec.clients == "all" else observations[: spec.clients]
+            # An attack that does not batch clients is given them one by one, so that each result is kept at once.
+            groups = [[one] for one in chosen] if type(attack).run is Attack.run else [list(chosen)]
+            for number, group in enumerate(groups, start=1):
+                if group:
+                    self._tell("attack", attack=spec.name, round=server_round, number=number, total=len(groups))
+                    self._strike(spec, attack, group, grid)
+
+    def _strike(self, spec: AttackSpec, attack: Attack, observations: list[Observation], grid: Grid) -> None:
+        seed = Seed(self._scenario.seed).derive("attack")
+        threads = torch.get_num_threads()
+        try:
+            with seed.isolated():
+                results = attack(observations, self._model, seed=seed, device=self._device, progress=self._progress)
+        # The one broad except of the server: a plugin by anybody may raise anything, and the federation must go on.
+        except Exception as error:  # noqa: BLE001
+            message = f"{type(error).__name__}: {error}"
+            results = [_failure(spec.name, observation, message) for observation in observations]
+        finally:
+            torch.set_num_threads(threads)
+        for observation, result in zip(observations, results, strict=True):
+            rows = self._grader.grade(observation, result, self._model, grid)
+            self.attack_failures += result.error is not None
+            self._folder.append("reconstructions.jsonl", rows)
+            self._tell("graded", attack=spec.name, round=observation.round, client=observation.client, rows=rows)
+
+    def _observe(self, server_round: int, sent: ArrayRecord, replies: list[Message], grid: Grid) -> list[Observation]:
+        observations = []
+        labels = self._labels(server_round, replies, grid)
+        for client, reply in sorted((self._directory.partition(r.metadata.src_node_id), r) for r in replies):
+            try:
+                observations.append(
+                    observe_reply(
+                        self._scenario,
+                        reply,
+                        sent,
+                        buffers=self._buffers,
+                        input=self._input,
+                        server_round=server_round,
+                        client=client,
+                        labels=labels.get(client),
+                        surrogate=self._surrogate,
+                    )
+                )
+            except ReplyError as error:
+                self._invalid(server_round, client, str(error))
+        return observations
+
+    def _invalid(self, server_round: int, client: int, reason: str) -> None:
+        rows = []
+        for spec, _ in self._attacks:
+            if spec.strikes(server_round):
+                rows.append(
+                    failed_row(self._scenario, spec.name, server_round, client, f"invalid reply: {reason}", ["invalid-reply"])
+                )
+        self._folder.append("reconstructions.jsonl", rows)
+
+    def _labels(self, server_round: int, replies: list[Message], grid: Grid) -> dict[int, tuple[int, ...]]:
+        """Ask the clients for their labels, which this threat model grants to the attacker."""
+        if Knowledge.LABELS not in self._scenario.threat.granted:
+            return {}
+        config = ConfigRecord({"server-round": server_round})
+        questions = [
+            Message(RecordDict({"config": config}), dst_node_id=reply.metadata.src_node_id, message_type="query.labels")
+            for reply in replies
+            if not reply.has_error()
+        ]
+        labels: dict[int, tuple[int, ...]] = {}
+        for answer in grid.send_and_receive(questions):
+            if not answer.has_error():
+                facts: Any = answer.content.metric_records["facts"]["labels"]
+                labels[self._directory.partition(answer.metadata.src_node_id)] = tuple(facts)
+        return labels
+
+    def _progress(self, progress: Progress) -> None:
+        self._tell("progress", **vars(progress))
+
+    def _tell(self, kind: str, **facts: Any) -> None:
+        self._listener(Event(kind, facts))
+
+
+def _failure(name: str, observation: Observation, message: str) -> Reconstruction:
+    return Reconstruction(
+        None, attack=name, round=observation.round, client=observation.client, stop_reason="failed", error=message
+    )
