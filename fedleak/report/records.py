@@ -12,7 +12,7 @@ from typing import Any
 from fedleak.errors import ScenarioError
 from fedleak.evaluation.summary import summarise
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class Picture:
 
 
 def read_picture(folder: Path, relative: Any) -> Picture | None:
-    """Return the PNG at ``relative`` inside ``folder``; ``None`` if it is not there, leaves the folder or is no PNG."""
+    """Return the PNG at ``relative`` inside ``folder``; ``None`` if it is missing, outside, or no whole PNG."""
     if not isinstance(relative, str):
         return None
     try:
@@ -159,7 +159,8 @@ def read_picture(folder: Path, relative: Any) -> Picture | None:
         content = path.read_bytes()
     except (OSError, ValueError, RuntimeError):
         return None
-    if len(content) < 24 or not content.startswith(_PNG_SIGNATURE) or content[12:16] != b"IHDR":
+    # A kill may have cut the file short; a PNG says itself where it ends.
+    if not content.startswith(_PNG_START) or content[12:16] != b"IHDR" or not content.endswith(_PNG_END):
         return None
     width, height = struct.unpack(">II", content[16:24])
     return Picture(content, width, height) if width and height else None

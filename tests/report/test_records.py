@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedleak.report.records import Picture, number, read_records
+from fedleak.report.records import Picture, number, read_picture, read_records
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,15 @@ def test_leakage_is_computed_where_the_summary_is_missing(make_run):
     (folder / "summary.json").unlink()
     assert whole
     assert read_records(folder).leakage == whole
+
+
+def test_only_a_whole_png_is_a_picture(tmp_path, lines):
+    path = tmp_path / "images" / "a.png"
+    lines.picture(path, seed=1)
+    whole = path.read_bytes()
+    found = read_picture(tmp_path, "images/a.png")
+    assert found is not None
+    assert (found.width, found.height) == (4, 4)
+    for content in (whole[:-10], b"<svg onload=''" + whole[14:], whole[:12] + b"XXXX" + whole[16:], b""):
+        path.write_bytes(content)
+        assert read_picture(tmp_path, "images/a.png") is None
