@@ -26,11 +26,11 @@ class InvertingGradientsConfig(MatchingConfig):
 
     iterations: int = Field(default=1000, ge=1, description="optimiser iterations for each start (the paper's: 4,000 and more)")
     learning_rate: float = Field(default=0.1, gt=0, description="Adam's, times 0.1 at 3/8, 5/8 and 7/8 of the iterations")
-    tv: float = Field(default=1e-4, ge=0, description="weight of the total-variation prior")
+    tv: float = Field(default=0.1, ge=0, description="weight of the total-variation prior")
     signed: bool = Field(default=True, description="give Adam only the signs of the gradient")
     boxed: bool = Field(default=True, description="keep pixels within [0, 1]")
     tolerance: float = Field(default=1e-6, ge=0, description="stop once the loss is this small: converged")
-    patience: int = Field(default=200, ge=1, description="stop after so many iterations without progress: flat")
+    patience: int = Field(default=400, ge=1, description="stop after so many iterations without progress: flat")
 
 
 @attacks.register

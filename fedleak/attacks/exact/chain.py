@@ -18,6 +18,7 @@ from fedleak.attacks.exact.activations import invertible, output_range, preimage
 from fedleak.attacks.exact.convolution import ConvolutionSystem, Geometry, solve
 from fedleak.attacks.exact.count import LayerCount, count_convolution
 from fedleak.attacks.exact.features import classifier_features
+from fedleak.attacks.exact.kinks import repair_kinks
 from fedleak.attacks.exact.prior import GaussianPrior
 from fedleak.errors import AttackError
 from fedleak.models.inspect import ExecutionOrder, LeafCall
@@ -162,6 +163,10 @@ def walk(
             state = _through_batchnorm(call, state, parameters, buffers)
         elif invertible(call.module):
             back = preimage(call.module, state.h)
+            below = order.calls[position - 1]
+            sums = gradient.get(f"{below.name}.bias")
+            if position and sums is not None and isinstance(below.module, nn.Conv2d | nn.BatchNorm2d):
+                back = repair_kinks(call.module, back, state.h, state.d, sums)
             state = State(back.z, state.d * back.slope, state.weight * back.weight)
         state = state.reshape(call.input_shape)
         if not bool(torch.isfinite(state.h).all()):
