@@ -25,6 +25,11 @@ FEW_IMAGES = 24
 MOST_IMAGES = 240
 """So many private images are drawn at most, so that a long run's page still opens; the page says what it leaves out."""
 
+_MEAN_IMAGE = {
+    "True": "that of the public test split",
+    "False": "a flat image of the source's published channel means, for want of a test split",
+}
+
 
 @dataclass(frozen=True)
 class Band:
@@ -107,6 +112,7 @@ def _context(records: RunRecords) -> dict[str, Any]:
         "psnr_chart": psnr_chart(gallery),
         "utility_chart": utility_chart(records.rounds),
         "no_utility": _no_utility(records),
+        "mean_image": _MEAN_IMAGE.get(str(records.manifest.get("has_test_split")), "that of public images"),
         "preset": asked.preset(records),
         "grants": asked.grants(records),
         "facts": asked.facts(records),

@@ -109,7 +109,7 @@ def _beside_baselines(best: _Score) -> str:
     start = "Median" if best.close else f"{best.series.title} came nearest: median"
     text = f"{start} {decimals(best.median)} dB over {plural(best.graded, 'reconstruction')}"
     if best.mean_image is not None:
-        text += f"; guessing the mean of public images instead scores {decimals(best.mean_image)} dB"
+        text += f"; guessing the mean image instead scores {decimals(best.mean_image)} dB"
     if best.random is not None:
         text += (
             f", random noise {decimals(best.random)} dB"

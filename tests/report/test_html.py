@@ -212,6 +212,7 @@ def test_no_test_split_is_said(make_run, read, lines):
     rounds = [row | {"accuracy": None, "loss": None} for row in lines.rounds()]
     page = read(write_report(make_run(rounds=rounds, manifest={"has_test_split": False})))
     assert "no test split, so the model's accuracy was not measured" in page.text
+    assert "a flat image of the source's published channel means" in page.text
     assert len([svg for svg in page.all("svg") if svg.get("class") == "chart"]) == 1
 
 

@@ -64,7 +64,7 @@ def test_an_ungraded_image_counts_as_not_rebuilt(make_run, lines):
 def test_baselines_stand_beside_the_median(make_run, lines):
     found = judge(make_run(lambda folder: [lines.image(folder, 1, 0, "dlg", 13.0)]))
     assert found.details == [
-        "dlg came nearest: median 13.0 dB over 1 reconstruction; guessing the mean of public images instead scores 13.0 dB, "
+        "dlg came nearest: median 13.0 dB over 1 reconstruction; guessing the mean image instead scores 13.0 dB, "
         "random noise 8.0 dB: the attack is not above a guess that saw no update."
     ]
 
