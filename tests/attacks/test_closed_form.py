@@ -189,6 +189,17 @@ def test_too_few_equations_are_flagged_and_still_give_an_image():
     assert torch.isfinite(result.images).all()
 
 
+def test_a_smooth_image_fills_in_where_only_the_first_layer_falls_short():
+    quality, result = solved(lenet(channels=9, activation="tanh"))
+    assert result.flags == ("not-identifiable",)
+    assert quality > 30
+
+
+def test_one_wrong_side_of_a_kink_is_repaired():
+    # Here one input of the first activation, of size 5e-6, comes out on the wrong side.
+    assert solved(lenet(seed=2, activation="leaky-relu"), 2)[0] >= 60
+
+
 def noisy(observation, relative, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return replace(
@@ -207,6 +218,7 @@ def test_noise_costs_quality_step_by_step():
     qualities = [psnr(result, images) for result in results]
     assert qualities == sorted(qualities, reverse=True)
     assert qualities[1] > 45
+    assert qualities[-1] > 15.5
     assert [result.loss for result in results] == sorted(result.loss for result in results)
 
 

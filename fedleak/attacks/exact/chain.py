@@ -26,6 +26,10 @@ from fedleak.observation import Tensors
 
 _EXACT = 1e-6
 """Relative noise up to which a gradient counts as exact: float32 rounding, no defense."""
+_ROUNDING = 2e-7
+"""Relative noise of float32 rounding."""
+_AMPLE = 0.1
+"""Slack, relative to the unknowns, from which a system with float32 noise is well conditioned as a rule."""
 
 
 @dataclass(frozen=True)
@@ -235,13 +239,13 @@ def _solve_convolution(
     shape = system.geometry.input_shape
     start = below.center.to(system.z).reshape(-1) if isinstance(below, ImagePrior) else system.z.new_zeros(prod(shape))
     u = solve(system, start)
-    if noise <= _EXACT and counted.slack >= 0:
+    if noise <= _EXACT and counted.slack >= _AMPLE * counted.unknowns:
         return u
     residual = sum(float(block.square().sum()) for block in system.residual(u))
     target = sum(float(block.square().sum()) for block in system.target())
     # With few equations left over, the residual says nothing of the noise.
-    variance = residual / counted.slack if counted.slack > 0.05 * counted.unknowns else 0.0
-    variance = max(variance, max(noise, _EXACT) ** 2 * target / counted.equations)
+    variance = residual / counted.slack if counted.slack > _AMPLE * counted.unknowns else 0.0
+    variance = max(variance, max(noise, _ROUNDING) ** 2 * target / counted.equations)
     if isinstance(below, ImagePrior):
         prior = GaussianPrior(variance / below.spread**2, variance / below.difference**2)
         return solve(replace(system, prior=prior), start)

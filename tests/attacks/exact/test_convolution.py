@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -5,6 +7,7 @@ from torch.nn import functional
 
 import fedleak.attacks.exact.convolution as convolution
 from fedleak.attacks.exact.convolution import ConvolutionSystem, Geometry, preconditioner, solve
+from fedleak.attacks.exact.prior import GaussianPrior
 
 
 def problem(module, shape, seed=0, known=1.0):
@@ -70,6 +73,19 @@ def test_every_preconditioner_leads_to_the_solution(kind, monkeypatch):
     chosen = getattr(convolution, kind)
     monkeypatch.setattr(convolution, "preconditioner", lambda system: (chosen(system), kind in ("_Primal", "_Dual")))
     torch.testing.assert_close(solve(system, torch.zeros_like(u)), u, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["_Primal", "_Dual", "_Shared", "_Diagonal"])
+def test_prior_enters_the_normal_equations(kind, monkeypatch):
+    system, u = problem(*CASES["stride"], known=0.3)
+    system = replace(system, prior=GaussianPrior(0.5, 2.0))
+    start = torch.full_like(u, 0.4)
+    chosen = getattr(convolution, kind)
+    monkeypatch.setattr(convolution, "preconditioner", lambda system: (chosen(system), kind in ("_Primal", "_Dual")))
+    precision = torch.block_diag(*[system.prior.matrix(12, 12, like=u)] * 3)
+    right = system.adjoint(*system.residual(start))
+    expected = start + torch.linalg.solve(normal_matrix(system, len(u)) + precision, right)
+    torch.testing.assert_close(solve(system, start), expected, rtol=0, atol=1e-6)
 
 
 def test_the_choice_of_preconditioner_follows_the_sizes():
