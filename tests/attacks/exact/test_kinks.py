@@ -29,7 +29,7 @@ def test_wrong_sides_are_put_right(module, errors):
     assert torch.equal(right.slope, slope)
     assert torch.equal(right.weight, slope)
     known = right.weight > 0
-    torch.testing.assert_close(right.z[known], z[known], rtol=0, atol=1e-5)
+    torch.testing.assert_close(right.z[known], z[known], rtol=0, atol=1e-3)
 
 
 def test_a_mismatch_that_no_doubtful_input_explains_changes_nothing():
