@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,15 @@ class Pick:
     place: Place
     truth: Cell
     rebuilt: Cell
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One reason, and every place where it came up; ``attack`` is empty if it was a client that failed."""
+
+    attack: str
+    reason: str
+    places: list[str]
 
 
 def write_report(folder: Path) -> Path:
@@ -220,21 +230,22 @@ def _flags(records: RunRecords) -> list[dict[str, Any]]:
     return found
 
 
-def _client_failures(records: RunRecords) -> list[dict[str, Any]]:
-    return [
-        {"round": row.get("round"), "client": failure.get("client"), "reason": formats.plain(failure.get("reason"))}
-        for row in records.rounds
-        for failure in rows_of(row, "failures")
-    ]
+def _client_failures(records: RunRecords) -> list[Failure]:
+    found = [(row, failure) for row in records.rounds for failure in rows_of(row, "failures")]
+    return _grouped(("", row.get("round"), failure.get("client"), failure.get("reason")) for row, failure in found)
 
 
-def _attack_failures(records: RunRecords) -> list[dict[str, Any]]:
-    found: dict[tuple[str, ...], dict[str, Any]] = {}
-    for row in records.rows:
-        if row.get("error"):
-            failure = {key: row.get(key) for key in ("round", "client", "attack", "error")}
-            found.setdefault(tuple(map(str, failure.values())), failure)
-    return list(found.values())
+def _attack_failures(records: RunRecords) -> list[Failure]:
+    failed = (row for row in records.rows if row.get("error"))
+    return _grouped((str(row.get("attack")), row.get("round"), row.get("client"), row.get("error")) for row in failed)
+
+
+def _grouped(failures: Iterable[tuple[str, Any, Any, Any]]) -> list[Failure]:
+    places: dict[tuple[str, str], dict[str, None]] = {}
+    for attack, server_round, client, reason in failures:
+        place = f"round {formats.plain(server_round)}, client {formats.plain(client)}"
+        places.setdefault((attack, formats.plain(reason)), {})[place] = None
+    return [Failure(attack, reason, list(found)) for (attack, reason), found in places.items()]
 
 
 def _row(row: dict[str, Any], gallery: Gallery) -> dict[str, Any]:

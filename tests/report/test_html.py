@@ -271,8 +271,16 @@ def test_given_labels_are_no_merit(make_run, read, lines):
 
 def test_failures_are_named_with_their_reasons(make_run, read):
     text = read(write_report(make_run())).text
-    assert "2 1 ran out of memory" in text
-    assert "1 1 analytic no linear layer" in text
+    assert "1 round 2, client 1 ran out of memory" in text
+    assert "analytic 2 round 1, client 1 round 2, client 1 no linear layer" in text
+
+
+def test_one_reason_in_many_places_is_one_line(make_run, read, lines):
+    def rows(folder):
+        return [lines.failed(1, client, "exact", "same reason") for client in range(5)]
+
+    text = read(write_report(make_run(rows))).text
+    assert "exact 5 round 1, client 0 round 1, client 1 round 1, client 2 and 2 more same reason" in text
 
 
 def test_threat_model_says_what_was_granted_and_withheld(make_run, read):

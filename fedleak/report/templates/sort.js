@@ -8,9 +8,11 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const down = head.getAttribute("aria-sort") === "ascending";
       table.querySelectorAll("th").forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
-      const compare = (a, b) => (a === "") - (b === "") || (isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b);
-      const rows = [...table.tBodies[0].rows].sort((a, b) => compare(value(a), value(b)) * (down ? -1 : 1));
+      const value = (row) => (row.cells[column].dataset.value ?? row.cells[column].textContent).trim().replace("–", "");
+      const compare = (a, b) => (down ? -1 : 1) * (isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b);
+      // Rows without a value stay last, whichever way.
+      const order = (a, b) => (a === "") - (b === "") || compare(a, b);
+      const rows = [...table.tBodies[0].rows].sort((a, b) => order(value(a), value(b)));
       table.tBodies[0].append(...rows);
     });
   });
