@@ -63,7 +63,7 @@ class ClosedForm(Attack):
         with torch.no_grad():
             solution = walk(order, parameters, buffers, gradient, label=label, image=image, out_of_time=lambda: budget.exhausted)
         loss = _residual(model, solution, parameters, buffers, gradient)
-        # Layers without a convolution above are counted by shape alone, convolutions by what was in fact known.
+        # Convolutions are counted by the outputs that were in fact known, which for ReLU the shapes do not tell.
         counts = {counted.layer: counted for counted in (*count_layers(order, 1), *solution.counts)}
         flags = ("not-identifiable",) if any(counted.slack < 0 for counted in counts.values()) else ()
         return Reconstruction(

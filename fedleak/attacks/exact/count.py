@@ -65,8 +65,8 @@ def count(model: nn.Module, input: InputSpec, batch_size: int) -> list[LayerCoun
 
     Notes
     -----
-    Of the outputs that pass a ReLU half are taken to be known. The classifier's own input counts what a rank-B matrix
-    of softmax derivatives determines, given the labels.
+    Of the outputs that pass a ReLU half are taken to be known, and of those that pass a pooling layer as many as come
+    out. The classifier's own input counts what a rank-B matrix of softmax derivatives determines, given the labels.
     """
     order = execution_order(model, input)
     return [*count_layers(order, batch_size), _count_whole(model, order, input, batch_size)]
@@ -82,9 +82,10 @@ def count_layers(order: ExecutionOrder, batch_size: int) -> list[LayerCount]:
         counted = _count_call(call, batch_size, known, last=position == len(order.calls) - 1)
         if counted is not None:
             counts.append(counted)
-            known = 1.0
+            pooling = not list(call.module.parameters())
+            known = known * prod(call.output_shape) / prod(call.input_shape) if pooling else 1.0
         elif type(call.module) is nn.ReLU:
-            known = RELU_KNOWN
+            known = min(known, RELU_KNOWN)
         elif list(call.module.parameters()) and not isinstance(call.module, nn.BatchNorm2d | nn.BatchNorm1d):
             return []
     return counts[::-1]

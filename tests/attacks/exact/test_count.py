@@ -72,7 +72,8 @@ def test_residual_network_gets_the_whole_problem_only():
     assert count(Residual(), InputSpec((3, 8, 8), 10), 2) == [LayerCount("(model)", "whole", 384, 84 + 1930)]
 
 
-def test_pooling_falls_short():
+def test_pooling_falls_short_and_hides_outputs_from_the_layer_below():
     model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(256, 10))
-    pool = count(model, InputSpec((3, 8, 8), 10), 1)[1]
+    convolution, pool = count(model, InputSpec((3, 8, 8), 10), 1)[:2]
     assert pool == LayerCount("1", "MaxPool2d", 1024, 256)
+    assert convolution == LayerCount("0", "Conv2d", 192, 256 + 3 * 64)
