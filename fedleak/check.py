@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import torch
 from torch import nn
 
 from fedleak.attacks.base import Attack, attacks
-from fedleak.attacks.exact.count import count
+from fedleak.attacks.exact.count import LayerCount, count
 from fedleak.attacks.labels.base import label_rules
 from fedleak.client.batches import private_batch
 from fedleak.data.federated import FederatedData, federated_data
@@ -170,17 +169,17 @@ def difficulty(checked: Checked) -> Difficulty:
         ("attacker", f"{scenario.threat.preset}: {', '.join(sorted(scenario.threat.granted)) or 'nothing but the updates'}"),
     ]
     layers = count(model, data.input, len(positions))
-    facts += [(f"  {layer.name} ({layer.kind})", _layer(layer)) for layer in layers]
+    facts += [(f"  {layer.layer} ({layer.kind})", _layer(layer)) for layer in layers]
     return Difficulty(
         facts, _verdict(layers, local.steps, normalised and scenario.local.mode == "train", bool(scenario.defenses))
     )
 
 
-def _layer(layer: Any) -> str:
-    return f"{layer.equations:,} equations for {layer.unknowns:,} unknowns ({layer.slack:+.0%} slack)"
+def _layer(layer: LayerCount) -> str:
+    return f"{layer.equations:,} equations for {layer.unknowns:,} unknowns ({layer.slack / layer.unknowns:+.0%} slack)"
 
 
-def _verdict(layers: list[Any], steps: int, train_batchnorm: bool, defended: bool) -> str:
+def _verdict(layers: list[LayerCount], steps: int, train_batchnorm: bool, defended: bool) -> str:
     blur = [
         text
         for applies, text in (
@@ -190,11 +189,11 @@ def _verdict(layers: list[Any], steps: int, train_batchnorm: bool, defended: boo
         )
         if applies
     ]
-    short = [layer.name for layer in layers if layer.slack < 0]
+    short = [layer.layer for layer in layers if layer.slack < 0]
     if short:
         return f"No attack can be exact: {', '.join(short)} has fewer equations than unknowns; a prior must fill the rest."
     if blur:
         return f"The equations would suffice, but {' and '.join(blur)} blur them."
-    if any(layer.slack < 0.1 for layer in layers):
+    if any(layer.slack < 0.1 * layer.unknowns for layer in layers if layer.kind != "Linear"):
         return "The equations suffice on paper, with less than 10 % to spare: expect float32 rounding to decide."
     return "The equations suffice: an exact reconstruction is possible."

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     add_completion=False,
+    pretty_exceptions_enable=False,
     no_args_is_help=True,
     rich_markup_mode="rich",
     help="A federated-learning testbed with an attacker built in.\n\n"
@@ -222,4 +223,6 @@ def _interrupted(place: list[Path], command: str) -> None:
 
 def _quieten(verbose: bool) -> None:
     """Keep Flower's log out of the way, unless asked for."""
+    import flwr.app  # noqa: F401 (its import sets the level, so it must come first)
+
     logging.getLogger("flwr").setLevel(logging.INFO if verbose else logging.ERROR)

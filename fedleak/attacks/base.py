@@ -221,7 +221,7 @@ class Attack(ABC):
             try:
                 seed = rng.derive(self.name, observation.round, observation.client)
                 result = self.reconstruct(observation, model, rng=seed, device=device, budget=budget)
-            except (AttackError, torch.linalg.LinAlgError, torch.OutOfMemoryError) as error:
+            except (AttackError, torch._C._LinAlgError, torch.OutOfMemoryError) as error:
                 result = Reconstruction(None, stop_reason="failed", error=str(error))
             results.append(replace(result, seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu))
         return results

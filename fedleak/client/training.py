@@ -80,7 +80,8 @@ def train(
         model.to(device).train(scenario.local.mode == "train")
         chain.on_model(model, server_round, client)
         steps = local_steps(scenario, len(shard), client, server_round)
-        total, gradient = 0.0, {}
+        total = 0.0
+        gradient: Tensors = {}
         for number, positions in enumerate(steps):
             images, labels = data.images(shard[positions]), data.labels(shard[positions])
             images, labels = chain.on_batch(images, labels, server_round, client, number)
@@ -101,7 +102,7 @@ def gradient_of(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[float
     loss = functional.cross_entropy(model(inputs), labels)
     gradient = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     pairs = zip(named.items(), gradient, strict=True)
-    return float(loss), {name: torch.zeros_like(value) if g is None else g for (name, value), g in pairs}
+    return float(loss.detach()), {name: torch.zeros_like(value) if g is None else g for (name, value), g in pairs}
 
 
 def step(model: nn.Module, gradient: Tensors, learning_rate: float, anchor: Tensors, proximal_mu: float = 0.0) -> None:
@@ -109,7 +110,7 @@ def step(model: nn.Module, gradient: Tensors, learning_rate: float, anchor: Tens
     with torch.no_grad():
         for name, value in model.named_parameters():
             pull = proximal_mu * (value - anchor[name].to(value.device)) if proximal_mu else 0.0
-            value -= learning_rate * (gradient[name] + pull)
+            value.sub_(learning_rate * (gradient[name] + pull))
 
 
 def _per_pass(scenario: Scenario, shard_size: int) -> int:

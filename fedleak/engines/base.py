@@ -15,6 +15,8 @@ from fedleak.errors import FedleakError, ScenarioError
 from fedleak.scenario import Scenario
 from fedleak.server.replies import Directory
 
+_POLL = 0.02  # seconds between two looks for replies
+
 Serve = Callable[[Grid, Directory], None]
 
 
@@ -67,7 +69,7 @@ class OrderedGrid(Grid):
         self._grid = grid
         self._stop = stop or threading.Event()
         self._wait_for(clients)
-        self.directory = Directory(grid, clients)
+        self.directory = Directory(list(grid.get_node_ids()), clients, self._exchange)
 
     def set_run(self, run: Run) -> None:
         """Delegate."""
@@ -98,6 +100,10 @@ class OrderedGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push, wait for the replies until ``timeout`` seconds have passed, and return them by partition."""
+        replies = self._exchange(messages, timeout)
+        return sorted(replies, key=lambda reply: self.directory.partition(reply.metadata.src_node_id))
+
+    def _exchange(self, messages: Iterable[Message], timeout: float | None = None) -> list[Message]:
         waiting = set(self._grid.push_messages(messages))
         replies: list[Message] = []
         deadline = time.monotonic() + timeout if timeout is not None else None
@@ -108,12 +114,12 @@ class OrderedGrid(Grid):
             waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
             replies += arrived
             if waiting:
-                self._stop.wait(0.02)
-        return sorted(replies, key=lambda reply: self.directory.partition(reply.metadata.src_node_id))
+                self._stop.wait(_POLL)
+        return replies
 
     def _wait_for(self, clients: int, seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         while (found := len(list(self._grid.get_node_ids()))) < clients:
             if time.monotonic() > deadline or self._stop.is_set():
                 raise FedleakError(f"only {found} of {clients} clients connected within {seconds:.0f} s")
-            time.sleep(0.02)
+            time.sleep(_POLL)

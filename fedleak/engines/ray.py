@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
@@ -19,11 +20,24 @@ from flwr.supercore.telemetry import EventType
 
 from fedleak.client.app import app as client_app
 from fedleak.engines.base import OrderedGrid, Serve
+from fedleak.errors import FedleakError
 from fedleak.scenario import Scenario
 
 _RUN_ID = 1
 # Flower reads the clients' run_config from the app folder's pyproject.toml, in which every overridden key must exist.
-_APP = '[project]\nname = "fedleak-run"\nversion = "0"\n[tool.flwr.app]\npublisher = "fedleak"\n[tool.flwr.app.config]\nscenario = ""\n'
+_PYPROJECT = """\
+[project]
+name = "fedleak-run"
+version = "0"
+[tool.flwr.app]
+publisher = "fedleak"
+[tool.flwr.app.components]
+serverapp = "fedleak.server.app:app"
+clientapp = "fedleak.client.app:app"
+[tool.flwr.app.config]
+scenario = ""
+"""
+_PATIENCE = 20.0  # seconds that the server's thread is given to end after an interrupt
 
 
 class Ray:
@@ -36,35 +50,27 @@ class Ray:
         started_here = not ray.is_initialized()
         if started_here:
             # Actors import what this process can import, such as the user's own model module.
-            os.environ["PYTHONPATH"] = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+            os.environ["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
             ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
-        stop = threading.Event()
+        stop, ended = threading.Event(), threading.Event()
         failure: list[BaseException] = []
         try:
             with tempfile.TemporaryDirectory() as folder:
-                self._simulate(scenario, serve, Path(folder), stop, failure)
+                self._simulate(scenario, _watched(scenario, serve, stop, ended, failure), Path(folder))
+        except RuntimeError as error:
+            failure.append(FedleakError(f"Flower's simulation engine failed: {error.__cause__ or error}"))
         finally:
             stop.set()
+            ended.wait(_PATIENCE)
             if started_here:
                 ray.shutdown()
         if failure:
             raise failure[0]
 
-    def _simulate(
-        self, scenario: Scenario, serve: Serve, folder: Path, stop: threading.Event, failure: list[BaseException]
-    ) -> None:
-        (folder / "pyproject.toml").write_text(_APP, encoding="utf-8")
+    def _simulate(self, scenario: Scenario, main: Callable[[Grid, Context], None], folder: Path) -> None:
+        (folder / "pyproject.toml").write_text(_PYPROJECT, encoding="utf-8")
         server_app = ServerApp()
-
-        @server_app.main()
-        def main(grid: Grid, context: Context) -> None:
-            try:
-                ordered = OrderedGrid(grid, scenario.federation.clients, stop)
-                serve(ordered, ordered.directory)
-            # Flower logs and hides what a ServerApp raises; keep it, to raise it where the run was asked for.
-            except BaseException as error:  # noqa: BLE001
-                failure.append(error)
-
+        server_app.main()(main)
         run = Run.create_empty(run_id=_RUN_ID)
         run.primary_task_id, run.federation_id = _RUN_ID, NOOP_FEDERATION_ID
         run.override_config = {"scenario": scenario.to_json()}
@@ -80,3 +86,21 @@ class Ray:
             backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
             exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
         )
+
+
+def _watched(
+    scenario: Scenario, serve: Serve, stop: threading.Event, ended: threading.Event, failure: list[BaseException]
+) -> Callable[[Grid, Context], None]:
+    """Return the ServerApp's main function: it runs in a thread, keeps what it raised, and says when it has ended."""
+
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            ordered = OrderedGrid(grid, scenario.federation.clients, stop)
+            serve(ordered, ordered.directory)
+        # Flower logs and hides what a ServerApp raises; keep it, to raise it where the run was asked for.
+        except BaseException as error:  # noqa: BLE001
+            failure.append(error)
+        finally:
+            ended.set()
+
+    return main

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
 
 from fedleak.errors import FedleakError, ReplyError
 
@@ -71,22 +70,33 @@ class Directory:
     """Which node holds which partition, asked of the nodes once at the start.
 
     Node ids are random; partition ids are what a scenario, a report and a seed can name.
+
+    Parameters
+    ----------
+    nodes : sequence of int
+        All node ids.
+    clients : int
+        Partitions that they must hold, one each.
+    ask : callable
+        Sends messages and returns the replies.
+
+    Raises
+    ------
+    FedleakError
+        If a node does not answer, or the partitions are not 0 to ``clients - 1``.
     """
 
-    def __init__(self, grid: Grid, clients: int) -> None:
-        nodes = list(grid.get_node_ids())
+    def __init__(self, nodes: Sequence[int], clients: int, ask: Callable[[list[Message]], Iterable[Message]]) -> None:
         self._partition: dict[int, int] = {}
         for start in range(0, len(nodes), _QUERY_CHUNK):
-            replies = grid.send_and_receive([self._whoami(node) for node in nodes[start : start + _QUERY_CHUNK]])
-            for reply in replies:
+            for reply in ask([self._whoami(node) for node in nodes[start : start + _QUERY_CHUNK]]):
                 if reply.has_error():
                     raise FedleakError(f"a node did not say which partition it holds: {reply.error.reason}")
                 partition = reply.content.metric_records["who"]["partition-id"]
                 self._partition[reply.metadata.src_node_id] = int(partition)  # type: ignore[arg-type]
-        if sorted(self._partition.values()) != list(range(clients)):
-            raise FedleakError(
-                f"expected nodes with partitions 0 to {clients - 1}, found {sorted(self._partition.values())[:20]}"
-            )
+        found = sorted(self._partition.values())
+        if found != list(range(clients)):
+            raise FedleakError(f"expected nodes with partitions 0 to {clients - 1}, found {found[:20]}")
         self._node = {partition: node for node, partition in self._partition.items()}
 
     def partition(self, node_id: int) -> int:
