@@ -23,7 +23,27 @@ for _name, _value in {
 
 __version__ = "0.1.0"
 
-_PUBLIC = {
+__all__ = [
+    "Attack",
+    "Defense",
+    "HonestButCurious",
+    "InputSpec",
+    "Knowledge",
+    "LocalTraining",
+    "Observation",
+    "Reconstruction",
+    "Result",
+    "Scenario",
+    "Seed",
+    "__version__",
+    "attack",
+    "attack_run",
+    "load_scenario",
+    "observe",
+    "run",
+]
+
+_HOME = {
     "Attack": "fedleak.attacks.base",
     "Defense": "fedleak.defenses.base",
     "HonestButCurious": "fedleak.server.curious",
@@ -41,7 +61,6 @@ _PUBLIC = {
     "observe": "fedleak.observation",
     "run": "fedleak.api",
 }
-__all__ = ["__version__", *_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
     from fedleak.api import Result, attack, attack_run, run
@@ -55,6 +74,6 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
+    if name not in _HOME:
         raise AttributeError(f"module 'fedleak' has no attribute '{name}'")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    return getattr(importlib.import_module(_HOME[name]), name)

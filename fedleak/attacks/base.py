@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from fedleak.errors import AttackError, ScenarioError
 from fedleak.observation import Observation, UpdateKind
@@ -221,7 +222,7 @@ class Attack(ABC):
             try:
                 seed = rng.derive(self.name, observation.round, observation.client)
                 result = self.reconstruct(observation, model, rng=seed, device=device, budget=budget)
-            except (AttackError, torch._C._LinAlgError, torch.OutOfMemoryError) as error:
+            except (AttackError, LinAlgError, torch.OutOfMemoryError) as error:
                 result = Reconstruction(None, stop_reason="failed", error=str(error))
             results.append(replace(result, seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu))
         return results

@@ -32,7 +32,7 @@ def on_train(msg: Message, context: Context) -> Message:
     trained = train(scenario, chain_for(context), received, client, int(config["server-round"]), mu)
     content = RecordDict(
         {
-            "arrays": ArrayRecord(trained.arrays),  # type: ignore[arg-type]
+            "arrays": ArrayRecord(trained.arrays),
             "metrics": MetricRecord({"num-examples": trained.num_examples, "train_loss": trained.loss}),
             "fedleak": ConfigRecord({"buffers": trained.buffers}),
         }
@@ -84,7 +84,7 @@ def on_grade(msg: Message, context: Context) -> Message:
     if scenario.evaluation.truth == "reveal":
         content["truth"] = MetricRecord({"labels": labels.tolist()})
         if config.get("reveal"):
-            content["images"] = ArrayRecord({"images": truth})  # type: ignore[dict-item]
+            content["images"] = ArrayRecord({"images": truth})
     return Message(content, reply_to=msg)
 
 

@@ -50,7 +50,7 @@ class Dropout(Defense):
             return
         found = last_linear(model, situation.input)
         if found is None:
-            raise DefenseError("defense 'dropout': the model executes no nn.Linear, so there is no classifier to put dropout before")
+            raise DefenseError("defense 'dropout': the model executes no nn.Linear, so it has no classifier to protect")
         _, classifier = found
         generator = situation.seed.generator()
 

@@ -90,7 +90,7 @@ def federate(serving: Serving, grid: Grid, directory: Directory) -> None:
     model = build_model(scenario.model, data.input, scenario.seed)
     buffers = frozenset(model.state_dict()) - {name for name, _ in model.named_parameters()}
     trainer = build_strategy(scenario, buffers)
-    arrays = ArrayRecord(model.state_dict())  # type: ignore[arg-type]
+    arrays = ArrayRecord(model.state_dict())
     done = 0
     if (serving.folder.path / "checkpoint.safetensors").exists():
         done, arrays = _restore(serving.folder, trainer)

@@ -49,7 +49,7 @@ class Grader:
         if result.images is None:
             return [self._failed(result, result.error or "no images", flags)]
         reveal = not self._truth_path(observation, 0, exists=True)
-        [reply] = grid.send_and_receive([self._question(observation, result, reveal)]) or [None]
+        reply = next(iter(grid.send_and_receive([self._question(observation, result, reveal)])), None)
         if reply is None or reply.has_error():
             reason = "no answer" if reply is None else str(reply.error.reason)
             return [self._failed(result, f"the client did not grade the reconstruction: {reason}", flags)]
@@ -67,7 +67,7 @@ class Grader:
         config: dict[str, Any] = {"server-round": observation.round, "reveal": reveal}
         if result.labels is not None:
             config["labels"] = list(result.labels)
-        content = RecordDict({"reconstruction": ArrayRecord(arrays), "config": ConfigRecord(config)})  # type: ignore[arg-type]
+        content = RecordDict({"reconstruction": ArrayRecord(arrays), "config": ConfigRecord(config)})
         return Message(content, dst_node_id=self._directory.node(observation.client), message_type="query.grade")
 
     def _keep_truth(self, observation: Observation, reply: Message) -> list[int] | None:
