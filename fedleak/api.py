@@ -156,7 +156,7 @@ def attack_run(
         build_attack(spec, "--attack", kind, scenario.threat.granted)
     changed = scenario.model_copy(update={"attacks": wanted})
     checked = check(changed, device)
-    names = {spec.name for spec in wanted}
+    names = {spec.result_name for spec in wanted}
     folder.drop_rows("reconstructions.jsonl", lambda row: row["attack"] in names)
     serving = Serving(changed, folder, device, listener)
     before = torch.get_num_threads()

@@ -111,7 +111,13 @@ def build_attack(spec: AttackSpec, where: str, kind: UpdateKind, granted: frozen
 
 def _check_plugins(scenario: Scenario) -> None:
     protocol = scenario.federation.protocol
+    titles: dict[str, int] = {}
     for number, spec in enumerate(scenario.attacks):
+        if (other := titles.setdefault(spec.result_name, number)) != number:
+            raise ScenarioError(
+                f"attacks[{number}]: attacks[{other}] is called '{spec.result_name}' in the results too; "
+                f'give one of them a name of its own, such as title = "{spec.result_name}-2"'
+            )
         build_attack(spec, f"attacks[{number}]", "gradient" if protocol == "fedsgd" else "weights", scenario.threat.granted)
         late = [r for r in spec.rounds if r > scenario.federation.rounds] if spec.rounds != "all" else []
         if late:

@@ -165,8 +165,8 @@ class RunFolder:
 
     def add_attacks(self, specs: Iterable[AttackSpec]) -> None:
         """Name further attacks in the manifest, so that the report shows their parameters."""
-        manifest, new = self.manifest, {spec.name: spec.model_dump(mode="json") for spec in specs}
-        others = [spec for spec in manifest["scenario"]["attacks"] if spec["name"] not in new]
+        manifest, new = self.manifest, {spec.result_name: spec.model_dump(mode="json") for spec in specs}
+        others = [spec for spec in manifest["scenario"]["attacks"] if AttackSpec.model_validate(spec).result_name not in new]
         manifest["scenario"]["attacks"] = [*others, *new.values()]
         self.write_json("manifest.json", manifest)
 

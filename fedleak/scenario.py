@@ -112,10 +112,21 @@ class Threat(Section):
 class AttackSpec(Named):
     """One attack: which, when, on whom; its own parameters stand beside the name."""
 
+    title: str | None = Field(
+        default=None,
+        max_length=60,
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="name in the results; by default the attack's",
+    )
     rounds: Rounds = "all"
     clients: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
         default="all", description="attack only the first so many clients of a round"
     )
+
+    @property
+    def result_name(self) -> str:
+        """What the attack is called in rows, file names and the report: its title, or the name that it is found by."""
+        return self.title or self.name.rpartition(":")[2]
 
     def strikes(self, server_round: int) -> bool:
         """Say whether this attack runs in ``server_round`` (from 1)."""

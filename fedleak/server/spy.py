@@ -107,7 +107,7 @@ class Spy:
             groups = [[one] for one in chosen] if type(attack).run is Attack.run else [list(chosen)]
             for number, group in enumerate(groups, start=1):
                 if group:
-                    self._tell("attack", attack=spec.name, round=server_round, number=number, total=len(groups))
+                    self._tell("attack", attack=spec.result_name, round=server_round, number=number, total=len(groups))
                     self._strike(spec, attack, group, grid)
 
     def _strike(self, spec: AttackSpec, attack: Attack, observations: list[Observation], grid: Grid) -> None:
@@ -119,14 +119,15 @@ class Spy:
         # The one broad except of the server: a plugin by anybody may raise anything, and the federation must go on.
         except Exception as error:  # noqa: BLE001
             message = f"{type(error).__name__}: {error}"
-            results = [_failure(spec.name, observation, message) for observation in observations]
+            results = [_failure(observation, message) for observation in observations]
         finally:
             torch.set_num_threads(threads)
         for observation, result in zip(observations, results, strict=True):
+            result = replace(result, attack=spec.result_name)
             rows = self._grader.grade(observation, result, self._model, grid)
             self.attack_failures += result.error is not None
             self._folder.append("reconstructions.jsonl", rows)
-            self._tell("graded", attack=spec.name, round=observation.round, client=observation.client, rows=rows)
+            self._tell("graded", attack=spec.result_name, round=observation.round, client=observation.client, rows=rows)
 
     def _observe(self, server_round: int, sent: ArrayRecord, replies: list[Message], grid: Grid) -> list[Observation]:
         observations = []
@@ -155,7 +156,9 @@ class Spy:
         for spec, _ in self._attacks:
             if spec.strikes(server_round):
                 rows.append(
-                    failed_row(self._scenario, spec.name, server_round, client, f"invalid reply: {reason}", ["invalid-reply"])
+                    failed_row(
+                        self._scenario, spec.result_name, server_round, client, f"invalid reply: {reason}", ["invalid-reply"]
+                    )
                 )
         self._folder.append("reconstructions.jsonl", rows)
 
@@ -183,7 +186,5 @@ class Spy:
         self._listener(Event(kind, facts))
 
 
-def _failure(name: str, observation: Observation, message: str) -> Reconstruction:
-    return Reconstruction(
-        None, attack=name, round=observation.round, client=observation.client, stop_reason="failed", error=message
-    )
+def _failure(observation: Observation, message: str) -> Reconstruction:
+    return Reconstruction(None, round=observation.round, client=observation.client, stop_reason="failed", error=message)
