@@ -26,6 +26,7 @@ from fedleak.report.html import write_report
 from fedleak.runs import Row, RunFolder, model_digest
 from fedleak.scenario import AttackSpec, Scenario, load_scenario
 from fedleak.server.app import Serving, federate, final_model, make_spy
+from fedleak.server.replies import Failure
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,8 @@ def attack_run(
     kind = Observation.load(next(folder.captures())).kind if any(folder.captures()) else None
     if kind is None:
         raise ScenarioError(f"{path}: no observations under captures/; the run was not curious, or no round was finished")
-    for spec in wanted:
-        build_attack(spec, "--attack", kind, scenario.threat.granted)
+    for number, spec in enumerate(wanted):
+        build_attack(spec, f"attacks[{number}]", kind, scenario.threat.granted)
     changed = scenario.model_copy(update={"attacks": wanted})
     checked = check(changed, device)
     names = {spec.result_name for spec in wanted}
@@ -174,10 +175,13 @@ def attack_run(
 
 def _attack_captures(serving: Serving, checked: Checked, grid: Any, directory: Any) -> None:
     spy = make_spy(serving, directory, checked.model, checked.data)
-    by_round = groupby(serving.folder.captures(), key=lambda path: path.name.split("-")[0])
-    for server_round, paths in by_round:
-        observations = [spy.complete(Observation.load(path)) for path in paths]
-        spy.attack(int(server_round[1:]), observations, grid)
+    by_round = groupby(serving.folder.captures(), key=lambda path: int(path.name[1:].split("-")[0]))
+    captured = {server_round: list(paths) for server_round, paths in by_round}
+    failures = {row["round"]: row.get("failures", []) for row in serving.folder.rows("rounds.jsonl")}
+    for server_round in sorted({*captured, *failures} - {0}):
+        spy.record_failures(server_round, [Failure(**failure) for failure in failures.get(server_round, [])])
+        observations = [spy.complete(Observation.load(path)) for path in captured.get(server_round, [])]
+        spy.attack(server_round, observations, grid)
 
 
 def write_summary(folder: RunFolder) -> Row:
@@ -217,7 +221,7 @@ def pick_device(device: str) -> str:
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    check_device(device)
+    check_device(device, "--device")
     return device
 
 

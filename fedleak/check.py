@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,13 +18,16 @@ from fedleak.client.batches import private_batch
 from fedleak.data.federated import FederatedData, federated_data
 from fedleak.defenses.base import defenses
 from fedleak.engines.base import engine
-from fedleak.errors import ScenarioError
+from fedleak.errors import ParameterError, ScenarioError
 from fedleak.models import build_model
 from fedleak.observation import UpdateKind
-from fedleak.scenario import AttackSpec, Scenario
+from fedleak.registry import Registry
+from fedleak.scenario import AttackSpec, Named, Scenario
 from fedleak.server.observing import local_training
 from fedleak.server.strategies import build_strategy
 from fedleak.threat import Knowledge, presets_granting
+
+_SENT = {"gradient": "gradients, which FedSGD sends", "weights": "weights, which FedAvg sends"}
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,8 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
     """
     engine(scenario.federation.engine)
     _check_plugins(scenario)
-    for where in (scenario.local.device, device):
-        check_device(where)
+    check_device(scenario.local.device, "local.device")
+    check_device(device, "--device")
     build_strategy(scenario)
     data = federated_data(scenario.data, scenario.federation.clients, scenario.seed)
     if Knowledge.SURROGATE in scenario.threat.granted and data.source.test is None:
@@ -68,7 +73,7 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
     return Checked(scenario, data, model)
 
 
-def check_device(device: str) -> None:
+def check_device(device: str, where: str) -> None:
     """Refuse a device that this machine does not have.
 
     Raises
@@ -77,9 +82,10 @@ def check_device(device: str) -> None:
         If PyTorch cannot place a tensor on it.
     """
     try:
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise ScenarioError(f"device '{device}' is not usable here ({str(error).splitlines()[0]}); use 'cpu'") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ScenarioError(f"{where}: '{device}' is not usable here ({reason}); use 'cpu'") from error
 
 
 def build_attack(spec: AttackSpec, where: str, kind: UpdateKind, granted: frozenset[Knowledge]) -> Attack:
@@ -90,23 +96,48 @@ def build_attack(spec: AttackSpec, where: str, kind: UpdateKind, granted: frozen
     ScenarioError
         If the attack or one of its parameters is unknown, or it needs knowledge that is not granted.
     """
-    try:
-        attack = attacks.get(spec.name)(**spec.parameters)
-        rule = label_rules.get(attack.config.labels) if attack.config.labels else None
-    except ScenarioError as error:
-        raise ScenarioError(f"{where}: {error}") from error
+    attack: Attack = _build(attacks, spec, where, also=[key for key in AttackSpec.model_fields if key != "name"])
     if kind not in attack.kinds:
-        raise ScenarioError(f"{where}: attack '{spec.name}' reads {sorted(attack.kinds)}, but this protocol sends {kind}")
-    needed = attack.needs(kind) | (rule.requires if rule else frozenset())
-    missing = sorted(needed - granted)
-    if missing:
-        presets = ", ".join(presets_granting(needed)) or "none"
-        also = " and threat.defense_known = true" if Knowledge.DEFENSE in missing else ""
+        other = {"gradient": "fedavg", "weights": "fedsgd"}[kind]
         raise ScenarioError(
-            f"{where}: attack '{spec.name}' needs {', '.join(missing)} knowledge, which the threat preset does not grant; "
-            f"set threat.preset to one of: {presets}{also}"
+            f"{where}: attack '{spec.name}' cannot read {_SENT[kind]}; leave it out, or set federation.protocol = '{other}'"
         )
+    needed = attack.needs(kind)
+    _check_granted(f"{where}: attack '{spec.name}'", needed, granted, needed)
+    if attack.config.labels:
+        try:
+            rule = label_rules.get(attack.config.labels)
+        except ScenarioError as error:
+            raise ScenarioError(f"{where}.labels: {error}") from error
+        _check_granted(f"{where}.labels: label rule '{attack.config.labels}'", rule.requires, granted, needed | rule.requires)
     return attack
+
+
+def _build(registry: Registry[Any], spec: Named, where: str, also: Iterable[str] = ()) -> Any:
+    try:
+        plugin = registry.get(spec.name)
+    except ScenarioError as error:
+        raise ScenarioError(f"{where}.name: {error}") from error
+    try:
+        return plugin(**spec.parameters)
+    except ParameterError as error:
+        raise error.at(where, also) from error
+
+
+def _check_granted(
+    who: str, needed: frozenset[Knowledge], granted: frozenset[Knowledge], altogether: frozenset[Knowledge]
+) -> None:
+    missing = sorted(fact.value for fact in needed - granted)
+    if not missing:
+        return
+    remedies = []
+    if needed - granted - {Knowledge.DEFENSE}:
+        remedies.append("threat.preset to one of: " + ", ".join(presets_granting(altogether)))
+    if Knowledge.DEFENSE in needed - granted:
+        remedies.append("threat.defense_known = true")
+    raise ScenarioError(
+        f"{who} needs knowledge that the threat model does not grant: {', '.join(missing)}; set {' and '.join(remedies)}"
+    )
 
 
 def _check_plugins(scenario: Scenario) -> None:
@@ -121,17 +152,22 @@ def _check_plugins(scenario: Scenario) -> None:
         build_attack(spec, f"attacks[{number}]", "gradient" if protocol == "fedsgd" else "weights", scenario.threat.granted)
         late = [r for r in spec.rounds if r > scenario.federation.rounds] if spec.rounds != "all" else []
         if late:
-            raise ScenarioError(f"attacks[{number}].rounds: round {late[0]} is after the last, {scenario.federation.rounds}")
+            raise ScenarioError(
+                f"attacks[{number}].rounds: round {late[0]} comes after the last one, federation.rounds = "
+                f"{scenario.federation.rounds}; leave it out, or run more rounds"
+            )
     for number, defense in enumerate(scenario.defenses):
-        try:
-            built = defenses.get(defense.name)(**defense.parameters)
-        except ScenarioError as error:
-            raise ScenarioError(f"defenses[{number}]: {error}") from error
+        built = _build(defenses, defense, f"defenses[{number}]")
         if protocol not in built.protocols:
-            raise ScenarioError(f"defenses[{number}]: '{defense.name}' cannot be used with federation.protocol = '{protocol}'")
+            fitting = " or ".join(f"'{name}'" for name in sorted(built.protocols))
+            raise ScenarioError(
+                f"defenses[{number}]: defense '{defense.name}' cannot be used with federation.protocol = '{protocol}'; "
+                f"leave it out, or set the protocol to {fitting}"
+            )
     if protocol == "fedsgd" and (scenario.local.steps or scenario.local.epochs > 1):
         raise ScenarioError(
-            "local.epochs and local.steps: FedSGD sends the gradient of one batch; use federation.protocol = 'fedavg'"
+            f"local.{'steps' if scenario.local.steps else 'epochs'}: FedSGD sends the gradient of one batch and takes no local "
+            "steps; leave it out, or set federation.protocol = 'fedavg'"
         )
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_LISTED = 12  # names that a message lists in full
+_CLOSEST = 5  # names that it lists where there are more
+
 
 class FedleakError(Exception):
     """Base of all errors raised on purpose."""
@@ -12,6 +15,45 @@ class FedleakError(Exception):
 
 class ScenarioError(FedleakError):
     """The scenario, a plugin's parameters or an input file is wrong; nothing has started (exit code 2)."""
+
+
+class ParameterError(ScenarioError):
+    """A parameter of a plugin is wrong.
+
+    Parameters
+    ----------
+    owner : str
+        Whose parameter, such as ``"attack 'dlg'"``.
+    key : str
+        Which one; a path where the value is nested, and empty where all are at odds.
+    problem : str
+        What is wrong with it.
+    known : sequence of str, optional
+        For an unknown key, those that the owner knows.
+    """
+
+    def __init__(self, owner: str, key: str, problem: str, known: Iterable[str] | None = None) -> None:
+        self.owner, self.key, self.problem = owner, key, problem
+        self.known = None if known is None else tuple(known)
+        super().__init__(": ".join(part for part in (owner, key, self._text(())) if part))
+
+    def at(self, where: str, also: Iterable[str] = ()) -> ScenarioError:
+        """Return the error with the key's full path.
+
+        Parameters
+        ----------
+        where : str
+            The owner's table in the scenario, such as ``"attacks[0]"``.
+        also : iterable of str
+            Keys that the table may hold beside the owner's own.
+        """
+        path = f"{where}.{self.key}" if self.key else where
+        return ScenarioError(f"{path}: {self._text(also)}")
+
+    def _text(self, also: Iterable[str]) -> str:
+        if self.known is None:
+            return self.problem
+        return f"{self.problem} for {self.owner}; {nearest(self.key, [*self.known, *also])}"
 
 
 class AttackError(FedleakError):
@@ -27,8 +69,22 @@ class ReplyError(FedleakError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'? Known: a, b"`` for an unknown ``name`` among ``known`` names."""
-    names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"{hint}Known: {', '.join(names)}"
+    """Return ``"did you mean 'x'? Known: a, b"`` for an unknown ``name``; of many known names only the closest."""
+    names = sorted(set(known))
+    if not names:
+        return "none is known"
+    hint = f"did you mean '{close}'? " if (close := closest(name, names)) else ""
+    if len(names) <= _LISTED:
+        return f"{hint}Known: {', '.join(names)}"
+    by_likeness = sorted(names, key=lambda other: -_likeness(name, other))[:_CLOSEST]
+    return f"{hint}Closest of {len(names)} known: {', '.join(by_likeness)}"
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """Return the one of ``known`` that ``name`` was probably meant to be, or ``None``; capitals do not matter."""
+    best = max(sorted(known), key=lambda other: _likeness(name, other), default=None)
+    return best if best is not None and _likeness(name, best) >= 0.5 else None
+
+
+def _likeness(name: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, name.casefold(), other.casefold()).ratio()

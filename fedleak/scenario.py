@@ -8,10 +8,11 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from fedleak.errors import ScenarioError, nearest
+from fedleak.errors import ScenarioError
 from fedleak.threat import PRESETS, Knowledge, Preset
+from fedleak.validation import explain, read
 
 
 class Section(BaseModel):
@@ -37,7 +38,7 @@ def _named(value: Any) -> Any:
 
 
 NameOrTable = Annotated[Named, BeforeValidator(_named)]
-Rounds = Literal["all"] | tuple[Annotated[int, Field(ge=1)], ...]
+Rounds = Literal["all"] | Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
 
 class Data(Section):
@@ -73,11 +74,13 @@ class Federation(Section):
         """How many clients train in a round."""
         return min(self.clients_per_round or self.clients, self.clients)
 
-    @model_validator(mode="after")
-    def _sampled_at_most_all(self) -> Federation:
-        if self.clients_per_round is not None and self.clients_per_round > self.clients:
-            raise ValueError(f"clients_per_round is {self.clients_per_round}, but there are only {self.clients} clients")
-        return self
+    @field_validator("clients_per_round")
+    @classmethod
+    def _sampled_at_most_all(cls, sampled: int | None, info: ValidationInfo) -> int | None:
+        clients = info.data.get("clients")
+        if sampled is not None and clients is not None and sampled > clients:
+            raise ValueError(f"expected at most federation.clients = {clients}, got {sampled}")
+        return sampled
 
 
 class Local(Section):
@@ -86,7 +89,7 @@ class Local(Section):
     batch_size: int = Field(default=1, ge=1)
     epochs: int = Field(default=1, ge=1, description="passes over the shard; FedAvg only")
     steps: int | None = Field(default=None, ge=1, description="local steps in place of epochs; FedAvg only")
-    learning_rate: float = Field(default=0.1, gt=0)
+    learning_rate: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     mode: Literal["train", "eval"] = Field(default="train", description="how BatchNorm and dropout behave")
     device: str = Field(default="cpu", description="torch device of the clients' training")
 
@@ -115,6 +118,7 @@ class AttackSpec(Named):
     title: str | None = Field(
         default=None,
         max_length=60,
+        examples=["dlg-2"],
         pattern=r"^[A-Za-z0-9._-]+$",
         description="name in the results; by default the attack's",
     )
@@ -201,7 +205,8 @@ def load_scenario(path: str | Path, overrides: tuple[str, ...] | list[str] = ())
     except FileNotFoundError as error:
         raise ScenarioError(f"{path}: no such file; expected a scenario in TOML, such as scenarios/quickstart.toml") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ScenarioError(f"{path}: cannot be read ({error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ScenarioError(f"{path}: cannot be read ({reason}); expected a scenario in TOML") from error
     except tomllib.TOMLDecodeError as error:
         raise ScenarioError(f"{path}: not valid TOML: {error}") from error
     for override in overrides:
@@ -218,32 +223,9 @@ def parse_scenario(table: dict[str, Any], where: str = "scenario") -> Scenario:
         If a key or value is wrong; the message names its path, what was expected and what is near.
     """
     try:
-        return Scenario.model_validate(table)
+        return read(Scenario, table)
     except ValidationError as error:
-        raise ScenarioError(f"{where}: {explain_validation(error, Scenario)}") from error
-
-
-def explain_validation(error: ValidationError, model: type[BaseModel] | None = None, prefix: str = "") -> str:
-    """Turn the first finding of a pydantic error into one line with the key's path and the nearest known key."""
-    first = error.errors()[0]
-    keys = [key for key in first["loc"] if not (isinstance(key, str) and ("[" in key or key in {"function-before", "tuple"}))]
-    path = prefix + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
-    path = path.lstrip(".")
-    rest = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"} and model is not None:
-        owner = _table_at(model, keys[:-1])
-        return f"{path}: unknown key; {nearest(str(keys[-1]), owner.model_fields)}{rest}"
-    message = first["msg"].removeprefix("Value error, ")
-    got = "" if first["type"] in {"missing", "value_error"} else f", got {first['input']!r}"
-    return f"{path or 'scenario'}: {message[0].lower()}{message[1:]}{got}{rest}"
-
-
-def _table_at(model: type[BaseModel], keys: list[int | str]) -> type[BaseModel]:
-    for key in keys:
-        field = model.model_fields.get(str(key))
-        if field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            model = field.annotation
-    return model
+        raise ScenarioError(f"{where}: {explain(error, Scenario)}") from error
 
 
 def attack_specs(names: list[str], overrides: list[str]) -> tuple[AttackSpec, ...]:
@@ -258,9 +240,9 @@ def attack_specs(names: list[str], overrides: list[str]) -> tuple[AttackSpec, ..
     for override in overrides:
         _override(table, override)
     try:
-        return tuple(AttackSpec.model_validate({"name": name, **table}) for name in names)
+        return tuple(read(AttackSpec, {"name": name, **table}) for name in names)
     except ValidationError as error:
-        raise ScenarioError(f"--set: {explain_validation(error, AttackSpec)}") from error
+        raise ScenarioError(f"--set: {explain(error, AttackSpec)}") from error
 
 
 def _override(table: dict[str, Any], override: str) -> None:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from fedleak.errors import AttackError, ScenarioError
+from fedleak.errors import AttackError
 from fedleak.observation import Observation, UpdateKind
 from fedleak.registry import Registry
-from fedleak.scenario import explain_validation
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
+from fedleak.validation import read_parameters
 
 
 class AttackConfig(BaseModel):
@@ -111,7 +111,8 @@ class Reconstruction:
     iterations : int
         Spent over all starts.
     stop_reason : str
-        Why it stopped: ``"converged"``, ``"flat"``, ``"iterations"``, ``"budget"``, ``"solved"``, ``"failed"``.
+        Why it stopped: ``"converged"``, ``"flat"``, ``"iterations"``, ``"budget"``, ``"solved"``, ``"failed"``, or
+        ``"non-finite"`` where the images are the best of a start whose loss later ceased to be finite.
     flags : tuple of str
         Names of sanity flags that only the attack can know, such as ``"non-finite-restart"``.
     error : str, optional
@@ -149,7 +150,7 @@ class Attack(ABC):
 
     Raises
     ------
-    ScenarioError
+    ParameterError
         If a parameter is unknown or out of range.
     """
 
@@ -159,10 +160,7 @@ class Attack(ABC):
     Config: ClassVar[type[AttackConfig]] = AttackConfig
 
     def __init__(self, **parameters: Any) -> None:
-        try:
-            self.config = self.Config(**parameters)
-        except ValidationError as error:
-            raise ScenarioError(f"attack '{self.name}': {explain_validation(error, self.Config)}") from error
+        self.config = read_parameters(self.Config, parameters, f"attack '{self.name}'")
 
     @classmethod
     def needs(cls, kind: UpdateKind) -> frozenset[Knowledge]:
@@ -201,10 +199,11 @@ class Attack(ABC):
         Raises
         ------
         AttackError
-            If an observation lacks knowledge that the attack requires, or is of a kind it cannot read.
+            If an observation lacks knowledge that the attack requires, is of a kind that it cannot read, or does not fit
+            the model.
         """
         for observation in observations:
-            self._check(observation)
+            self._check(observation, model)
         root = seed if isinstance(seed, Seed) else Seed(seed)
         budget = Budget(self.config.budget_seconds, self.config.iterations, progress)
         results = self.run(observations, model, rng=root, device=torch.device(device), budget=budget)
@@ -233,16 +232,27 @@ class Attack(ABC):
     ) -> Reconstruction:
         """Rebuild the batch behind one observation."""
 
-    def _check(self, observation: Observation) -> None:
+    def _check(self, observation: Observation, model: nn.Module) -> None:
         if observation.kind not in self.kinds:
             raise AttackError(f"'{self.name}' reads updates of kind {sorted(self.kinds)}, not '{observation.kind}'")
         missing = self.needs(observation.kind) - observation.granted
         if missing:
             raise AttackError(f"'{self.name}' needs {', '.join(sorted(missing))}, which the observation does not grant")
-        expected = {name: value.shape for name, value in observation.parameters.items()}
-        found = {name: value.shape for name, value in observation.update.items()}
-        if found != expected:
-            raise AttackError(f"the update's names and shapes are not the model's: {sorted(set(found) ^ set(expected))[:3]}")
+        sent = _shapes(observation.parameters.items())
+        if differing := _difference(_shapes(observation.update.items()), sent):
+            raise AttackError(f"the update is not of the parameters sent: {differing}")
+        if differing := _difference(_shapes(model.named_parameters()), sent):
+            raise AttackError(f"the model is not of the parameters sent: {differing}")
 
 
-attacks: Registry[type[Attack]] = Registry("attack", "fedleak.attacks")
+def _shapes(named: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in named}
+
+
+def _difference(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> str:
+    """Say which names or shapes differ, the first three; empty if none."""
+    names = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+    return "; ".join(f"'{name}' is {found.get(name, 'missing')} instead of {expected.get(name, 'absent')}" for name in names[:3])
+
+
+attacks: Registry[type[Attack]] = Registry("attack", "fedleak.attacks", Attack)

@@ -72,4 +72,4 @@ class Source(ABC):
         """
 
 
-sources: Registry[type[Source]] = Registry("data source", "fedleak.data")
+sources: Registry[type[Source]] = Registry("data source", "fedleak.data", Source)

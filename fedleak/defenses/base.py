@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from fedleak.errors import ScenarioError
 from fedleak.observation import InputSpec, Tensors
 from fedleak.registry import Registry
-from fedleak.scenario import DefenseSpec, explain_validation
+from fedleak.scenario import DefenseSpec
 from fedleak.seeding import Seed
+from fedleak.validation import read_parameters
 
 Protocol = Literal["fedsgd", "fedavg"]
 
@@ -54,7 +54,7 @@ class Defense:
 
     Raises
     ------
-    ScenarioError
+    ParameterError
         If a parameter is unknown or out of range.
     """
 
@@ -65,10 +65,7 @@ class Defense:
     Config: ClassVar[type[DefenseConfig]] = DefenseConfig
 
     def __init__(self, **parameters: Any) -> None:
-        try:
-            self.config = self.Config(**parameters)
-        except ValidationError as error:
-            raise ScenarioError(f"defense '{self.name}': {explain_validation(error, self.Config)}") from error
+        self.config = read_parameters(self.Config, parameters, f"defense '{self.name}'")
 
     def on_model(self, model: nn.Module, situation: Situation) -> None:
         """Change the client's model in place before local training; parameter names must stay."""
@@ -86,7 +83,7 @@ class Defense:
         return update
 
 
-defenses: Registry[type[Defense]] = Registry("defense", "fedleak.defenses")
+defenses: Registry[type[Defense]] = Registry("defense", "fedleak.defenses", Defense)
 
 
 class DefenseChain:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from fedleak.errors import ScenarioError
 from fedleak.observation import InputSpec
 from fedleak.registry import Registry
-from fedleak.scenario import explain_validation
+from fedleak.validation import read_parameters
 
 
 class ModelConfig(BaseModel):
@@ -30,7 +29,7 @@ class ModelBuilder(ABC):
 
     Raises
     ------
-    ScenarioError
+    ParameterError
         If a parameter is unknown or out of range.
     """
 
@@ -38,10 +37,7 @@ class ModelBuilder(ABC):
     Config: ClassVar[type[ModelConfig]] = ModelConfig
 
     def __init__(self, **parameters: Any) -> None:
-        try:
-            self.config = self.Config(**parameters)
-        except ValidationError as error:
-            raise ScenarioError(f"model '{self.name}': {explain_validation(error, self.Config, 'model')}") from error
+        self.config = read_parameters(self.Config, parameters, f"model '{self.name}'")
 
     @abstractmethod
     def build(self, input: InputSpec) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedleak.errors import ScenarioError, nearest
+from fedleak.errors import ParameterError, ScenarioError, nearest
 from fedleak.models.base import ModelBuilder, models
 from fedleak.observation import InputSpec
 from fedleak.scenario import Model
@@ -42,10 +42,16 @@ def build_model(spec: Model, input: InputSpec, seed: int) -> nn.Module:
         If the name or a parameter is unknown or out of range, or the user's function does not return a module from
         (B, C, H, W) to (B, num_classes).
     """
-    found: Any = models.get(spec.name)
+    try:
+        found: Any = models.get(spec.name)
+    except ScenarioError as error:
+        raise ScenarioError(f"model.name: {error}") from error
     with Seed(seed).derive("model").isolated():
         if isinstance(found, type) and issubclass(found, ModelBuilder):
-            return found(**spec.parameters).build(input)
+            try:
+                return found(**spec.parameters).build(input)
+            except ParameterError as error:
+                raise error.at("model", also=["name"]) from error
         return _build_users(spec, found, input)
 
 

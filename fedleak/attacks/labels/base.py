@@ -29,4 +29,4 @@ class LabelRule(ABC):
         """
 
 
-label_rules: Registry[type[LabelRule]] = Registry("label rule", "fedleak.attacks.labels")
+label_rules: Registry[type[LabelRule]] = Registry("label rule", "fedleak.attacks.labels", LabelRule)
