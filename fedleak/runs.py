@@ -118,7 +118,10 @@ class RunFolder:
 
     def save_capture(self, observation: Observation) -> None:
         """Write what the server saw of one client in one round."""
-        observation.save(self.path / "captures" / f"{stem(observation.round, observation.client)}.safetensors")
+        target = self.path / "captures" / f"{stem(observation.round, observation.client)}.safetensors"
+        temporary = target.with_suffix(".tmp")
+        observation.save(temporary)
+        temporary.replace(target)
 
     def captures(self) -> Iterator[Path]:
         """Iterate over the files of observations, by round and client."""
@@ -136,7 +139,7 @@ class RunFolder:
         target = self.path / "checkpoint.safetensors"
         temporary = target.with_suffix(".tmp")
         save_file(
-            {name: np.ascontiguousarray(value) for name, value in arrays.items()},
+            {name: np.asarray(value, order="C") for name, value in arrays.items()},  # keeps the shape () of counters
             temporary,
             metadata={"round": str(server_round), "state": json.dumps(state)},
         )
@@ -171,10 +174,10 @@ class RunFolder:
         self.write_json("manifest.json", manifest)
 
     def forget_after(self, server_round: int) -> None:
-        """Drop the rows and captures of rounds after ``server_round``, which a killed run left unfinished."""
+        """Drop the rows, captures and images of rounds after ``server_round``, which a killed run left unfinished."""
         for name in ("rounds.jsonl", "reconstructions.jsonl"):
             self.drop_rows(name, lambda row: row["round"] > server_round)
-        for path in self.captures():
+        for path in [*(self.path / "captures").glob("r*-c*"), *(self.path / "images").glob("r*-c*")]:
             if int(path.name[1:].split("-")[0]) > server_round:
                 path.unlink()
 

@@ -18,6 +18,7 @@ from fedleak.evaluation.grade import grade
 from fedleak.evaluation.wire import grades_to_record
 from fedleak.scenario import Scenario
 from fedleak.seeding import Seed
+from fedleak.threat import Knowledge
 
 app = ClientApp(mods=[defense_mod])
 
@@ -50,7 +51,7 @@ def on_whoami(msg: Message, context: Context) -> Message:
 def on_labels(msg: Message, context: Context) -> Message:
     """Reply with the sorted labels of the round's batch: only if the threat model grants them to the attacker."""
     scenario, client = scenario_of(context), partition_of(context)
-    if scenario.threat.preset in {"updates-only", "local-training-known"}:
+    if Knowledge.LABELS not in scenario.threat.granted:
         raise FedleakError(f"the threat preset '{scenario.threat.preset}' does not grant the labels")
     labels = _labels(scenario, client, int(_config(msg)["server-round"]))  # type: ignore[arg-type]
     return Message(RecordDict({"facts": MetricRecord({"labels": sorted(labels)})}), reply_to=msg)

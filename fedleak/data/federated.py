@@ -46,6 +46,11 @@ class FederatedData:
         """Return the indices of the images that ``client`` (partition id, from 0) holds."""
         return self.shards[client]
 
+    @property
+    def largest_shard(self) -> int:
+        """How many images the client with the most holds."""
+        return max(len(shard) for shard in self.shards)
+
     def images(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
         """Return training images as float32 (n, C, H, W) in [0, 1]."""
         return self.source.train.load([int(index) for index in indices])

@@ -61,15 +61,17 @@ class OrderedGrid(Grid):
         The engine's own.
     clients : int
         Nodes to wait for.
+    timeout : float
+        Seconds that a node may take to say which partition it holds.
     stop : threading.Event, optional
         When set, waiting for replies ends with :class:`FedleakError`.
     """
 
-    def __init__(self, grid: Grid, clients: int, stop: threading.Event | None = None) -> None:
+    def __init__(self, grid: Grid, clients: int, timeout: float, stop: threading.Event | None = None) -> None:
         self._grid = grid
         self._stop = stop or threading.Event()
         self._wait_for(clients)
-        self.directory = Directory(list(grid.get_node_ids()), clients, self._exchange)
+        self.directory = Directory(list(grid.get_node_ids()), clients, lambda messages: self._exchange(messages, timeout))
 
     def set_run(self, run: Run) -> None:
         """Delegate."""

@@ -21,13 +21,22 @@ _CLIENT_RAISED = 2
 
 
 class InProcess:
-    """Run every client in this process, one after the other: nothing to wait for, and a debugger works."""
+    """Run every client in this process, one after the other: nothing to wait for, and a debugger works.
+
+    Parameters
+    ----------
+    client_app : ClientApp
+        What the clients run; by default fedleak's own.
+    """
+
+    def __init__(self, client_app: ClientApp = app) -> None:
+        self._app = client_app
 
     def run(self, scenario: Scenario, serve: Serve) -> None:
         """Call ``serve`` with a grid to clients that live in this process."""
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = _RUN_ID
         clients = scenario.federation.clients
-        grid = OrderedGrid(InProcessGrid(app, clients, scenario.to_json()), clients)
+        grid = OrderedGrid(InProcessGrid(self._app, clients, scenario.to_json()), clients, scenario.federation.timeout)
         serve(grid, grid.directory)
 
 
@@ -108,9 +117,9 @@ class InProcessGrid(Grid):
     def _deliver(self, message: Message, message_id: str) -> Message:
         received = _over_the_wire(message)
         try:
-            reply = self._app(received, self._contexts[message.metadata.dst_node_id])
-        # A client may raise anything; like Flower's own engines, answer for it with an error.
-        except Exception as error:  # noqa: BLE001
+            reply = _over_the_wire(self._app(received, self._contexts[message.metadata.dst_node_id]))
+        # A client may raise anything, or return what is no message; like Flower's own engines, answer for it with an error.
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             reply = Message(Error(code=_CLIENT_RAISED, reason=f"{type(error).__name__}: {error}"), reply_to=received)
         reply.metadata.__dict__["_message_id"] = f"{message_id}-reply"
         return _over_the_wire(reply)

@@ -95,7 +95,7 @@ def _watched(
 
     def main(grid: Grid, context: Context) -> None:
         try:
-            ordered = OrderedGrid(grid, scenario.federation.clients, stop)
+            ordered = OrderedGrid(grid, scenario.federation.clients, scenario.federation.timeout, stop)
             serve(ordered, ordered.directory)
         # Flower logs and hides what a ServerApp raises; keep it, to raise it where the run was asked for.
         except BaseException as error:  # noqa: BLE001

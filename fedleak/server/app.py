@@ -67,6 +67,7 @@ def make_spy(serving: Serving, directory: Directory, model: nn.Module, data: Fed
         model,
         input=data.input,
         mean_image=data.mean_image(),
+        most_examples=data.largest_shard,
         surrogate=surrogate,
         device=serving.device,
         listener=serving.listener,
@@ -89,12 +90,12 @@ def federate(serving: Serving, grid: Grid, directory: Directory) -> None:
     data = federated_data(scenario.data, scenario.federation.clients, scenario.seed)
     model = build_model(scenario.model, data.input, scenario.seed)
     buffers = frozenset(model.state_dict()) - {name for name, _ in model.named_parameters()}
-    trainer = build_strategy(scenario, buffers)
+    trainer = build_strategy(scenario)
     arrays = ArrayRecord(model.state_dict())
     done = 0
     if (serving.folder.path / "checkpoint.safetensors").exists():
         done, arrays = _restore(serving.folder, trainer)
-    referee = Referee(trainer, directory, Seed(scenario.seed))
+    referee = Referee(trainer, directory, Seed(scenario.seed), buffers=buffers, most_examples=data.largest_shard)
     spy = make_spy(serving, directory, model, data) if scenario.server.curious else None
     strategy: Strategy = HonestButCurious(referee, spy) if spy else referee
     ledger = Ledger(serving, trainer, referee, spy, model, data, done)
@@ -151,8 +152,9 @@ class Ledger:
                 "attack_seconds": round(spent, 4),
                 "bytes_received": self._referee.bytes_received,
             }
-        self._checkpoint(server_round, arrays)
+        # In this order: what a kill in between leaves of the round is dropped when the run goes on.
         self._serving.folder.append("rounds.jsonl", [row])
+        self._checkpoint(server_round, arrays)
         self._serving.listener(Event("round-done", row))
         self._announce(server_round + 1)
         self._since = time.perf_counter()

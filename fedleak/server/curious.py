@@ -15,8 +15,8 @@ from fedleak.server.wrapper import StrategyWrapper
 class Onlooker(Protocol):
     """Who is shown each round's messages."""
 
-    def look(self, server_round: int, sent: ArrayRecord, replies: list[Message], grid: Grid) -> None:
-        """See the global model as sent, and the clients' replies as received; must not change them, and must not raise."""
+    def look(self, server_round: int, sent: ArrayRecord, asked: list[int], replies: list[Message], grid: Grid) -> None:
+        """See the global model as sent, to which nodes, and the replies as received; must not change them, nor raise."""
 
 
 class HonestButCurious(StrategyWrapper):
@@ -37,16 +37,19 @@ class HonestButCurious(StrategyWrapper):
         super().__init__(strategy)
         self._onlooker = onlooker
         self._sent = ArrayRecord()
+        self._asked: list[int] = []
         self._grid: Grid | None = None
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Keep the global model that goes out, and delegate."""
         self._sent, self._grid = arrays, grid
-        return super().configure_train(server_round, arrays, config, grid)
+        messages = list(super().configure_train(server_round, arrays, config, grid))
+        self._asked = [message.metadata.dst_node_id for message in messages]
+        return messages
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Show the replies to the onlooker, and delegate."""
         received = list(replies)
         if self._grid is not None:
-            self._onlooker.look(server_round, self._sent, received, self._grid)
+            self._onlooker.look(server_round, self._sent, self._asked, received, self._grid)
         return super().aggregate_train(server_round, received)

@@ -18,20 +18,19 @@ from flwr.serverapp.strategy import FedAvg
 class FedSGD(FedAvg):
     """Step the global model with the clients' mean gradient; sampling and weighting are FedAvg's.
 
+    Every array that it sees is stepped: :class:`fedleak.server.referee.Referee` keeps the buffers away from it.
+
     Parameters
     ----------
     learning_rate : float
         In parameter units per gradient unit.
-    buffers : iterable of str
-        Names of the entries that are buffers (BatchNorm statistics): they are averaged, not stepped.
     **fedavg : Any
         Parameters of :class:`flwr.serverapp.strategy.FedAvg`.
     """
 
-    def __init__(self, learning_rate: float, buffers: Iterable[str] = (), **fedavg: Any) -> None:
+    def __init__(self, learning_rate: float, **fedavg: Any) -> None:
         super().__init__(**fedavg)
         self.learning_rate = learning_rate
-        self.buffers = frozenset(buffers)
         self._sent = ArrayRecord()
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
@@ -46,8 +45,6 @@ class FedSGD(FedAvg):
             return None, metrics
         stepped = ArrayRecord()
         for name, array in self._sent.items():
-            value = mean[name].numpy()
-            if name not in self.buffers:
-                value = array.numpy() - np.asarray(self.learning_rate, value.dtype) * value
-            stepped[name] = Array(np.asarray(value, array.numpy().dtype))
+            before, gradient = array.numpy(), mean[name].numpy()
+            stepped[name] = Array(np.asarray(before - np.asarray(self.learning_rate, gradient.dtype) * gradient, before.dtype))
         return stepped, metrics

@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from fedleak.attacks.base import Reconstruction
+from fedleak.errors import ReplyError
 from fedleak.evaluation.flags import grade_flags, result_flags, update_flags
 from fedleak.evaluation.grade import ImageGrade
 from fedleak.evaluation.wire import grades_from_record
 from fedleak.observation import Observation
 from fedleak.runs import Row, RunFolder, stem
 from fedleak.scenario import Scenario
-from fedleak.server.replies import Directory
+from fedleak.server.replies import Directory, decoded
 
 _METRICS = ("psnr", "ssim", "mse")
 
@@ -49,12 +51,12 @@ class Grader:
         if result.images is None:
             return [self._failed(result, result.error or "no images", flags)]
         reveal = not self._truth_path(observation, 0, exists=True)
-        reply = next(iter(grid.send_and_receive([self._question(observation, result, reveal)])), None)
-        if reply is None or reply.has_error():
-            reason = "no answer" if reply is None else str(reply.error.reason)
-            return [self._failed(result, f"the client did not grade the reconstruction: {reason}", flags)]
-        grades = grades_from_record(reply.content.metric_records["grades"])
-        truth_labels = self._keep_truth(observation, reply)
+        question = self._question(observation, result, reveal)
+        replies = list(grid.send_and_receive([question], timeout=self._scenario.federation.timeout))
+        try:
+            grades, truth_labels = self._read(observation, result, replies[0] if replies else None)
+        except ReplyError as error:
+            return [self._failed(result, f"the client did not grade the reconstruction: {error}", flags)]
         duplicates = truth_labels is not None and len(set(truth_labels)) < len(truth_labels)
         return [
             self._row(result, grade, truth_labels, [*flags, *grade_flags([grade], duplicate_labels=duplicates)])
@@ -63,23 +65,34 @@ class Grader:
 
     def _question(self, observation: Observation, result: Reconstruction, reveal: bool) -> Message:
         assert result.images is not None
-        arrays = {"images": result.images.detach().cpu().float(), "mean_image": self._mean_image.float()}
+        arrays = {"images": result.images, "mean_image": self._mean_image.float()}
         config: dict[str, Any] = {"server-round": observation.round, "reveal": reveal}
         if result.labels is not None:
             config["labels"] = list(result.labels)
         content = RecordDict({"reconstruction": ArrayRecord(arrays), "config": ConfigRecord(config)})
         return Message(content, dst_node_id=self._directory.node(observation.client), message_type="query.grade")
 
-    def _keep_truth(self, observation: Observation, reply: Message) -> list[int] | None:
-        """Save the revealed images, once for each client and round; return the true labels, if they came."""
-        if "images" in reply.content.array_records:
-            images = reply.content.array_records["images"].to_torch_state_dict()["images"]
-            for number, image in enumerate(images):
+    def _read(
+        self, observation: Observation, result: Reconstruction, reply: Message | None
+    ) -> tuple[list[ImageGrade], list[int] | None]:
+        """Return the grades and, if they came, the true labels; save the true images, if they came."""
+        if reply is None or reply.has_error():
+            raise ReplyError("no answer" if reply is None else str(reply.error.reason))
+        metrics, arrays = reply.content.metric_records, reply.content.array_records
+        grades = grades_from_record(metrics.get("grades", MetricRecord()))
+        rebuilt = len(result.images) if result.images is not None else 0
+        if not grades or any(grade.matched is not None and grade.matched >= rebuilt for grade in grades):
+            raise ReplyError(f"its grades are of other images than the {rebuilt} sent")
+        labels: Any = metrics["truth"].get("labels") if "truth" in metrics else None
+        if labels is not None and (not isinstance(labels, list) or len(labels) != len(grades)):
+            raise ReplyError(f"its labels are not one for each of {len(grades)} images")
+        if "images" in arrays:
+            images = decoded("images", arrays["images"].get("images"))
+            if images.shape != (len(grades), *observation.input.shape) or images.dtype != np.float32:
+                raise ReplyError(f"its images are {images.dtype} {images.shape}")
+            for number, image in enumerate(torch.from_numpy(images)):
                 self._folder.save_image(f"{stem(observation.round, observation.client)}-truth-{number}", image)
-        if "truth" not in reply.content.metric_records:
-            return None
-        labels: Any = reply.content.metric_records["truth"]["labels"]
-        return [int(label) for label in labels]
+        return grades, labels
 
     def _truth_path(self, where: Observation | Reconstruction, number: int, *, exists: bool) -> str | None:
         relative = f"images/{stem(where.round, where.client)}-truth-{number}.png"

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fedleak.observation import InputSpec, LocalTraining, Observation
 from fedleak.scenario import Scenario
-from fedleak.server.replies import check_reply
 from fedleak.threat import Knowledge
 
 
@@ -25,7 +24,7 @@ def observe_reply(
     labels: tuple[int, ...] | None = None,
     surrogate: Tensor | None = None,
 ) -> Observation:
-    """Return the observation of one train reply.
+    """Return the observation of one train reply that :func:`~fedleak.server.replies.sift` let pass.
 
     Parameters
     ----------
@@ -33,14 +32,9 @@ def observe_reply(
         Names of the model's buffers; all other names are parameters.
     labels, surrogate
         Passed on only if the threat model grants them.
-
-    Raises
-    ------
-    ReplyError
-        If the reply is not one that the protocol allows.
     """
     granted = scenario.threat.granted
-    received = check_reply(reply, sent).to_torch_state_dict()
+    received = next(iter(reply.content.array_records.values())).to_torch_state_dict()
     before = sent.to_torch_state_dict()
     examples = int(next(iter(reply.content.metric_records.values()))["num-examples"])  # type: ignore[arg-type]
     return Observation(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,6 @@ from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from fedleak.attacks.base import Attack, Progress, Reconstruction, attacks
-from fedleak.errors import ReplyError
 from fedleak.events import Event, Listener, silent
 from fedleak.observation import InputSpec, Observation
 from fedleak.runs import RunFolder
@@ -21,7 +21,8 @@ from fedleak.scenario import AttackSpec, Scenario
 from fedleak.seeding import Seed
 from fedleak.server.grading import Grader, failed_row
 from fedleak.server.observing import observe_reply
-from fedleak.server.replies import Directory
+from fedleak.server.quarantine import quarantine, sound
+from fedleak.server.replies import Directory, Failure, sift
 from fedleak.threat import Knowledge
 
 
@@ -42,6 +43,8 @@ class Spy:
         What the model takes.
     mean_image : Tensor
         (C, H, W), the public baseline.
+    most_examples : int
+        A reply that claims more images than this is no observation.
     surrogate : Tensor, optional
         Public images (N, C, H, W) in [0, 1].
     device : str
@@ -66,6 +69,7 @@ class Spy:
         *,
         input: InputSpec,
         mean_image: Tensor,
+        most_examples: int,
         surrogate: Tensor | None = None,
         device: str = "cpu",
         listener: Listener = silent,
@@ -77,17 +81,22 @@ class Spy:
         self._directory = directory
         self._model = model
         self._input = input
+        self._most_examples = most_examples
         self._surrogate = surrogate
+        self._threads = torch.get_num_threads()
         self._device = device
         self._listener = listener
         self._buffers = frozenset(model.state_dict()) - {name for name, _ in model.named_parameters()}
         self._attacks = [(spec, attacks.get(spec.name)(**spec.parameters)) for spec in scenario.attacks]
         self._grader = Grader(scenario, folder, directory, mean_image)
 
-    def look(self, server_round: int, sent: ArrayRecord, replies: list[Message], grid: Grid) -> None:
+    def look(self, server_round: int, sent: ArrayRecord, asked: list[int], replies: list[Message], grid: Grid) -> None:
         """Record and attack one round; whatever goes wrong becomes a row, never an exception."""
         started = time.perf_counter()
-        observations = self._observe(server_round, sent, replies, grid)
+        clients = [self._directory.partition(node) for node in asked]
+        good, failures = sift(replies, sent, self._directory, clients, self._most_examples)
+        self.record_failures(server_round, failures)
+        observations = self._observe(server_round, sent, good, grid)
         for observation in observations:
             self._folder.save_capture(observation)
         self.attack(server_round, observations, grid)
@@ -110,18 +119,35 @@ class Spy:
                     self._tell("attack", attack=spec.result_name, round=server_round, number=number, total=len(groups))
                     self._strike(spec, attack, group, grid)
 
+    def record_failures(self, server_round: int, failures: Sequence[Failure]) -> None:
+        """Write a row for every client that gave an attack of this round nothing to attack."""
+        rows = [
+            failed_row(
+                self._scenario,
+                spec.result_name,
+                server_round,
+                failure.client,
+                f"invalid reply: {failure.reason}",
+                ["invalid-reply"],
+            )
+            for spec, _ in self._attacks
+            if spec.strikes(server_round)
+            for failure in failures
+        ]
+        self._folder.append("reconstructions.jsonl", rows)
+
     def _strike(self, spec: AttackSpec, attack: Attack, observations: list[Observation], grid: Grid) -> None:
         seed = Seed(self._scenario.seed).derive("attack")
-        threads = torch.get_num_threads()
+        # The attack may write into whatever it is given; the next attack and the server's own test must not see that.
+        given, model = copy.deepcopy((observations, self._model))
         try:
-            with seed.isolated():
-                results = attack(observations, self._model, seed=seed, device=self._device, progress=self._progress)
+            with quarantine(self._threads), seed.isolated():
+                results = attack(given, model, seed=seed, device=self._device, progress=self._progress)
+                results = [sound(result, seen) for result, seen in zip(results, observations, strict=True)]
         # The one broad except of the server: a plugin by anybody may raise anything, and the federation must go on.
-        except Exception as error:  # noqa: BLE001
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             message = f"{type(error).__name__}: {error}"
             results = [_failure(observation, message) for observation in observations]
-        finally:
-            torch.set_num_threads(threads)
         for observation, result in zip(observations, results, strict=True):
             result = replace(result, attack=spec.result_name)
             rows = self._grader.grade(observation, result, self._model, grid)
@@ -129,54 +155,38 @@ class Spy:
             self._folder.append("reconstructions.jsonl", rows)
             self._tell("graded", attack=spec.result_name, round=observation.round, client=observation.client, rows=rows)
 
-    def _observe(self, server_round: int, sent: ArrayRecord, replies: list[Message], grid: Grid) -> list[Observation]:
-        observations = []
-        labels = self._labels(server_round, replies, grid)
-        for client, reply in sorted((self._directory.partition(r.metadata.src_node_id), r) for r in replies):
-            try:
-                observations.append(
-                    observe_reply(
-                        self._scenario,
-                        reply,
-                        sent,
-                        buffers=self._buffers,
-                        input=self._input,
-                        server_round=server_round,
-                        client=client,
-                        labels=labels.get(client),
-                        surrogate=self._surrogate,
-                    )
-                )
-            except ReplyError as error:
-                self._invalid(server_round, client, str(error))
-        return observations
+    def _observe(self, server_round: int, sent: ArrayRecord, good: dict[int, Message], grid: Grid) -> list[Observation]:
+        labels = self._labels(server_round, good, grid)
+        return [
+            observe_reply(
+                self._scenario,
+                reply,
+                sent,
+                buffers=self._buffers,
+                input=self._input,
+                server_round=server_round,
+                client=client,
+                labels=labels.get(client),
+                surrogate=self._surrogate,
+            )
+            for client, reply in good.items()
+        ]
 
-    def _invalid(self, server_round: int, client: int, reason: str) -> None:
-        rows = []
-        for spec, _ in self._attacks:
-            if spec.strikes(server_round):
-                rows.append(
-                    failed_row(
-                        self._scenario, spec.result_name, server_round, client, f"invalid reply: {reason}", ["invalid-reply"]
-                    )
-                )
-        self._folder.append("reconstructions.jsonl", rows)
-
-    def _labels(self, server_round: int, replies: list[Message], grid: Grid) -> dict[int, tuple[int, ...]]:
+    def _labels(self, server_round: int, clients: Iterable[int], grid: Grid) -> dict[int, tuple[int, ...]]:
         """Ask the clients for their labels, which this threat model grants to the attacker."""
         if Knowledge.LABELS not in self._scenario.threat.granted:
             return {}
         config = ConfigRecord({"server-round": server_round})
         questions = [
-            Message(RecordDict({"config": config}), dst_node_id=reply.metadata.src_node_id, message_type="query.labels")
-            for reply in replies
-            if not reply.has_error()
+            Message(RecordDict({"config": config}), dst_node_id=self._directory.node(client), message_type="query.labels")
+            for client in clients
         ]
         labels: dict[int, tuple[int, ...]] = {}
-        for answer in grid.send_and_receive(questions):
-            if not answer.has_error():
-                facts: Any = answer.content.metric_records["facts"]["labels"]
-                labels[self._directory.partition(answer.metadata.src_node_id)] = tuple(facts)
+        for answer in grid.send_and_receive(questions, timeout=self._scenario.federation.timeout):
+            if not answer.has_error() and "facts" in answer.content.metric_records:
+                facts: Any = answer.content.metric_records["facts"].get("labels")
+                if isinstance(facts, list) and all(isinstance(label, int) for label in facts):
+                    labels[self._directory.partition(answer.metadata.src_node_id)] = tuple(facts)
         return labels
 
     def _progress(self, progress: Progress) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -16,23 +15,44 @@ from fedleak.runs import Arrays, Row
 from fedleak.scenario import Scenario
 from fedleak.server.fedsgd import FedSGD
 
-_NOT_FOR_WEIGHTS = {"Strategy", "FedXgbBagging", "FedXgbCyclic"}
+_TREES = "aggregates boosted trees, not weights"
+_CLIENT_CLIPPING = (
+    "relies on a client-side mod of Flower's that clips buffers with the parameters; use the server-side one, or the defense "
+    "'clipping'"
+)
+_REFUSED = {
+    "FedXgbBagging": _TREES,
+    "FedXgbCyclic": _TREES,
+    "DifferentialPrivacyClientSideFixedClipping": _CLIENT_CLIPPING,
+    "DifferentialPrivacyClientSideAdaptiveClipping": _CLIENT_CLIPPING,
+}
+_SAMPLING = "federation.clients and federation.clients_per_round say it"
+_FORMAT = "the clients' replies have one form"
+_RESERVED = {
+    "fraction_train": _SAMPLING,
+    "min_train_nodes": _SAMPLING,
+    "min_available_nodes": _SAMPLING,
+    "num_sampled_clients": _SAMPLING,
+    "fraction_evaluate": "the server tests the model, not the clients",
+    "min_evaluate_nodes": "the server tests the model, not the clients",
+    "arrayrecord_key": _FORMAT,
+    "configrecord_key": _FORMAT,
+    "weighted_by_key": _FORMAT,
+    "train_loss_key": _FORMAT,
+}
+# Their values are functions or objects, which a scenario file cannot hold.
+_OBJECTS = {"strategy", "accountant", "selection_rule", "train_metrics_aggr_fn", "evaluate_metrics_aggr_fn"}
 _PLAIN = (bool, int, float, str, type(None))
 
 
 def strategy_names() -> list[str]:
-    """Return the names of Flower's strategies that take weights."""
+    """Return the names of Flower's strategies that work with fedleak's clients."""
     found = inspect.getmembers(flower, lambda item: inspect.isclass(item) and issubclass(item, Strategy))
-    return sorted(name for name, _ in found if name not in _NOT_FOR_WEIGHTS)
+    return sorted(name for name, item in found if item is not Strategy and name not in _REFUSED)
 
 
-def build_strategy(scenario: Scenario, buffers: Collection[str] = ()) -> Strategy:
+def build_strategy(scenario: Scenario) -> Strategy:
     """Return the scenario's strategy, sampling as many clients as the scenario says.
-
-    Parameters
-    ----------
-    buffers : collection of str
-        Names of the model's buffers, which FedSGD must not step.
 
     Raises
     ------
@@ -52,24 +72,34 @@ def build_strategy(scenario: Scenario, buffers: Collection[str] = ()) -> Strateg
                 f"federation.strategy: '{named.name}' takes weights, but the protocol sends gradients; "
                 "set federation.protocol = 'fedavg', or leave the strategy out"
             )
-        return _construct(
-            FedSGD, {"learning_rate": scenario.local.learning_rate, "buffers": buffers, **sampling}, named.parameters
-        )
+        return _construct(FedSGD, {"learning_rate": scenario.local.learning_rate, **sampling}, named.parameters)
+    if named.name in _REFUSED:
+        raise ScenarioError(f"federation.strategy: '{named.name}' cannot be used: it {_REFUSED[named.name]}")
     if named.name not in strategy_names():
         raise ScenarioError(f"federation.strategy: unknown strategy '{named.name}'; {nearest(named.name, strategy_names())}")
     chosen: type[Strategy] = getattr(flower, named.name)
+    fixed = sampling
     if "strategy" in inspect.signature(chosen).parameters:  # Flower's privacy wrappers
-        own = {"num_sampled_clients": federation.sampled} | named.parameters
-        return _construct(chosen, {"strategy": flower.FedAvg(**sampling)}, own)
-    return _construct(chosen, sampling, named.parameters)
+        fixed = {"strategy": flower.FedAvg(**sampling), "num_sampled_clients": federation.sampled}
+    if "client_learning_rate" in inspect.signature(chosen).parameters:
+        fixed["client_learning_rate"] = scenario.local.learning_rate
+    built = _construct(chosen, fixed, named.parameters)
+    if isinstance(built, flower.Bulyan) and federation.sampled < (needed := 4 * built.num_malicious_nodes + 3):
+        raise ScenarioError(
+            f"federation.strategy: Bulyan with num_malicious_nodes = {built.num_malicious_nodes} needs {needed} clients a round, "
+            f"but {federation.sampled} are sampled; with fewer it would never change the model"
+        )
+    return built
 
 
 def _construct(chosen: type[Strategy], fixed: dict[str, Any], own: dict[str, Any]) -> Strategy:
-    known = _parameters(chosen) - {"strategy", "buffers"}
-    unknown = sorted(set(own) - known)
-    if unknown:
-        where = f"federation.strategy.{unknown[0]}"
-        raise ScenarioError(f"{where}: unknown key for {chosen.__name__}; {nearest(unknown[0], known)}")
+    known = _parameters(chosen) - _RESERVED.keys() - _OBJECTS
+    for key in sorted(set(own) - known):
+        where = f"federation.strategy.{key}"
+        if key in _RESERVED:
+            raise ScenarioError(f"{where}: cannot be set, because {_RESERVED[key]}")
+        hint = nearest(key, known) if known else "it takes no parameters"
+        raise ScenarioError(f"{where}: unknown key for {chosen.__name__}; {hint}")
     try:
         return chosen(**(fixed | own))
     except (TypeError, ValueError) as error:

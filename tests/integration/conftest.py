@@ -1,0 +1,95 @@
+"""Small federations: an MLP of eight units on 16-pixel samples, or a narrow network with BatchNorm."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from fedleak import api
+from fedleak.attacks.base import Attack, Reconstruction, attacks
+from fedleak.runs import RunFolder
+from fedleak.scenario import Scenario, parse_scenario
+
+MLP = {"name": "mlp", "hidden": [8]}
+CLOCKS = ("seconds", "cpu_seconds", "attack_seconds")
+
+
+@pytest.fixture
+def build() -> Callable[..., Scenario]:
+    """Return a scenario; keywords are merged into its tables."""
+
+    def make(**tables: Any) -> Scenario:
+        base: dict[str, Any] = {
+            "name": "test",
+            "data": {"source": "samples", "image_size": 16},
+            "model": MLP,
+            "federation": {"clients": 3, "rounds": 2},
+        }
+        for key, value in tables.items():
+            base[key] = {**base.get(key, {}), **value} if isinstance(value, dict) and key != "model" else value
+        return parse_scenario(base)
+
+    return make
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the page, which takes longer than these federations."""
+    monkeypatch.setattr(api, "write_report", lambda path: None)
+
+
+@pytest.fixture
+def start(tmp_path: Path, quick: None) -> Callable[..., api.Result]:
+    """Run a scenario in a fresh folder."""
+
+    def run(scenario: Scenario, **options: Any) -> api.Result:
+        return api.run(scenario, out=tmp_path / f"run{len(list(tmp_path.iterdir()))}", device="cpu", **options)
+
+    return run
+
+
+@pytest.fixture
+def plugin() -> Iterator[Callable[[type[Attack]], type[Attack]]]:
+    """Register an attack for one test only."""
+    attacks.names()
+    known = dict(attacks._plugins)
+    yield attacks.register
+    attacks._plugins.clear()
+    attacks._plugins.update(known)
+
+
+@pytest.fixture
+def grey(plugin: Callable[[type[Attack]], type[Attack]]) -> str:
+    """Register an attack that costs nothing and answers with noise from its seed."""
+
+    class Grey(Attack):
+        name: ClassVar[str] = "grey"
+
+        def reconstruct(self, observation: Any, model: Any, *, rng: Any, device: Any, budget: Any) -> Reconstruction:
+            generator = rng.generator()
+            return Reconstruction(torch.rand(observation.batch_size, *observation.input.shape, generator=generator))
+
+    return plugin(Grey).name
+
+
+def timeless(value: Any) -> Any:
+    """Return a summary or rows without what a clock measured."""
+    if isinstance(value, dict):
+        return {key: timeless(item) for key, item in value.items() if key not in CLOCKS}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.fixture
+def facts() -> Callable[[Path], Any]:
+    """Return all that a run folder says, but times: the summary, the rows, and which files there are."""
+
+    def read(path: Path) -> Any:
+        folder = RunFolder.open(path)
+        files = sorted(str(found.relative_to(path)) for found in path.rglob("*") if found.is_file())
+        images = {name: (path / name).read_bytes() for name in files if name.endswith(".png")}
+        rows = [folder.rows(name) for name in ("rounds.jsonl", "reconstructions.jsonl")]
+        return timeless(api.write_summary(folder)), timeless(rows), files, images
+
+    return read

@@ -1,0 +1,52 @@
+from collections.abc import Callable
+
+import pytest
+
+from fedleak.api import Result
+from fedleak.scenario import Scenario
+
+Build, Start = Callable[..., Scenario], Callable[..., Result]
+NORMALISED = [{"name": "resnet20", "width": 4}, {"name": "convnet", "width": 4, "norm": "batch"}]
+FEDAVG = {"batch_size": 3, "epochs": 2}
+
+
+@pytest.mark.parametrize("model", [{"name": "mlp", "hidden": [8]}, *NORMALISED], ids=lambda model: model["name"])
+@pytest.mark.parametrize("protocol", ["fedsgd", "fedavg"])
+def test_the_model_is_the_same_bits_with_and_without_the_onlooker(
+    build: Build, start: Start, grey: str, protocol: str, model: dict[str, object]
+) -> None:
+    local = FEDAVG if protocol == "fedavg" else {"batch_size": 3}
+    tables = {"model": model, "federation": {"protocol": protocol}, "local": {**local, "mode": "train"}}
+    watched = start(build(**tables, attacks=[{"name": grey}, {"name": "inverting-gradients", "iterations": 2}]))
+    unwatched = start(build(**tables, server={"curious": False}))
+    assert watched.summary["model_sha256"] == unwatched.summary["model_sha256"]
+    assert [entry["images"] for entry in watched.summary["leakage"]] == [18 if protocol == "fedsgd" else 40] * 2
+    assert watched.summary["attack_failures"] == 0
+    assert not list((unwatched.path / "captures").iterdir())
+    assert not (unwatched.path / "reconstructions.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_ray_trains_the_same_model_curious_or_not(build: Build, start: Start, grey: str) -> None:
+    import ray
+
+    ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False, num_cpus=2)
+    try:
+        for protocol, local in (("fedsgd", {"batch_size": 3}), ("fedavg", FEDAVG)):
+            digests = set()
+            for engine in ("inprocess", "ray"):
+                for attacks in ([], [{"name": grey}]):
+                    federation = {"protocol": protocol, "engine": engine}
+                    scenario = build(
+                        model=NORMALISED[1],
+                        federation=federation,
+                        local=local,
+                        attacks=attacks,
+                        server={"curious": bool(attacks)},
+                    )
+                    result = start(scenario)
+                    assert result.summary["client_errors"] == 0
+                    digests.add(result.summary["model_sha256"])
+            assert len(digests) == 1, protocol
+    finally:
+        ray.shutdown()
