@@ -1,0 +1,75 @@
+"""What the README shows, run as it stands."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fedleak import api
+from fedleak.attacks.base import attacks
+from fedleak.catalogue import catalogue
+from fedleak.scenario import parse_scenario
+
+README = Path(__file__).parents[1] / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+
+
+def block(marker: str, language: str = "python") -> str:
+    """Return the code block under ``<!-- test: marker -->``."""
+    found = re.search(rf"<!-- test: {marker} -->\n```{language}\n(.*?)```", TEXT, re.S)
+    assert found, f"README has no block marked {marker!r}"
+    return found[1]
+
+
+def test_the_first_block_is_the_two_commands() -> None:
+    first = re.search(r"```bash\n(.*?)```", TEXT, re.S)
+    assert first
+    assert first[1].splitlines() == [
+        "pip install . && fedleak run scenarios/quickstart.toml",
+        "pip install '.[test]' && pytest",
+    ]
+
+
+def test_six_lines_rebuild_an_image() -> None:
+    code = block("six lines")
+    assert len(code.strip().splitlines()) == 6
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    label, error = printed.rsplit(maxsplit=1)
+    assert ast.literal_eval(label) == (3,)
+    assert float(error) < 1e-3
+
+
+def test_the_attack_of_the_readme_runs_in_a_federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cosine_adam.py").write_text(block("new attack"), encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    table = {
+        "name": "readme",
+        "federation": {"clients": 2, "rounds": 1},
+        "attacks": [{"name": "cosine_adam:CosineAdam", "iterations": 150}],
+    }
+    try:
+        result = api.run(parse_scenario(table), out=tmp_path / "run")
+    finally:
+        attacks._plugins.pop("cosine-adam", None)
+    [leakage] = result.summary["leakage"]
+    assert leakage["images"] == 2
+    assert leakage["label_accuracy"] == 1
+    assert leakage["psnr"]["min"] > leakage["baseline"]["mean_image"]["psnr"]
+
+
+def test_the_scenario_of_the_readme_is_valid() -> None:
+    found = re.search(r"```toml\n(.*?)```", TEXT, re.S)
+    assert found
+    parse_scenario(tomllib.loads(found[1]))
+
+
+@pytest.mark.parametrize("kind", ["attacks", "defenses"])
+def test_every_plugin_stands_in_the_readme(kind: str) -> None:
+    missing = [name for name in catalogue()[kind] if f"`{name}`" not in TEXT]
+    assert not missing, f"README says nothing of {missing}"
