@@ -105,7 +105,7 @@ def descend(
     edit_gradient: Callable[[], None] | None = None,
     after_step: Callable[[int], None] | None = None,
 ) -> Descent:
-    """Minimise ``loss_of()`` over ``variables`` within the budget; keep the best iterate by that loss.
+    """Minimise ``loss_of()`` over ``variables`` within the budget; keep the best point evaluated, by that loss.
 
     Parameters
     ----------
@@ -125,9 +125,20 @@ def descend(
     course = Descent()
     marker, since = math.inf, 0  # the loss that the next progress is measured from, and how long ago it was reached
 
+    def evaluate() -> Tensor:
+        loss = loss_of()
+        value = float(loss.detach())
+        if value < course.loss:
+            course.best, course.loss = [variable.detach().clone() for variable in variables], value
+            course.initial = course.initial if math.isfinite(course.initial) else value
+        return loss
+
     def closure() -> Tensor:
+        # A line search evaluates many times in one step and must not outlive the budget, but there must be an iterate.
+        if course.best and budget.exhausted:
+            raise _BudgetSpent
         optimiser.zero_grad(set_to_none=True)
-        loss = scale * loss_of()
+        loss = scale * evaluate()
         gradients = torch.autograd.grad(loss, list(variables))
         for variable, gradient in zip(variables, gradients, strict=True):
             variable.grad = gradient
@@ -136,26 +147,29 @@ def descend(
         return loss.detach()
 
     for iteration in range(config.iterations + 1):
-        before = [variable.detach().clone() for variable in variables]
         last = iteration == config.iterations
-        loss = float(loss_of().detach()) if last else float(optimiser.step(closure)) / scale  # type: ignore[arg-type]
+        try:
+            loss = float(evaluate().detach()) if last else float(optimiser.step(closure)) / scale  # type: ignore[arg-type]
+        except _BudgetSpent:
+            course.stop_reason = "budget"
+            break
         if not math.isfinite(loss):
             course.stop_reason = "non-finite"
             break
-        course.initial = loss if iteration == 0 else course.initial
-        if loss < course.loss:
-            course.best, course.loss = before, loss
-        since = 0 if loss < (1 - config.progress) * marker else since + 1
-        marker = loss if since == 0 else marker
+        course.iterations += not last
+        since = 0 if course.loss < (1 - config.progress) * marker else since + 1
+        marker = course.loss if since == 0 else marker
         budget.tick(iteration, loss)
-        if reason := _reason(loss, since, budget, config):
+        if reason := _reason(course.loss, since, budget, config):
             course.stop_reason = reason
             break
-        if not last:
-            course.iterations += 1
-            if after_step is not None:
-                after_step(iteration)
+        if not last and after_step is not None:
+            after_step(iteration)
     return course
+
+
+class _BudgetSpent(Exception):
+    """Leaves an optimiser's step in the middle."""
 
 
 def _reason(loss: float, since: int, budget: Budget, config: MatchingConfig) -> str | None:

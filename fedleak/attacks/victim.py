@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from fedleak.errors import AttackError
 from fedleak.observation import InputSpec, Observation
 
 
 class Victim:
     """What a client computed, as a function of the batch that the attacker guesses.
 
-    BatchNorm follows the client's mode if it is known, and eval mode otherwise. Dropout is off: its masks are the
-    client's own.
+    Layers that keep running statistics (BatchNorm) follow the client's mode if it is known, and eval mode otherwise.
+    All else is in eval mode: what else differs in training, such as dropout, is random, and the draws are the client's.
 
     Parameters
     ----------
@@ -28,22 +29,34 @@ class Victim:
         Where to compute.
     dtype : torch.dtype
         Precision to compute in.
+
+    Raises
+    ------
+    AttackError
+        If the update is not finite or holds nothing but zeros.
     """
 
     def __init__(
         self, model: nn.Module, observation: Observation, device: torch.device, dtype: torch.dtype = torch.float32
     ) -> None:
         def place(value: Tensor) -> Tensor:
-            return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+            # Detached, as marking the observation's own tensors as requiring gradients would change it.
+            return value.detach().to(device, dtype) if value.is_floating_point() else value.detach().to(device)
 
         self.input: InputSpec = observation.input
         self.parameters = {name: place(value).requires_grad_() for name, value in observation.parameters.items()}
-        self.observed = [place(value) for value in observation.gradient().values()]
+        gradient = observation.gradient()
+        self.observed = [place(gradient[name]) for name in observation.parameters]
+        if not all(bool(value.isfinite().all()) for value in self.observed):
+            raise AttackError("the update is not finite: there is no gradient to match")
+        if not any(bool(value.any()) for value in self.observed):
+            raise AttackError("the update is zero: there is no gradient to match")
         self._buffers = {name: place(value) for name, value in observation.buffers.items()}
-        self._model = copy.deepcopy(model).to(device)
-        train = observation.local is not None and observation.local.mode == "train"
-        for module in self._model.modules():
-            module.train(train and not isinstance(module, nn.modules.dropout._DropoutNd))
+        self._model = copy.deepcopy(model).to(device).eval()
+        if observation.local is not None and observation.local.mode == "train":
+            for module in self._model.modules():
+                if hasattr(module, "running_mean"):
+                    module.train()
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Return the logits (B, K) of model inputs (B, C, H, W)."""
