@@ -197,6 +197,10 @@ class MatchingAttack(Attack):
     loss_scale: ClassVar[float] = 1.0
     """The optimiser is given the loss times this; PyTorch's L-BFGS forgets steps that change the loss by less than 1e-10."""
 
+    def victim(self, observation: Observation, model: nn.Module, device: torch.device) -> Victim:
+        """Return the network and the gradient to match: those of ``observation`` by default."""
+        return Victim(model, observation, device, self.precision)
+
     @abstractmethod
     def distance(self, guessed: Sequence[Tensor], observed: Sequence[Tensor]) -> Tensor:
         """Return how far the guessed batch's gradient is from the observed one, scalar."""
@@ -223,17 +227,39 @@ class MatchingAttack(Attack):
     def after_step(self, step: int, optimiser: torch.optim.Optimizer, unknowns: Unknowns) -> None:
         """Project the unknowns or change learning rates after step number ``step``; not by default."""
 
+    def minimise(self, victim: Victim, unknowns: Unknowns, seed: Seed, budget: Budget) -> Descent:
+        """Descend from one start, whose other draws derive from ``seed``; by default on distance plus prior."""
+        optimiser = self.optimiser(unknowns.variables)
+        classes = victim.input.num_classes
+
+        def loss_of() -> Tensor:
+            pixels = unknowns.pixels
+            guessed = victim.gradient(victim.input.normalize(pixels), unknowns.targets(classes))
+            return self.distance(guessed, victim.observed) + self.prior(pixels)
+
+        return descend(
+            loss_of,
+            unknowns.variables,
+            optimiser,
+            self.config,
+            budget,
+            scale=self.loss_scale,
+            edit_gradient=lambda: self.edit_gradient(unknowns.variables),
+            after_step=lambda step: self.after_step(step, optimiser, unknowns),
+        )
+
     def reconstruct(
         self, observation: Observation, model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget
     ) -> Reconstruction:
         """Descend from each start in turn; stop early once one has converged."""
-        victim = Victim(model, observation, device, self.precision)
+        victim = self.victim(observation, model, device)
         labels = self.restore_labels(observation, model)
         kept: tuple[Descent, Unknowns] | None = None
         iterations, lost, restart = 0, 0, 0
         while restart < self.config.restarts and lost <= _LOST:
-            unknowns = self._unknowns(observation, labels, rng.derive("restart", restart, lost), device)
-            course = self._descend(victim, unknowns, budget)
+            seed = rng.derive("restart", restart, lost)
+            unknowns = self._unknowns(observation, labels, seed, device)
+            course = self.minimise(victim, unknowns, seed, budget)
             iterations += course.iterations
             if course.stop_reason == "non-finite" and not budget.exhausted:
                 lost += 1
@@ -261,26 +287,6 @@ class MatchingAttack(Attack):
             return Unknowns(image, coordinates, labels=torch.tensor(labels, device=device))
         logits = torch.randn(count, spec.num_classes, generator=generator).to(device, self.precision).requires_grad_()
         return Unknowns(image, coordinates, logits=logits)
-
-    def _descend(self, victim: Victim, unknowns: Unknowns, budget: Budget) -> Descent:
-        optimiser = self.optimiser(unknowns.variables)
-        classes = victim.input.num_classes
-
-        def loss_of() -> Tensor:
-            pixels = unknowns.pixels
-            guessed = victim.gradient(victim.input.normalize(pixels), unknowns.targets(classes))
-            return self.distance(guessed, victim.observed) + self.prior(pixels)
-
-        return descend(
-            loss_of,
-            unknowns.variables,
-            optimiser,
-            self.config,
-            budget,
-            scale=self.loss_scale,
-            edit_gradient=lambda: self.edit_gradient(unknowns.variables),
-            after_step=lambda step: self.after_step(step, optimiser, unknowns),
-        )
 
     def _result(self, course: Descent, unknowns: Unknowns, iterations: int, exhausted: bool, lost: int) -> Reconstruction:
         images = unknowns.coordinates.decode(course.best[0]).float().cpu()
