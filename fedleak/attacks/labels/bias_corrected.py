@@ -12,6 +12,7 @@ from torch import nn
 
 from fedleak.attacks.labels.base import LabelRule, label_rules
 from fedleak.attacks.labels.classifier import classifier_gradient
+from fedleak.attacks.labels.counts import labels_by_impact
 from fedleak.errors import AttackError
 from fedleak.observation import Observation
 
@@ -29,14 +30,5 @@ class BiasCorrected(LabelRule):
             raise AttackError(
                 "'bias-corrected' reads the classifier's bias gradient, but it has no bias; for one image use 'idlg'"
             )
-        size = observation.batch_size
-        impacts = bias.detach().double().clone()
-        negative = [int(n) for n in impacts.argsort() if impacts[n] < 0]
-        # Noise can push more classes below zero than there are images; the most negative are then kept.
-        labels = negative[:size]
-        impact = impacts[negative].sum() / size
-        impacts[labels] -= impact
-        while len(labels) < size:
-            labels.append(int(impacts.argmin()))
-            impacts[labels[-1]] -= impact
-        return tuple(sorted(labels))
+        impact = float(bias.clamp(max=0).double().sum()) / observation.batch_size
+        return labels_by_impact(bias, impact, observation.batch_size, bias < 0)

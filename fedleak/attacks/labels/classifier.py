@@ -1,12 +1,65 @@
-"""The gradient of the classifier, which every label rule reads."""
+"""The classifier's gradient, which every label rule reads, and its weights along the client's training."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor, nn
 
 from fedleak.errors import AttackError
 from fedleak.models.inspect import last_linear
 from fedleak.observation import Observation
+
+
+@dataclass(frozen=True)
+class BiasedClassifier:
+    """A classifier with a bias, of N classes and F features, in float64.
+
+    Attributes
+    ----------
+    weight_gradient, bias_gradient : Tensor
+        (N, F) and (N,); for weights averaged over the local steps.
+    weights, biases : Tensor
+        (T, N, F) and (T, N): before each of the T local steps; between those sent and those received they are taken to
+        move in a straight line.
+    """
+
+    weight_gradient: Tensor
+    bias_gradient: Tensor
+    weights: Tensor
+    biases: Tensor
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Return softmax probabilities (M, N) at ``features`` (M, F), averaged over the local steps."""
+        logits = torch.einsum("tnf,mf->tmn", self.weights, features) + self.biases[:, None]
+        return logits.softmax(dim=-1).mean(dim=0)
+
+
+def steps(observation: Observation) -> Tensor:
+    """Return where each local step begins, in [0, 1) from the parameters sent to those received; (T,) of float64."""
+    count = observation.local.steps if observation.kind == "weights" and observation.local is not None else 1
+    return torch.arange(count, dtype=torch.float64) / count
+
+
+def biased_classifier(observation: Observation, model: nn.Module, rule: str) -> BiasedClassifier:
+    """Return the classifier's gradient and weights.
+
+    Raises
+    ------
+    AttackError
+        As :func:`classifier_gradient`, and if the classifier has no bias.
+    """
+    weight_gradient, bias_gradient = classifier_gradient(observation, model)
+    name = _classifier(observation, model)
+    if bias_gradient is None:
+        raise AttackError(f"'{rule}' reads the gradient of the classifier's bias, but it has none; use 'zero-shot' or 'llg'")
+    return BiasedClassifier(
+        weight_gradient.detach().double(),
+        bias_gradient.detach().double(),
+        _path(observation, f"{name}.weight"),
+        _path(observation, f"{name}.bias"),
+    )
 
 
 def classifier_gradient(observation: Observation, model: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -15,8 +68,20 @@ def classifier_gradient(observation: Observation, model: nn.Module) -> tuple[Ten
     Raises
     ------
     AttackError
-        If the model executes no linear layer, or its last one does not put out the N classes.
+        If the model executes no linear layer, its last one does not put out the N classes, or its gradient is not
+        finite or is zero.
     """
+    name = _classifier(observation, model)
+    gradient = observation.gradient()
+    weight, bias = gradient[f"{name}.weight"], gradient.get(f"{name}.bias")
+    if not bool(weight.isfinite().all()) or (bias is not None and not bool(bias.isfinite().all())):
+        raise AttackError(f"the gradient of the classifier '{name}' is not finite: it tells no labels")
+    if not bool(weight.any()) and not (bias is not None and bool(bias.any())):
+        raise AttackError(f"the gradient of the classifier '{name}' is zero: it tells no labels")
+    return weight, bias
+
+
+def _classifier(observation: Observation, model: nn.Module) -> str:
     found = last_linear(model, observation.input)
     if found is None:
         raise AttackError(
@@ -28,5 +93,12 @@ def classifier_gradient(observation: Observation, model: nn.Module) -> tuple[Ten
             f"the last linear layer '{name}' puts out {layer.out_features} values, not the {observation.input.num_classes} "
             "classes; grant the labels and use the label rule 'given'"
         )
-    gradient = observation.gradient()
-    return gradient[f"{name}.weight"], gradient.get(f"{name}.bias")
+    return name
+
+
+def _path(observation: Observation, name: str) -> Tensor:
+    sent = observation.parameters[name].detach().double()
+    if observation.kind == "gradient":
+        return sent[None]
+    at = steps(observation).to(sent.device).view(-1, *[1] * sent.dim())
+    return torch.lerp(sent[None], observation.update[name].detach().double()[None], at)
