@@ -84,7 +84,8 @@ def check_device(device: str, where: str) -> None:
     try:
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = "PyTorch knows no such device" if first.startswith("Expected one of") else first.partition(". ")[0]
         raise ScenarioError(f"{where}: '{device}' is not usable here ({reason}); use 'cpu'") from error
 
 

@@ -73,11 +73,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = sorted(set(known))
     if not names:
         return "none is known"
-    hint = f"did you mean '{close}'? " if (close := closest(name, names)) else ""
+    close = closest(name, names)
+    hint = f"did you mean '{close}'? Known" if close else "known"
     if len(names) <= _LISTED:
-        return f"{hint}Known: {', '.join(names)}"
+        return f"{hint}: {', '.join(names)}"
     by_likeness = sorted(names, key=lambda other: -_likeness(name, other))[:_CLOSEST]
-    return f"{hint}Closest of {len(names)} known: {', '.join(by_likeness)}"
+    return f"{hint} (the closest of {len(names)}): {', '.join(by_likeness)}"
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:

@@ -247,7 +247,7 @@ def attack_specs(names: list[str], overrides: list[str]) -> tuple[AttackSpec, ..
 
 def _override(table: dict[str, Any], override: str) -> None:
     key, sign, text = override.partition("=")
-    if not sign or not key.strip():
+    if not sign or not all(part.strip() for part in key.split(".")):
         raise ScenarioError(f"--set {override}: expected key.path=value, such as --set federation.rounds=5")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
@@ -260,6 +260,9 @@ def _override(table: dict[str, Any], override: str) -> None:
         if isinstance(here, list):
             here = here[_index(here, part, override)]
         else:
+            if part.isdigit():
+                listed = ".".join(parents[:depth])
+                raise ScenarioError(f"--set {override}: the file has no list '{listed}'; add an element to it there first")
             if isinstance(here.get(part), str):
                 here[part] = {"name": here[part]}
             here = here.setdefault(part, {})
@@ -273,5 +276,6 @@ def _override(table: dict[str, Any], override: str) -> None:
 
 def _index(items: list[Any], part: str, override: str) -> int:
     if not part.isdigit() or int(part) >= len(items):
-        raise ScenarioError(f"--set {override}: '{part}' is no index into a list of {len(items)}; expected 0 to {len(items) - 1}")
+        expected = f"expected 0 to {len(items) - 1}" if items else "add an element to the file first"
+        raise ScenarioError(f"--set {override}: '{part}' is no index into a list of {len(items)}; {expected}")
     return int(part)

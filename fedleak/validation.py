@@ -78,7 +78,7 @@ def read_parameters(model: type[M], parameters: dict[str, Any], owner: str) -> M
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Return the first finding as one line, and how many more there are."""
     first, *others = findings(error, model)
-    return f"{first} (and {len(others)} more)" if others else str(first)
+    return f"{first} ({len(others)} more after this)" if others else str(first)
 
 
 def findings(error: ValidationError, model: type[BaseModel]) -> list[Finding]:
@@ -134,6 +134,8 @@ class _Place:
         value = detail["input"]
         meant = closest(value, _literals(self.annotation)) if isinstance(value, str) else None
         hint = f"; did you mean '{meant}'?" if meant else ""
+        if isinstance(value, str) and (held := _model_in(self.annotation)) and "name" in held.model_fields:
+            hint = f"; give it as {path}.name"
         return Finding(path, f"expected {expected}{such}, got {_shown(value)}{hint}")
 
 

@@ -68,20 +68,16 @@ class FederatedData:
         return self._mean_image.clone()
 
     def verify(self) -> None:
-        """Read every image that a client holds; beyond 20,000 images, only their headers.
+        """Read every image that a client holds, and the test images; beyond 20,000 images, only their headers.
 
         Raises
         ------
         ScenarioError
             If one cannot be read; the message names it.
         """
-        indices = np.concatenate(self.shards)
-        train = self.source.train
-        if isinstance(train, PillowImages):
-            train.verify(indices.tolist(), headers_only=len(indices) > FULLY_VERIFIED)
-        else:
-            for start in range(0, len(indices), _CHUNK):
-                train.load(indices[start : start + _CHUNK].tolist())
+        _verify(self.source.train, np.concatenate(self.shards).tolist())
+        if self.source.test is not None:
+            _verify(self.source.test, range(len(self.source.test)))
 
     @cached_property
     def _mean_image(self) -> Tensor:
@@ -93,6 +89,14 @@ class FederatedData:
         for start in range(0, len(chosen), _CHUNK):
             total += self.source.test.load(chosen[start : start + _CHUNK]).double().sum(dim=0)
         return (total / len(chosen)).float()
+
+
+def _verify(images: ImageSet, indices: Sequence[int]) -> None:
+    if isinstance(images, PillowImages):
+        images.verify(indices, headers_only=len(indices) > FULLY_VERIFIED)
+    else:
+        for start in range(0, len(indices), _CHUNK):
+            images.load(indices[start : start + _CHUNK])
 
 
 def federated_data(data: Data, clients: int, seed: int) -> FederatedData:
@@ -119,7 +123,11 @@ def federated_data(data: Data, clients: int, seed: int) -> FederatedData:
 @lru_cache(maxsize=4)
 def _opened(data_json: str, clients: int, seed: int) -> FederatedData:
     data = Data.model_validate_json(data_json)
-    source = sources.get(data.source)(data)
+    try:
+        chosen = sources.get(data.source)
+    except ScenarioError as error:
+        raise ScenarioError(f"data.source: {error}") from error
+    source = chosen(data)
     shape = _image_shape(source.train)
     if source.test is not None and (test_shape := _image_shape(source.test)) != shape:
         raise ScenarioError(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
+from pydantic import BaseModel, ConfigDict, create_model
 
-from fedleak.errors import ScenarioError, nearest
+from fedleak.errors import ParameterError, ScenarioError, nearest
 from fedleak.runs import Arrays, Row
 from fedleak.scenario import Scenario
 from fedleak.server.fedsgd import FedSGD
+from fedleak.validation import read_parameters
 
 _TREES = "aggregates boosted trees, not weights"
 _CLIENT_CLIPPING = (
@@ -92,29 +95,40 @@ def build_strategy(scenario: Scenario) -> Strategy:
     return built
 
 
+def strategy_parameters(chosen: type[Strategy], fixed: Mapping[str, Any]) -> type[BaseModel]:
+    """Return the parameters of a strategy that a scenario may set, as a pydantic model of its constructors' signatures.
+
+    Parameters
+    ----------
+    chosen : type
+        The strategy's class.
+    fixed : mapping
+        Values that the scenario gives by other keys; they are defaults here.
+    """
+    fields: dict[str, Any] = {}
+    for base in chosen.__mro__:
+        if "__init__" not in vars(base) or base is object:
+            continue
+        parameters = inspect.signature(vars(base)["__init__"], eval_str=True).parameters.values()
+        for p in parameters:
+            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in {"self", *_RESERVED, *_OBJECTS, *fields}:
+                fields[p.name] = (p.annotation, fixed.get(p.name, ... if p.default is p.empty else p.default))
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    made: type[BaseModel] = create_model(chosen.__name__, __config__=ConfigDict(extra="forbid"), **fields)
+    return made
+
+
 def _construct(chosen: type[Strategy], fixed: dict[str, Any], own: dict[str, Any]) -> Strategy:
-    known = _parameters(chosen) - _RESERVED.keys() - _OBJECTS
-    for key in sorted(set(own) - known):
-        where = f"federation.strategy.{key}"
-        if key in _RESERVED:
-            raise ScenarioError(f"{where}: cannot be set, because {_RESERVED[key]}")
-        hint = nearest(key, known) if known else "it takes no parameters"
-        raise ScenarioError(f"{where}: unknown key for {chosen.__name__}; {hint}")
+    for key in sorted(own.keys() & _RESERVED.keys()):
+        raise ScenarioError(f"federation.strategy.{key}: cannot be set, because {_RESERVED[key]}")
     try:
+        read_parameters(strategy_parameters(chosen, fixed), own, chosen.__name__)
         return chosen(**(fixed | own))
+    except ParameterError as error:
+        raise error.at("federation.strategy", also=["name"]) from error
     except (TypeError, ValueError) as error:
         raise ScenarioError(f"federation.strategy: {chosen.__name__} refuses its parameters: {error}") from error
-
-
-def _parameters(chosen: type) -> set[str]:
-    names: set[str] = set()
-    for base in chosen.__mro__:
-        if "__init__" in vars(base) and base is not object:
-            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-            names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-                break
-    return names - {"self"}
 
 
 def save_state(strategy: Strategy, prefix: str = "state") -> tuple[Row, Arrays]:
