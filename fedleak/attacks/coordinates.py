@@ -58,13 +58,15 @@ class FrequencyCoordinates(Coordinates):
         Gives the shape; colours are rotated only where there are three channels.
     like : Tensor
         Gives the device and the precision.
+    slope : float
+        Amplitudes fall with the frequency to this power; 1 is natural images' mean.
     """
 
-    def __init__(self, input: InputSpec, like: Tensor) -> None:
+    def __init__(self, input: InputSpec, like: Tensor, slope: float = 1.0) -> None:
         channels, height, width = input.shape
         self._rows, self._columns = dct_matrix(height).to(like), dct_matrix(width).to(like)
         frequency = (torch.arange(height)[:, None].square() + torch.arange(width)[None].square()).double().sqrt()
-        self._scale = (_AMPLITUDE / (frequency + _CORNER)).to(like)
+        self._scale = (_AMPLITUDE / (frequency + _CORNER) ** slope).to(like)
         if channels == 3:
             self._colour = (torch.tensor(_OPPONENT).double().T * torch.tensor(_CONTRAST).double()).to(like)
         else:

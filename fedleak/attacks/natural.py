@@ -1,0 +1,193 @@
+"""Natural: L-BFGS in the frequencies of opponent colours, on whitened gradients, with a natural image's prior let go slowly.
+
+Formula: u = argmin mean_k ((grad_k L(f(x), y) - g_k) / s_k)^2 + lambda |u|^2 / n + box * mean max(-x, x - 1, 0)^2, x = decode(u),
+s_k the standard deviation of gradient entry k over synthetic natural batches of the same labels, lambda falling in stages
+Source: fedleak's own; coordinates as in fedleak.attacks.coordinates, box and labels as in Inverting Gradients (arXiv 2003.14053)
+
+A FedAvg update is matched as the mean gradient at the point half-way between the model sent and the model received,
+which is right to second order in the learning rate, whatever the order of the local steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedleak.attacks.base import AttackConfig, Budget, attacks
+from fedleak.attacks.coordinates import Coordinates, FrequencyCoordinates
+from fedleak.attacks.labels.base import label_rules
+from fedleak.attacks.matching import Descent, MatchingAttack, MatchingConfig, Unknowns, descend
+from fedleak.attacks.synthetic import synthetic_images
+from fedleak.attacks.victim import Victim
+from fedleak.observation import InputSpec, Observation
+from fedleak.seeding import Seed
+
+
+class NaturalConfig(MatchingConfig):
+    """Parameters, chosen on few images of CIFAR-10 and LeNet."""
+
+    iterations: int = Field(default=100, ge=1, description="optimiser iterations for each start, over all stages")
+    start: float = Field(default=0.1, gt=0, description="standard deviation of the first frequencies")
+    samples: int = Field(default=12, ge=2, description="synthetic batches that tell how much each gradient entry varies")
+    floor: float = Field(default=0.1, gt=0, description="added to each entry's variance, in units of its tensor's mean variance")
+    penalty: float = Field(default=1e-3, gt=0, description="weight lambda of the natural image's prior in the first stage")
+    penalty_end: float = Field(default=1e-6, gt=0, description="and in the last")
+    stages: int = Field(default=4, ge=1, description="equal parts of the budget, lambda falling geometrically between them")
+    box: float = Field(default=16.0, ge=0, description="weight of the soft box [0, 1]")
+    history: int = Field(default=50, ge=1, description="steps that L-BFGS remembers")
+    inner: int = Field(default=20, ge=1, description="L-BFGS steps in one iteration")
+    tolerance: float = Field(default=1e-10, ge=0, description="stop once the loss is this small: converged")
+    patience: int = Field(default=5, ge=1, description="leave a stage after so many iterations without progress")
+
+
+@attacks.register
+class Natural(MatchingAttack):
+    """fedleak's own gradient matching, for smooth networks."""
+
+    name: ClassVar[str] = "natural"
+    Config: ClassVar[type[AttackConfig]] = NaturalConfig
+    config: NaturalConfig
+    precision: ClassVar[torch.dtype] = torch.float64
+    loss_scale: ClassVar[float] = 1e4
+
+    def victim(self, observation: Observation, model: nn.Module, device: torch.device) -> Victim:
+        """Return the network at the sent parameters, or half-way to those received."""
+        return super().victim(at_midpoint(observation), model, device)
+
+    def restore_labels(self, observation: Observation, model: nn.Module) -> tuple[int, ...] | None:
+        """Return the labels by the configured rule; by default those granted, or else by ``bias-corrected``."""
+        rule = self.config.labels or ("bias-corrected" if observation.labels is None else "given")
+        return label_rules.get(rule)().restore(observation, model)
+
+    def coordinates(self, input: InputSpec, like: Tensor) -> Coordinates:
+        """Return frequencies of opponent colours."""
+        return FrequencyCoordinates(input, like)
+
+    def start(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Return nearly flat grey images."""
+        return self.config.start * torch.randn(shape, generator=generator)
+
+    def distance(self, guessed: Sequence[Tensor], observed: Sequence[Tensor]) -> Tensor:
+        """Return the mean squared difference of whitened gradients."""
+        total = torch.stack([(a - b).square().sum() for a, b in zip(guessed, observed, strict=True)]).sum()
+        return total / sum(value.numel() for value in observed)
+
+    def prior(self, images: Tensor) -> Tensor:
+        """Return the penalty for leaving [0, 1]."""
+        return self.config.box * ((images - 1).relu() + (-images).relu()).square().mean()
+
+    def optimiser(self, variables: list[Tensor]) -> torch.optim.Optimizer:
+        """Return L-BFGS with a strong-Wolfe line search."""
+        return torch.optim.LBFGS(
+            variables,
+            lr=1.0,
+            max_iter=self.config.inner,
+            history_size=self.config.history,
+            tolerance_grad=0.0,
+            tolerance_change=0.0,
+            line_search_fn="strong_wolfe",
+        )
+
+    def minimise(self, victim: Victim, unknowns: Unknowns, seed: Seed, budget: Budget) -> Descent:
+        """Descend once for each stage, each from the best point of the one before."""
+        targets = unknowns.targets(victim.input.num_classes)
+        weights = whitening(victim, targets, self.config.samples, self.config.floor, seed.derive("whitening"))
+        observed = [w * g for w, g in zip(weights, victim.observed, strict=True)]
+        course, begun = Descent(), budget.spent
+
+        for stage, penalty in enumerate(self._penalties()):
+
+            def loss_of(penalty: float = penalty) -> Tensor:
+                pixels = unknowns.pixels
+                guessed = victim.gradient(victim.input.normalize(pixels), targets)
+                whitened = [w * g for w, g in zip(weights, guessed, strict=True)]
+                return self.distance(whitened, observed) + self.prior(pixels) + penalty * unknowns.image.square().mean()
+
+            share = (stage + 1) / self.config.stages
+            iterations = round(share * self.config.iterations) - course.iterations
+            part = descend(
+                loss_of,
+                unknowns.variables,
+                self.optimiser(unknowns.variables),
+                self.config.model_copy(update={"iterations": iterations}),
+                _part(budget, begun, share, course.iterations),
+                scale=self.loss_scale,
+            )
+            course.initial = part.initial if stage == 0 else course.initial
+            course.iterations += part.iterations
+            course.best, course.loss, course.stop_reason = part.best, part.loss, part.stop_reason
+            if not part.best:
+                break
+            with torch.no_grad():
+                unknowns.image.copy_(part.best[0])
+        return course
+
+    def _penalties(self) -> list[float]:
+        first, last = math.log(self.config.penalty), math.log(self.config.penalty_end)
+        return torch.linspace(first, last, self.config.stages).exp().tolist()
+
+
+def whitening(victim: Victim, targets: Tensor, samples: int, floor: float, seed: Seed) -> list[Tensor]:
+    """Return one over the standard deviation of each gradient entry over synthetic natural batches.
+
+    Parameters
+    ----------
+    victim : Victim
+        Gives the gradient.
+    targets : Tensor
+        Class probabilities (B, K), the same for all batches.
+    samples : int
+        How many batches.
+    floor : float
+        Added to each variance, in units of its tensor's mean variance.
+    seed : Seed
+        Of the batches.
+
+    Returns
+    -------
+    list of Tensor
+        Like the parameters; zero for a tensor whose gradient does not depend on the images.
+    """
+    generator = seed.generator()
+    sums = [torch.zeros_like(value) for value in victim.observed]
+    squares = [torch.zeros_like(value) for value in victim.observed]
+    for _ in range(samples):
+        images = synthetic_images(len(targets), victim.input, generator, targets)
+        gradient = victim.gradient(victim.input.normalize(images), targets)
+        for total, square, value in zip(sums, squares, gradient, strict=True):
+            total += value.detach()
+            square += value.detach().square()
+    weights = []
+    for total, square in zip(sums, squares, strict=True):
+        variance = (square - total.square() / samples).clamp_min(0) / (samples - 1)
+        variance = variance + floor * variance.mean()
+        weights.append(torch.where(variance > 0, variance.rsqrt(), 0.0))
+    return weights
+
+
+def at_midpoint(observation: Observation) -> Observation:
+    """Return the mean gradient of a FedAvg update as a gradient at the point half-way between both models.
+
+    The mean of gradients along a path is the gradient at its middle, up to second order in the path's length. A gradient
+    is returned as it is.
+    """
+    if observation.kind == "gradient":
+        return observation
+    middle = {name: (value + observation.update[name]) / 2 for name, value in observation.parameters.items()}
+    return replace(observation, kind="gradient", parameters=middle, update=observation.gradient())
+
+
+def _part(budget: Budget, begun: float, share: float, done: int) -> Budget:
+    """Return the budget up to a share of what there was once ``begun`` seconds were spent, telling of ``done`` iterations more."""
+    tell = budget.on_progress
+    return replace(
+        budget,
+        seconds=None if budget.seconds is None else begun + share * (budget.seconds - begun),
+        on_progress=None if tell is None else lambda at: tell(replace(at, iteration=at.iteration + done)),
+    )
