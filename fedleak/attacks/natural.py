@@ -4,8 +4,8 @@ Formula: u = argmin mean_k ((grad_k L(f(x), y) - g_k) / s_k)^2 + lambda |u|^2 / 
 s_k the standard deviation of gradient entry k over synthetic natural batches of the same labels, lambda falling in stages
 Source: fedleak's own; coordinates as in fedleak.attacks.coordinates, box and labels as in Inverting Gradients (arXiv 2003.14053)
 
-A FedAvg update is matched as the mean gradient at the point half-way between the model sent and the model received,
-which is right to second order in the learning rate, whatever the order of the local steps.
+A FedAvg update is matched as the mean gradient, at the mean of the points where its steps were taken; local steps need not
+be unrolled and their order need not be known.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ class Natural(MatchingAttack):
     name: ClassVar[str] = "natural"
     Config: ClassVar[type[AttackConfig]] = NaturalConfig
     config: NaturalConfig
-    precision: ClassVar[torch.dtype] = torch.float64
-    loss_scale: ClassVar[float] = 1e4
+    precision: ClassVar[torch.dtype] = torch.float32
+    loss_scale: ClassVar[float] = 1e3
 
     def victim(self, observation: Observation, model: nn.Module, device: torch.device) -> Victim:
-        """Return the network at the sent parameters, or half-way to those received."""
-        return super().victim(at_midpoint(observation), model, device)
+        """Return the network at the sent parameters, or those where a FedAvg client was on average."""
+        return super().victim(at_mean_point(observation), model, device)
 
     def restore_labels(self, observation: Observation, model: nn.Module) -> tuple[int, ...] | None:
         """Return the labels by the configured rule; by default those granted, or else by ``bias-corrected``."""
@@ -171,20 +171,22 @@ def whitening(victim: Victim, targets: Tensor, samples: int, floor: float, seed:
     return weights
 
 
-def at_midpoint(observation: Observation) -> Observation:
-    """Return the mean gradient of a FedAvg update as a gradient at the point half-way between both models.
+def at_mean_point(observation: Observation) -> Observation:
+    """Return a FedAvg update as a mean gradient at the mean of the points where the local steps were taken.
 
-    The mean of gradients along a path is the gradient at its middle, up to second order in the path's length. A gradient
-    is returned as it is.
+    Of T steps on a nearly straight path the k-th starts k / T of the way along, so that their mean is (T - 1) / 2T of the
+    way from the model sent to the model received: no way for one step, nearly half of it for many. What remains is the
+    order of the steps, whose effect is zero on average. A gradient is returned as it is.
     """
-    if observation.kind == "gradient":
+    if observation.kind == "gradient" or observation.local is None:
         return observation
-    middle = {name: (value + observation.update[name]) / 2 for name, value in observation.parameters.items()}
-    return replace(observation, kind="gradient", parameters=middle, update=observation.gradient())
+    way = (observation.local.steps - 1) / (2 * observation.local.steps)
+    mean = {name: torch.lerp(value, observation.update[name], way) for name, value in observation.parameters.items()}
+    return replace(observation, kind="gradient", parameters=mean, update=observation.gradient())
 
 
 def _part(budget: Budget, begun: float, share: float, done: int) -> Budget:
-    """Return the budget up to a share of what there was once ``begun`` seconds were spent, telling of ``done`` iterations more."""
+    """Return the budget that ends at a share of what was left after ``begun`` seconds; it counts on from ``done`` iterations."""
     tell = budget.on_progress
     return replace(
         budget,
