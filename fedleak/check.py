@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -20,8 +19,9 @@ from fedleak.defenses.base import defenses
 from fedleak.engines.base import engine
 from fedleak.errors import ParameterError, ScenarioError
 from fedleak.models import build_model
-from fedleak.observation import UpdateKind
+from fedleak.observation import LocalTraining, UpdateKind
 from fedleak.registry import Registry
+from fedleak.report.formats import plural
 from fedleak.scenario import AttackSpec, Named, Scenario
 from fedleak.server.observing import local_training
 from fedleak.server.strategies import build_strategy
@@ -180,11 +180,15 @@ class Difficulty:
     ----------
     facts : list of (str, str)
         Name and value, in reading order.
+    layers : list of LayerCount
+        Equations against unknowns: layer by layer where the network is a plain chain and the update one gradient, and
+        last for the whole.
     verdict : str
-        One sentence.
+        One or two sentences.
     """
 
     facts: list[tuple[str, str]]
+    layers: list[LayerCount]
     verdict: str
 
 
@@ -196,47 +200,72 @@ def difficulty(checked: Checked) -> Difficulty:
     local = local_training(scenario, len(positions))
     parameters = sum(p.numel() for p in model.parameters())
     unknowns = len(positions) * prod(data.input.shape)
-    labels = Counter(data.labels(shard[positions]).tolist())
-    duplicates = sum(number - 1 for number in labels.values())
-    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    repeats = len(positions) - len(set(data.labels(shard[positions]).tolist()))
+    batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    dropout = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules())
+    mode = scenario.local.mode
+    defended = ", ".join(defense.name for defense in scenario.defenses)
     facts = [
         ("images in one update", f"{len(positions)} of {' x '.join(map(str, data.input.shape))}"),
         ("unknown pixels", f"{unknowns:,}"),
         ("parameters", f"{parameters:,} ({parameters / unknowns:.2f} for each unknown pixel)"),
-        ("update", f"{'gradient' if scenario.federation.protocol == 'fedsgd' else 'weights'} after {local.steps} local step(s)"),
-        ("labels (client 0, round 1)", f"{duplicates} duplicate(s) among {len(positions)}"),
-        ("BatchNorm", f"yes, in {scenario.local.mode} mode" if normalised else "none"),
-        ("dropout", f"yes, in {scenario.local.mode} mode" if dropout else "none"),
-        ("defenses", ", ".join(d.name for d in scenario.defenses) or "none"),
-        ("attacker", f"{scenario.threat.preset}: {', '.join(sorted(scenario.threat.granted)) or 'nothing but the updates'}"),
+        ("update", _update(scenario, local.steps)),
+        ("labels (client 0, round 1)", f"{repeats} of {len(positions)} repeat another's" if repeats else "all different"),
+        ("BatchNorm", f"yes, in {mode} mode" if batchnorm else "none"),
+        ("dropout", f"yes, in {mode} mode" if dropout else "none in the model"),
+        ("defenses", defended or "none"),
+        ("attacker knows", f"{', '.join(sorted(scenario.threat.granted)) or 'the updates alone'} ({scenario.threat.preset})"),
+        ("attacks", ", ".join(spec.result_name for spec in scenario.attacks) if scenario.server.curious else "none: not curious"),
     ]
-    layers = count(model, data.input, len(positions))
-    facts += [(f"  {layer.layer} ({layer.kind})", _layer(layer)) for layer in layers]
-    return Difficulty(
-        facts, _verdict(layers, local.steps, normalised and scenario.local.mode == "train", bool(scenario.defenses))
+    blurs = {
+        plural(local.steps, "local step"): local.steps > 1,
+        "BatchNorm in train mode": batchnorm and mode == "train",
+        "dropout in train mode": dropout and mode == "train",
+        f"the defenses ({defended})": bool(scenario.defenses),
+    }
+    layers = _counts(checked, len(positions), local)
+    return Difficulty(facts, layers, _verdict(layers, [name for name, applies in blurs.items() if applies]))
+
+
+def _update(scenario: Scenario, steps: int) -> str:
+    return (
+        "the gradient of one batch"
+        if scenario.federation.protocol == "fedsgd"
+        else f"weights after {plural(steps, 'local step')}"
     )
 
 
-def _layer(layer: LayerCount) -> str:
-    return f"{layer.equations:,} equations for {layer.unknowns:,} unknowns ({layer.slack / layer.unknowns:+.0%} slack)"
+def _counts(checked: Checked, images: int, local: LocalTraining) -> list[LayerCount]:
+    counts = count(checked.model, checked.data.input, images)
+    if local.steps == 1:
+        return counts
+    whole = counts[-1]
+    if local.steps * local.batch_size > images + local.batch_size - 1:
+        # An image that is trained on again shows itself at other weights; only the size of the update bounds that.
+        whole = replace(whole, equations=sum(p.numel() for p in checked.model.parameters()))
+    return [whole]
 
 
-def _verdict(layers: list[LayerCount], steps: int, train_batchnorm: bool, defended: bool) -> str:
-    blur = [
-        text
-        for applies, text in (
-            (steps > 1, "several local steps"),
-            (train_batchnorm, "BatchNorm in train mode"),
-            (defended, "the defenses"),
+def _verdict(counts: list[LayerCount], blurs: list[str]) -> str:
+    *layers, whole = counts
+    if whole.slack < 0:
+        return (
+            f"No attack can be exact: the update gives at most {whole.equations:,} equations for {whole.unknowns:,} unknown "
+            "pixels. A prior on images must fill the rest."
         )
-        if applies
-    ]
     short = [layer.layer for layer in layers if layer.slack < 0]
+    if blurs:
+        verdict = f"The equations would suffice, but between them and the images: {', '.join(blurs)}."
+    elif not layers:
+        verdict = "The update holds enough equations as a whole; the network is no plain chain of layers, so more cannot be said."
+    elif short:
+        verdict = "The update holds enough equations as a whole: an exact reconstruction is not excluded."
+    elif any(layer.slack < 0.1 * layer.unknowns for layer in layers if layer.kind != "Linear"):
+        verdict = "The equations suffice on paper, with less than 10 % to spare: expect float32 rounding to decide."
+    else:
+        verdict = "The equations suffice: an exact reconstruction is possible."
     if short:
-        return f"No attack can be exact: {', '.join(short)} has fewer equations than unknowns; a prior must fill the rest."
-    if blur:
-        return f"The equations would suffice, but {' and '.join(blur)} blur them."
-    if any(layer.slack < 0.1 * layer.unknowns for layer in layers if layer.kind != "Linear"):
-        return "The equations suffice on paper, with less than 10 % to spare: expect float32 rounding to decide."
-    return "The equations suffice: an exact reconstruction is possible."
+        verdict += (
+            f" Solving layer by layer ends at {', '.join(short)}, which falls short alone; the layers must be solved together."
+        )
+    return verdict

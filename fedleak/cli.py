@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
+import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -29,7 +31,7 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-ScenarioFile = Annotated[Path, typer.Argument(help="Scenario in TOML, such as scenarios/quickstart.toml.", show_default=False)]
+ScenarioFile = Annotated[Path, typer.Argument(show_default=False)]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as --set federation.rounds=5 (repeatable)."),
@@ -44,9 +46,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Flower's ow
 
 @app.command()
 def run(
-    scenario: Annotated[
-        Path | None, typer.Argument(help="Scenario in TOML; leave it out with --resume.", show_default=False)
-    ] = None,
+    scenario: Annotated[Path | None, typer.Argument(show_default=False)] = None,
     set_: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to make. [default: runs/NAME-TIME]", show_default=False)] = None,
     resume: Annotated[
@@ -58,6 +58,8 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Run a scenario: train the federation, attack it in every round, write the run folder and its report.
+
+    SCENARIO is a TOML file, such as scenarios/quickstart.toml; leave it out with --resume.
 
     Exit code: 0 done; 1 done, but clients failed or the run broke off; 2 wrong input, nothing started; 130 interrupted.
     """
@@ -85,7 +87,7 @@ def run(
 
 @app.command()
 def attack(
-    folder: Annotated[Path, typer.Argument(help="Folder of a finished or interrupted run.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(show_default=False)],
     attack: Annotated[list[str], typer.Option("--attack", help="Attack to run (repeatable); `fedleak list` names them.")],
     set_: Annotated[
         list[str] | None,
@@ -96,7 +98,10 @@ def attack(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Attack a run's captures again, without the federation; an attack that it already holds is replaced."""
+    """Attack a run's captures again, without the federation; an attack that it already holds is replaced.
+
+    FOLDER is that of a finished or interrupted run. An attack with --set title=NAME stands beside those of other names.
+    """
     _quieten(verbose)
     from fedleak import api
     from fedleak.report.live import Live
@@ -112,8 +117,8 @@ def attack(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]) -> None:
-    """Write a run folder's summary.json and report.html again, from the rows that it holds."""
+def report(folder: Annotated[Path, typer.Argument(show_default=False)]) -> None:
+    """Write the summary.json and report.html of the run in FOLDER again, from the rows that it holds."""
     _quieten(False)
     from fedleak import api
     from fedleak.report.html import write_report
@@ -141,9 +146,12 @@ def list_() -> None:
 
 @app.command()
 def explain(
-    name: Annotated[str, typer.Argument(help="Name of a plugin, as `fedleak list` prints it.", show_default=False)],
+    name: Annotated[str, typer.Argument(show_default=False)],
 ) -> None:
-    """Explain one plugin: what it does, its formula and source, its parameters with their defaults, and what it needs."""
+    """Explain one plugin: what it does, its formula and source, its parameters with their defaults, and what it needs.
+
+    NAME is one that `fedleak list` prints.
+    """
     _quieten(False)
     from fedleak.catalogue import explanation
 
@@ -152,11 +160,15 @@ def explain(
 
 @app.command()
 def check(scenario: ScenarioFile, set_: Overrides = None) -> None:
-    """Validate a scenario, and say how hard its case is, before anything is spent."""
+    """Validate a scenario, and say how hard its case is, before anything is spent.
+
+    SCENARIO is a TOML file, such as scenarios/quickstart.toml.
+    """
     _quieten(False)
     from fedleak import load_scenario
     from fedleak.check import check as check_scenario
     from fedleak.check import difficulty
+    from fedleak.report.terminal import counts_table
 
     checked = check_scenario(load_scenario(scenario, set_ or []))
     found = difficulty(checked)
@@ -166,6 +178,7 @@ def check(scenario: ScenarioFile, set_: Overrides = None) -> None:
     width = max(len(name) for name, _ in found.facts)
     for name, value in found.facts:
         console.print(f"  {name:<{width}}  {escape(value)}", highlight=False, soft_wrap=True)
+    console.print(counts_table(found.layers))
     console.print(escape(found.verdict), highlight=False, soft_wrap=True)
 
 
@@ -186,15 +199,26 @@ def main() -> None:
     """Run the command line; turn expected errors into one line and an exit code."""
     sys.path.insert(0, str(Path.cwd()))  # a scenario may name the user's own module beside it
     try:
-        app()
-    except ScenarioError as error:
-        errors.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(app(standalone_mode=False))
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
         sys.exit(2)
+    except click.UsageError as error:
+        # Typer and Click may both add the same suggestion.
+        message = re.sub(r"( Did you mean [^?]*\?)\1", r"\1", error.format_message())
+        command = error.ctx.command_path if error.ctx else "fedleak"
+        _fail("error", f"{message} See {command} --help.", 2)
+    except ScenarioError as error:
+        _fail("error", str(error), 2)
     except FedleakError as error:
-        errors.print(f"[red]failed:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
+        _fail("failed", str(error), 1)
+    except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
+
+
+def _fail(word: str, message: str, code: int) -> NoReturn:
+    errors.print(f"[red]{word}:[/red] {escape(' '.join(message.split()))}", highlight=False, soft_wrap=True)
+    sys.exit(code)
 
 
 def _finish(result: Result) -> None:

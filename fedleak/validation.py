@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import to_json
 
 from fedleak.errors import ParameterError, closest, nearest
@@ -88,6 +89,11 @@ def findings(error: ValidationError, model: type[BaseModel]) -> list[Finding]:
         place = _Place(model, detail["loc"])
         found.setdefault(place.path, place.finding(detail, model))
     return sorted(found.values(), key=lambda finding: finding.known is None)
+
+
+def expectation(field: FieldInfo) -> str | None:
+    """Return in plain words what a field's value must be, or ``None`` where there are none."""
+    return _expected(field.annotation, field.metadata)
 
 
 class _Place:

@@ -172,7 +172,7 @@ def _raised(answers: dict[str, bool]) -> tuple[str, ...]:
 
 
 def _norm(tensors: Tensors) -> float:
-    parts = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors.values()]
+    parts = [torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64) for tensor in tensors.values()]
     return float(torch.linalg.vector_norm(torch.stack(parts))) if parts else 0.0
 
 

@@ -1,19 +1,22 @@
-"""The leakage of a run as a table for the terminal."""
+"""The leakage of a run, and the identifiability count of a scenario, as tables for the terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from fedleak.attacks.exact.count import LayerCount
 from fedleak.report.formats import count, decimals, duration, enumerated, percent
 from fedleak.report.records import baseline_psnr, table
 
 
-def leakage_table(leakage: list[dict[str, Any]]) -> Table:
-    """Return the ``leakage`` list of a summary as a table that fits 80 columns.
+def leakage_table(leakage: list[dict[str, Any]]) -> Group:
+    """Return the ``leakage`` list of a summary as a table that fits 80 columns, with a line that reads it.
 
     Parameters
     ----------
@@ -22,31 +25,61 @@ def leakage_table(leakage: list[dict[str, Any]]) -> Table:
 
     Returns
     -------
-    Table
-        One row an entry: PSNR and both baselines in dB, accuracy and identification in percent, CPU seconds in all.
+    Group
+        One row an entry: PSNR in dB, SSIM, labels and identification in percent, CPU seconds in all. Below the rows
+        that were attacked under the same defenses stand the two guesses that saw no update.
     """
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    grid.add_column("Attack\ndefenses", overflow="fold", min_width=12)
-    headings = ("Imgs", "PSNR dB\n[min..max]", "Mean im.\nrandom", "SSIM", "Labels", "Ident.", "CPU s")
-    for heading in headings:
+    grid = _grid()
+    grid.add_column("", overflow="fold", min_width=19)
+    for heading in ("images", "PSNR dB\nmedian", "\nmin", "\nmax", "SSIM", "labels", "found", "CPU s"):
         grid.add_column(heading, justify="right", no_wrap=True)
-    for row in leakage:
+    for number, row in enumerate(leakage):
         psnr = table(row, "psnr")
         # Text, not strings: names may hold brackets, which rich would read as markup.
         name = Text(str(row.get("attack")), style="bold")
-        name.append("\n" + enumerated(row.get("defenses")), style="dim not bold")
+        if row.get("defenses"):
+            name.append("\nagainst " + enumerated(row.get("defenses")), style="dim not bold")
         if row.get("failures"):
-            name.append(f"\n{count(row['failures'])} failed", style="red not bold")
-        spread = Text(decimals(psnr.get("median")), style="bold")
-        spread.append(f"\n[{decimals(psnr.get('min'))}..{decimals(psnr.get('max'))}]", style="dim not bold")
+            name.append(f"\nfailed on {count(row['failures'])}", style="red not bold")
         grid.add_row(
             name,
             count(row.get("images")),
-            spread,
-            f"{decimals(baseline_psnr(row, 'mean_image'))}\n{decimals(baseline_psnr(row, 'random'))}",
+            Text(decimals(psnr.get("median")), style="bold"),
+            decimals(psnr.get("min")),
+            decimals(psnr.get("max")),
             decimals(table(row, "ssim").get("mean"), 2),
             percent(row.get("label_accuracy")),
             percent(row.get("identification")),
             duration(row.get("cpu_seconds")),
         )
+        following = leakage[number + 1] if number + 1 < len(leakage) else {}
+        if _guesses(row) != _guesses(following):
+            for guess, value in zip(("mean image", "random noise"), _guesses(row), strict=True):
+                grid.add_row(Text(f"guess: {guess}", style="dim"), "", Text(value, style="dim"))
+    legend = "found: of its client's shard, the true image is nearest. Guesses saw no update."
+    return Group(grid, Text(legend, style="dim"))
+
+
+def counts_table(counts: Sequence[LayerCount]) -> Table:
+    """Return the identifiability count, as :func:`fedleak.attacks.exact.count.count` gives it, as a table."""
+    grid = _grid()
+    grid.add_column("layer")
+    grid.add_column("kind")
+    for heading in ("equations", "unknowns", "to spare"):
+        grid.add_column(heading, justify="right")
+    for layer in counts:
+        share = layer.slack / layer.unknowns
+        style = "red" if share < 0 else ""
+        spare = Text(f"{share:+,.0%}" if share < 10 else f"{share + 1:,.0f}-fold", style=style)
+        whole = layer.kind == "whole"
+        name = "the whole update" if whole else layer.layer
+        grid.add_row(Text(name), "" if whole else layer.kind, f"{layer.equations:,}", f"{layer.unknowns:,}", spare)
     return grid
+
+
+def _grid() -> Table:
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+
+
+def _guesses(row: dict[str, Any]) -> tuple[str, str]:
+    return decimals(baseline_psnr(row, "mean_image")), decimals(baseline_psnr(row, "random"))

@@ -6,8 +6,9 @@ import io
 
 from rich.console import Console
 
+from fedleak.attacks.exact.count import LayerCount
 from fedleak.evaluation.summary import summarise
-from fedleak.report.terminal import leakage_table
+from fedleak.report.terminal import counts_table, leakage_table
 
 
 def printed(leakage):
@@ -24,9 +25,9 @@ def test_all_numbers_stand_unclipped_at_80_columns(tmp_path, lines):
     rows += [lines.failed(1, 2, "inverting-gradients", "why")]
     text = printed(summarise(rows))
     words = text.split()
-    for expected in ("inverting-gradients", "2", "150.0", "[100.0..200.0]", "13.0", "8.0", "0.90", "100", "2,468"):
+    for expected in ("inverting-gradients", "2", "150.0", "100.0", "200.0", "13.0", "8.0", "0.90", "100", "2,468"):
         assert expected in words, text
-    assert "1 failed" in text
+    assert "failed on 1" in text
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80
 
@@ -40,4 +41,22 @@ def test_names_are_not_read_as_markup(tmp_path, lines):
 
 def test_what_was_not_measured_is_a_dash(lines):
     text = printed(summarise([lines.failed(1, 0, "dlg", "why")]))
-    assert "[–..–]" in text
+    assert text.split("dlg")[1].split()[:4] == ["0", "–", "–", "–"]
+
+
+def test_guesses_stand_once_below_the_rows_that_they_belong_to(tmp_path, lines):
+    baseline = {"random": {"psnr": 5.0}, "mean_image": {"psnr": 11.0}}
+    rows = [lines.image(tmp_path, 1, 0, attack, 40.0) for attack in ("dlg", "idlg")]
+    rows += [lines.image(tmp_path, 1, 0, "other", 40.0, baseline=baseline)]
+    names = [line.split("  ")[0].strip() for line in printed(summarise(rows)).splitlines()[3:-1]]
+    guesses = ["guess: mean image", "guess: random noise"]
+    assert names == ["dlg", "idlg", *guesses, "other", *guesses]
+
+
+def test_a_count_that_falls_short_is_negative_and_a_large_one_is_a_multiple():
+    text = io.StringIO()
+    counts = [LayerCount("conv2", "Conv2d", 100, 54), LayerCount("(model)", "whole", 10, 1_000)]
+    Console(file=text, width=80, color_system=None).print(counts_table(counts))
+    rows = [line.split() for line in text.getvalue().splitlines()]
+    assert ["conv2", "Conv2d", "54", "100", "-46%"] in rows
+    assert ["the", "whole", "update", "1,000", "10", "100-fold"] in rows
