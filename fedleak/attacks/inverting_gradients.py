@@ -30,7 +30,8 @@ class InvertingGradientsConfig(MatchingConfig):
     signed: bool = Field(default=True, description="give Adam only the signs of the gradient")
     boxed: bool = Field(default=True, description="keep pixels within [0, 1]")
     tolerance: float = Field(default=1e-6, ge=0, description="stop once the loss is this small: converged")
-    patience: int = Field(default=400, ge=1, description="stop after so many iterations without progress: flat")
+    # The loss stalls before each lowering of the learning rate and falls again after it, so that patience would cost quality.
+    patience: int | None = Field(default=None, ge=1, description="stop after so many iterations without progress; or never")
 
 
 @attacks.register

@@ -28,7 +28,7 @@ class MatchingConfig(AttackConfig):
     """Parameters of the optimisation loop."""
 
     tolerance: float = Field(default=1e-9, ge=0, description="stop once the loss is this small: converged")
-    patience: int = Field(default=50, ge=1, description="stop after so many iterations without progress: flat")
+    patience: int | None = Field(default=50, ge=1, description="stop after so many iterations without progress: flat; or never")
     progress: float = Field(default=1e-3, gt=0, lt=1, description="relative fall of the best loss that counts as progress")
 
 
@@ -175,7 +175,7 @@ class _BudgetSpent(Exception):
 def _reason(loss: float, since: int, budget: Budget, config: MatchingConfig) -> str | None:
     if loss <= config.tolerance:
         return "converged"
-    if since >= config.patience:
+    if config.patience is not None and since >= config.patience:
         return "flat"
     return "budget" if budget.exhausted else None
 
