@@ -27,7 +27,9 @@ def quarantine(threads: int) -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
         torch.set_default_dtype(dtype)
-        torch.set_default_device(device)
+        if torch.get_default_device() != device:
+            # Setting one, even the same, makes every call of PyTorch slower; None is how it starts.
+            torch.set_default_device(None if device.type == "cpu" else device)
         torch.set_grad_enabled(grad)
         torch.use_deterministic_algorithms(deterministic)
 

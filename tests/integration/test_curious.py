@@ -32,21 +32,14 @@ def test_ray_trains_the_same_model_curious_or_not(build: Build, start: Start, gr
 
     ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False, num_cpus=2)
     try:
-        for protocol, local in (("fedsgd", {"batch_size": 3}), ("fedavg", FEDAVG)):
+        for protocol, local, watched in (("fedsgd", {"batch_size": 3}, [True]), ("fedavg", FEDAVG, [True, False])):
             digests = set()
-            for engine in ("inprocess", "ray"):
-                for attacks in ([], [{"name": grey}]):
-                    federation = {"protocol": protocol, "engine": engine}
-                    scenario = build(
-                        model=NORMALISED[1],
-                        federation=federation,
-                        local=local,
-                        attacks=attacks,
-                        server={"curious": bool(attacks)},
-                    )
-                    result = start(scenario)
-                    assert result.summary["client_errors"] == 0
-                    digests.add(result.summary["model_sha256"])
+            for engine, curious in [("inprocess", True), *(("ray", curious) for curious in watched)]:
+                tables = {"federation": {"protocol": protocol, "engine": engine}, "local": local, "server": {"curious": curious}}
+                result = start(build(model=NORMALISED[1], attacks=[{"name": grey}] if curious else [], **tables))
+                assert (result.summary["client_errors"], result.summary["engine"]) == (0, engine)
+                assert len(result.summary["leakage"]) == curious
+                digests.add(result.summary["model_sha256"])
             assert len(digests) == 1, protocol
     finally:
         ray.shutdown()
