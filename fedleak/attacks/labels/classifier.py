@@ -21,19 +21,24 @@ class BiasedClassifier:
     weight_gradient, bias_gradient : Tensor
         (N, F) and (N,); for weights averaged over the local steps.
     weights, biases : Tensor
-        (T, N, F) and (T, N): before each of the T local steps; between those sent and those received they are taken to
-        move in a straight line.
+        (E, N, F) and (E, N): as sent and, for weights, as received; E is 1 or 2.
+    steps : Tensor
+        (T,) in [0, 1): where each local step begins on the way from the first to the last of these.
     """
 
     weight_gradient: Tensor
     bias_gradient: Tensor
     weights: Tensor
     biases: Tensor
+    steps: Tensor
 
     def probabilities(self, features: Tensor) -> Tensor:
-        """Return softmax probabilities (M, N) at ``features`` (M, F), averaged over the local steps."""
-        logits = torch.einsum("tnf,mf->tmn", self.weights, features) + self.biases[:, None]
-        return logits.softmax(dim=-1).mean(dim=0)
+        """Return softmax probabilities (M, N) at ``features`` (M, F), averaged over the local steps.
+
+        The classifier is taken to move in a straight line, and its logits with it.
+        """
+        logits = torch.einsum("enf,mf->emn", self.weights, features) + self.biases[:, None]
+        return torch.lerp(logits[:1], logits[-1:], self.steps.view(-1, 1, 1)).softmax(dim=-1).mean(dim=0)
 
 
 def steps(observation: Observation) -> Tensor:
@@ -54,11 +59,13 @@ def biased_classifier(observation: Observation, model: nn.Module, rule: str) -> 
     name = _classifier(observation, model)
     if bias_gradient is None:
         raise AttackError(f"'{rule}' reads the gradient of the classifier's bias, but it has none; use 'zero-shot' or 'llg'")
+    ends = [observation.parameters] if observation.kind == "gradient" else [observation.parameters, observation.update]
     return BiasedClassifier(
         weight_gradient.detach().double(),
         bias_gradient.detach().double(),
-        _path(observation, f"{name}.weight"),
-        _path(observation, f"{name}.bias"),
+        torch.stack([end[f"{name}.weight"].detach().double() for end in ends]),
+        torch.stack([end[f"{name}.bias"].detach().double() for end in ends]),
+        steps(observation).to(bias_gradient.device),
     )
 
 
@@ -94,11 +101,3 @@ def _classifier(observation: Observation, model: nn.Module) -> str:
             "classes; grant the labels and use the label rule 'given'"
         )
     return name
-
-
-def _path(observation: Observation, name: str) -> Tensor:
-    sent = observation.parameters[name].detach().double()
-    if observation.kind == "gradient":
-        return sent[None]
-    at = steps(observation).to(sent.device).view(-1, *[1] * sent.dim())
-    return torch.lerp(sent[None], observation.update[name].detach().double()[None], at)

@@ -1,10 +1,13 @@
-"""Consistent: label counts from the classifier's bias gradient and the probabilities at the batch's mean feature.
+"""Consistent: label counts from the classifier's bias gradient and the batch's mean probabilities, which it also estimates.
 
-Formula: n_c = B (p_c - db_c), rounded to counts that sum to B. The identity is exact for the batch's mean probabilities p; they
-are estimated as softmax(W h + b) at h = (db+ @ dW+) / (db+ @ db+) over the classes with db > 0, whose rows of dW are db_c times
-the mean feature where the batch holds no image of class c. Granted surrogate images give p instead, as their mean
-probabilities: for a calibrated model that is the linear estimate from db of least mean squared error.
-Source: fedleak; db_c = p_c - n_c / B as in bias-corrected LLG (arXiv 2105.09369), features as in iLRG (Ma et al., ICLR 2023).
+Formula: n_c = B (p_c - db_c), exact for the batch's mean probabilities p, and rounded to counts that sum to B. Rows obey
+dW_c = db_c h + cov(p_c, h) - (n_c / B) (h_c - h) with the mean features h of the batch and h_c of its class c. First
+h = (db+ @ dW+) / (db+ @ db+) over the classes with db > 0; then, in six passes, p and cov are those of softmax(W h_s + b) for
+features h_s that spread around h as those of noise with natural images' spectrum spread around their mean, scaled by
+sqrt(1 - 1/B), and h = sum_c w_c (dW_c - cov_c) / sum_c w_c db_c with w_c = db_c / (n_c + 1), as the last term varies as n_c.
+Granted surrogate images give p instead, as their mean probabilities: for a calibrated model and images of the same kind
+n = B (p - db) is then the linear estimate from db of least mean squared error.
+Source: fedleak; db_c = p_c - n_c / B as in LLG (arXiv 2105.09369), features from rows as in iLRG (Ma et al., ICLR 2023).
 """
 
 from __future__ import annotations
@@ -15,9 +18,12 @@ from torch import Tensor, nn
 from fedleak.attacks.labels.base import LabelRule, label_rules
 from fedleak.attacks.labels.classifier import BiasedClassifier, biased_classifier, steps
 from fedleak.attacks.labels.counts import labels_from_counts
-from fedleak.attacks.labels.forward import forward, surrogate_inputs
+from fedleak.attacks.labels.forward import forward, natural_inputs, surrogate_inputs
 from fedleak.errors import AttackError
 from fedleak.observation import Observation
+
+PASSES = 6
+"""How often the mean feature is estimated anew; it changes little after three."""
 
 
 @label_rules.register
@@ -29,27 +35,51 @@ class Consistent(LabelRule):
     def restore(self, observation: Observation, model: nn.Module) -> tuple[int, ...]:
         """Return one label for each image, sorted."""
         classifier = biased_classifier(observation, model, self.name)
-        images = surrogate_inputs(observation)
-        if images is None:
-            probabilities = classifier.probabilities(mean_feature(classifier)[None])[0]
+        images, size = surrogate_inputs(observation), observation.batch_size
+        if images is not None:
+            probabilities = _mean_probabilities(observation, model, images)
         else:
-            ends = [forward(observation, model, images)]
-            if observation.kind == "weights":
-                ends.append(forward(observation, model, images, received=True))
-            first, last = (end.probabilities.mean(dim=0) for end in (ends[0], ends[-1]))
-            probabilities = torch.lerp(first, last, steps(observation).mean().to(first.device))
-        return labels_from_counts(observation.batch_size * (probabilities - classifier.bias_gradient), observation.batch_size)
+            features = forward(observation, model, natural_inputs(observation)).features
+            spread = (features - features.mean(dim=0)) * (1 - 1 / size) ** 0.5
+            probabilities = consistent_probabilities(classifier, spread, size)
+        return labels_from_counts(size * (probabilities - classifier.bias_gradient), size)
 
 
-def mean_feature(classifier: BiasedClassifier) -> Tensor:
-    """Return the mean feature (F,) of the batch, estimated from the rows of classes that are probably absent.
+def consistent_probabilities(classifier: BiasedClassifier, spread: Tensor, size: int) -> Tensor:
+    """Return a batch's mean probabilities (N,), estimated from the classifier's gradient.
+
+    Parameters
+    ----------
+    classifier : BiasedClassifier
+        Of N classes and F features.
+    spread : Tensor
+        (S, F) deviations of features from their mean, as they are to be expected in the batch.
+    size : int
+        Number of images B.
 
     Raises
     ------
     AttackError
-        If no class has a positive bias gradient, which a cross-entropy's cannot be.
+        If no class has a positive bias gradient, which cannot be that of a cross-entropy.
     """
-    bias = classifier.bias_gradient.clamp(min=0)
-    if not bool(bias.any()):
-        raise AttackError("'consistent' needs a class whose bias gradient is positive, as cross-entropy always has; none is")
-    return (bias @ classifier.weight_gradient) / (bias @ bias)
+    rows, bias = classifier.weight_gradient, classifier.bias_gradient
+    absent = bias.clamp(min=0)
+    if not bool(absent.any()):
+        raise AttackError("'consistent' needs a class whose bias gradient is positive, as cross-entropy always has one; none is")
+    feature = (absent @ rows) / (absent @ absent)
+    for _ in range(PASSES):
+        probabilities = classifier.probabilities(feature + spread)
+        mean = probabilities.mean(dim=0)
+        counts = (size * (mean - bias)).clamp(min=0)
+        covariance = (probabilities - mean).T @ spread / len(spread)
+        weights = bias / (counts + 1)
+        feature = weights @ (rows - covariance) / (weights @ bias)
+    return classifier.probabilities(feature + spread).mean(dim=0)
+
+
+def _mean_probabilities(observation: Observation, model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the mean probabilities (N,) of ``inputs``, averaged over the local steps."""
+    first = last = forward(observation, model, inputs).probabilities.mean(dim=0)
+    if observation.kind == "weights":
+        last = forward(observation, model, inputs, received=True).probabilities.mean(dim=0)
+    return torch.lerp(first, last, steps(observation).mean().to(first.device))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedleak.attacks.coordinates import FrequencyCoordinates
 from fedleak.errors import AttackError
 from fedleak.models.inspect import last_linear
 from fedleak.observation import Observation, Tensors
@@ -20,6 +21,7 @@ DUMMIES = 128
 SURROGATES = 512
 """Surrogate images used at most, evenly spread over those granted."""
 _CHUNK = 32
+_CONTRAST_SIDE = 32  # pixels of an image at which standard normal frequency coordinates have a natural contrast
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,18 @@ def random_inputs(observation: Observation) -> Tensor:
     """Return 128 model inputs (128, C, H, W) of N(0, 1), the same at every call for a round and client."""
     generator = Seed(0).derive("label-dummies", observation.round, observation.client).generator()
     return torch.randn(DUMMIES, *observation.input.shape, generator=generator)
+
+
+def natural_inputs(observation: Observation) -> Tensor:
+    """Return 128 model inputs (128, C, H, W) of noise with natural images' spectrum, brightness and colours.
+
+    They are the same at every call for a round and client.
+    """
+    spec = observation.input
+    generator = Seed(0).derive("label-natural", observation.round, observation.client).generator()
+    noise = torch.randn(DUMMIES, *spec.shape, generator=generator)
+    contrast = (spec.shape[1] * spec.shape[2]) ** 0.5 / _CONTRAST_SIDE
+    return spec.normalize(FrequencyCoordinates(spec, noise).decode(noise * contrast).clamp(0, 1))
 
 
 def surrogate_inputs(observation: Observation) -> Tensor | None:

@@ -1,7 +1,8 @@
 """iLRG: label counts from a linear system, with each class's mean feature read off its row of the classifier's gradient.
 
 Formula: e_j = dW[j] / db_j, P_ji = softmax(W e_j + b)_i; least squares for sum_j n_j (P_ji - 1{i = j}) = B db_i for each i, and
-sum_j n_j = B; clipped to [0, B] and rounded to counts that sum to B.
+sum_j n_j = B; clipped to [0, B] and rounded to counts that sum to B. A
+class with db_j = 0, whose probability is below the precision, holds no image.
 Source: Ma et al., "Instance-wise Batch Label Restoration via Gradients in Federated Learning", ICLR 2023.
 """
 
@@ -13,7 +14,6 @@ from torch import nn
 from fedleak.attacks.labels.base import LabelRule, label_rules
 from fedleak.attacks.labels.classifier import biased_classifier
 from fedleak.attacks.labels.counts import labels_from_counts
-from fedleak.errors import AttackError
 from fedleak.observation import Observation
 
 
@@ -27,13 +27,10 @@ class ILRG(LabelRule):
         """Return one label for each image, sorted."""
         classifier = biased_classifier(observation, model, self.name)
         bias, size = classifier.bias_gradient, observation.batch_size
-        if not bool(bias.all()):
-            zero = int((bias == 0).nonzero()[0])
-            raise AttackError(
-                f"'ilrg' divides by the bias gradient of each class, but that of class {zero} is zero; use 'consistent'"
-            )
-        probabilities = classifier.probabilities(classifier.weight_gradient / bias[:, None])
-        classes = torch.eye(len(bias), dtype=bias.dtype, device=bias.device)
-        system = torch.cat([probabilities.T - classes, torch.ones_like(bias)[None]])
-        counts = torch.linalg.pinv(system) @ torch.cat([size * bias, bias.new_tensor([size])])
+        held = bias != 0
+        features = classifier.weight_gradient[held] / bias[held, None]
+        classes = torch.eye(len(bias), dtype=bias.dtype, device=bias.device)[:, held]
+        system = torch.cat([classifier.probabilities(features).T - classes, torch.ones_like(classes[:1])])
+        counts = torch.zeros_like(bias)
+        counts[held] = torch.linalg.pinv(system) @ torch.cat([size * bias, bias.new_tensor([size])])
         return labels_from_counts(counts.clamp(0, size), size)
