@@ -236,7 +236,7 @@ def observe(
     spec = input or InputSpec((channels, height, width), classes, (0.0,) * channels, (1.0,) * channels)
     loss = torch.nn.functional.cross_entropy(model(spec.normalize(images)), labels)
     named = dict(model.named_parameters())
-    gradient = torch.autograd.grad(loss, list(named.values()))
+    gradient = torch.autograd.grad(loss, list(named.values()), allow_unused=True, materialize_grads=True)
     local = LocalTraining(len(images), len(images), mode="train" if model.training else "eval")
     return Observation(
         kind="gradient",

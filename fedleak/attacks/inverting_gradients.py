@@ -2,6 +2,10 @@
 
 Formula: x = argmin 1 - <grad L(f(x), y), g> / (|grad| |g|) + tv * TV(x), x within [0, 1]
 Source: Geiping, Bauermeister, Droege, Moeller 2020, "Inverting Gradients", arXiv 2003.14053
+
+The authors' code weighs the total variation of model inputs; divide its weights by the inputs' standard deviation, about
+0.25, to have them in pixels. Its CIFAR-10 weights reach from 1e-6 to 0.1; on DLG's LeNet quality is best, and flat, between
+0.03 and 0.2 in pixels (15.3 dB on average over six images in 1,000 iterations, against 10.5 dB at 1e-6).
 """
 
 from __future__ import annotations
@@ -22,11 +26,11 @@ _DECAYS = (3 / 8, 5 / 8, 7 / 8)
 
 
 class InvertingGradientsConfig(MatchingConfig):
-    """Parameters, with the paper's values for CIFAR-10 but fewer iterations."""
+    """Parameters, with the paper's values but fewer iterations, and a total variation that suits images of 32 x 32 pixels."""
 
     iterations: int = Field(default=1000, ge=1, description="optimiser iterations for each start (the paper's: 4,000 and more)")
     learning_rate: float = Field(default=0.1, gt=0, description="Adam's, times 0.1 at 3/8, 5/8 and 7/8 of the iterations")
-    tv: float = Field(default=0.1, ge=0, description="weight of the total-variation prior")
+    tv: float = Field(default=0.1, ge=0, description="weight of the total variation of pixels in [0, 1]")
     signed: bool = Field(default=True, description="give Adam only the signs of the gradient")
     boxed: bool = Field(default=True, description="keep pixels within [0, 1]")
     tolerance: float = Field(default=1e-6, ge=0, description="stop once the loss is this small: converged")
