@@ -1,8 +1,8 @@
 """iLRG: label counts from a linear system, with each class's mean feature read off its row of the classifier's gradient.
 
 Formula: e_j = dW[j] / db_j, P_ji = softmax(W e_j + b)_i; least squares for sum_j n_j (P_ji - 1{i = j}) = B db_i for each i, and
-sum_j n_j = B; clipped to [0, B] and rounded to counts that sum to B. A
-class with db_j = 0, whose probability is below the precision, holds no image.
+sum_j n_j = B; clipped to [0, B] and rounded to counts that sum to B. A class with db_j = 0, whose probability is below the
+precision, holds no image.
 Source: Ma et al., "Instance-wise Batch Label Restoration via Gradients in Federated Learning", ICLR 2023.
 """
 

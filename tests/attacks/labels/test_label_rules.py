@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from fedleak.attacks.labels.base import label_rules
 from fedleak.errors import AttackError
-from fedleak.observation import InputSpec, observe
+from fedleak.models import build_model
+from fedleak.observation import InputSpec, LocalTraining, observe
+from fedleak.scenario import Model
 from fedleak.threat import Knowledge
 
 SHAPE = (3, 8, 8)
@@ -90,3 +94,73 @@ def test_a_last_linear_layer_of_another_width_is_an_attack_error():
     observation = observe(model, torch.rand(1, *SHAPE), torch.tensor([1]), input=InputSpec(SHAPE, 10))
     with pytest.raises(AttackError, match="12 values"):
         restore("idlg", observation, model)
+
+
+@pytest.mark.parametrize("value", [0.0, torch.nan, torch.inf])
+def test_a_gradient_that_is_zero_or_not_finite_tells_no_labels(value):
+    model = HeadDefinedFirst()
+    observation = seen([1, 2], model)
+    for name in ("head.weight", "head.bias"):
+        observation.update[name].fill_(value)
+    with pytest.raises(AttackError, match=r"tells no labels"):
+        restore("bias-corrected", observation, model)
+
+
+def network(seed, name="mlp", **parameters):
+    spec = InputSpec((3, 16, 16), 10, (0.5,) * 3, (0.25,) * 3)
+    return build_model(Model.model_validate({"name": name, **parameters}), spec, seed).eval(), spec
+
+
+def batch(spec, count, seed):
+    noise = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(noise, spec.shape[1:], mode="bilinear")
+
+
+ALL = [name for name in label_rules.names() if name not in ("idlg", "given")]
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("count", [1, 4, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_distinct_labels_of_an_untrained_network_are_restored(name, count, seed):
+    if name == "llg" and count == 8:
+        pytest.skip("misses a class to which the model gives more than 1/B")
+    model, spec = network(seed)
+    labels = torch.randperm(10, generator=torch.Generator().manual_seed(seed))[:count]
+    observation = observe(model, batch(spec, count, seed), labels, input=spec)
+    assert restore(name, observation, model) == tuple(sorted(labels.tolist()))
+
+
+@pytest.mark.parametrize("name", ["consistent", "ilrg", "interpolated", "llg-plus", "zero-shot"])
+@pytest.mark.parametrize("labels", [(3,) * 8, (0, 0, 0, 1, 1, 5, 9, 9), (0,) * 9 + (2, 2, 4, 6, 6, 6, 6)])
+def test_repeated_labels_of_an_untrained_network_are_restored(name, labels):
+    model, spec = network(0, "lenet", init="default")
+    observation = observe(model, batch(spec, len(labels), 1), torch.tensor(labels), input=spec)
+    assert restore(name, observation, model) == labels
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("kind", ["gradient", "weights"])
+def test_one_label_for_each_image_sorted_and_the_same_again(name, kind):
+    model, spec = network(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)  # far from what the rules assume
+    observation = observe(model, batch(spec, 10, 2), torch.arange(10) // 4, input=spec)
+    if kind == "weights":
+        received = {name: value - 0.3 * observation.update[name] for name, value in observation.parameters.items()}
+        local = LocalTraining(10, 5, steps=3, learning_rate=0.1, mode="eval")
+        observation = replace(observation, kind="weights", update=received, local=local)
+    labels = restore(name, observation, model)
+    assert len(labels) == 10
+    assert list(labels) == sorted(labels)
+    assert set(labels) <= set(range(10))
+    torch.manual_seed(99)
+    assert restore(name, observation, model) == labels
+
+
+@pytest.mark.parametrize("name", ["consistent", "ilrg", "bias-corrected"])
+def test_rules_that_read_the_bias_do_not_mind_the_sign_of_features(name):
+    model, spec = network(0, activation="tanh")
+    observation = observe(model, batch(spec, 3, 0), torch.tensor([1, 4, 8]), input=spec)
+    assert restore(name, observation, model) == (1, 4, 8)

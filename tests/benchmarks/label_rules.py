@@ -1,0 +1,136 @@
+"""Measure how many labels each label rule restores, on networks at initialisation.
+
+Accuracy is the size of the overlap of the restored with the true labels, both with repeats, divided by the batch size;
+the table shows its mean over freshly drawn networks, each with its own batch. Images are random square crops of foolbox's
+20 ImageNet images at 32 x 32 pixels, labels are drawn independently of them from 10 classes, so repeats come as they do by
+chance. Networks are in eval mode. "guess" draws labels at random; "-" where a rule does not apply to the batch.
+
+    python tests/benchmarks/label_rules.py --json label_rules.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import fedleak
+from fedleak.attacks.labels.base import label_rules
+from fedleak.data.federated import federated_data
+from fedleak.errors import AttackError
+from fedleak.models import build_model
+from fedleak.observation import InputSpec, LocalTraining, Observation
+from fedleak.scenario import Data, Model
+from fedleak.seeding import Seed
+
+PIXELS = 32
+LEARNING_RATE = 0.1
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "lenet": {"name": "lenet"},
+    "convnet": {"name": "convnet", "width": 16},
+    "resnet20": {"name": "resnet20"},
+    "mlp": {"name": "mlp"},
+}
+RULES = ("row-min", "llg", "llg-plus", "bias-corrected", "zero-shot", "interpolated", "ilrg", "consistent")
+
+
+def crops(count: int, seed: Seed) -> Tensor:
+    """Return random square crops (count, 3, 32, 32) of the sample images, from a third of their height to all of it."""
+    data = federated_data(Data(source="samples-imagenet", partition="order", image_size=128), 1, 0)
+    images = data.images(range(20))
+    random = seed.numpy()
+    taken = []
+    for _ in range(count):
+        image = images[random.integers(len(images))]
+        side = int(random.integers(image.shape[-1] // 3, image.shape[-1] + 1))
+        top, left = random.integers(0, image.shape[-1] - side + 1, 2)
+        square = image[None, :, top : top + side, left : left + side]
+        taken.append(functional.interpolate(square, PIXELS, mode="bilinear", antialias=True, align_corners=False))
+    return torch.cat(taken).clamp(0, 1)
+
+
+def fedavg(model: nn.Module, observation: Observation, images: Tensor, labels: Tensor, steps: int) -> Observation:
+    """Return what the server sees after ``steps`` local SGD steps on equal parts of the batch, in order."""
+    start = {name: value.detach().clone() for name, value in model.named_parameters()}
+    for part in torch.arange(len(images)).tensor_split(steps):
+        loss = functional.cross_entropy(model(observation.input.normalize(images[part])), labels[part])
+        gradient = torch.autograd.grad(loss, list(model.parameters()))
+        with torch.no_grad():
+            for parameter, slope in zip(model.parameters(), gradient, strict=True):
+                parameter -= LEARNING_RATE * slope
+    local = LocalTraining(len(images), len(images) // steps, steps, learning_rate=LEARNING_RATE, mode="eval")
+    received = {name: value.detach().clone() for name, value in model.named_parameters()}
+    return replace(observation, kind="weights", parameters=start, update=received, local=local)
+
+
+def accuracy(restored: tuple[int, ...], labels: list[int]) -> float:
+    """Return the share of ``labels`` that ``restored`` holds, counted with repeats."""
+    return sum((Counter(restored) & Counter(labels)).values()) / len(labels)
+
+
+def measure(network: str, size: int, options: argparse.Namespace, pool: Tensor) -> list[dict[str, Any]]:
+    """Run all rules on one network and batch size; one row for each draw of network and batch."""
+    spec = InputSpec((3, PIXELS, PIXELS), options.classes, **IMAGENET)
+    rows = []
+    for draw in range(options.draws):
+        seed = Seed(options.seed).derive(network, size, draw)
+        random = seed.numpy()
+        images = pool[torch.from_numpy(random.permutation(len(pool))[:size])]
+        labels = torch.from_numpy(random.integers(0, options.classes, size))
+        model = build_model(Model.model_validate(NETWORKS[network]), spec, seed.value).eval()
+        observation = fedleak.observe(model, images, labels, input=spec)
+        if options.steps > 1:
+            observation = fedavg(model, observation, images, labels, options.steps)
+        guess = tuple(random.integers(0, options.classes, size).tolist())
+        found: dict[str, float | None] = {"guess": accuracy(guess, labels.tolist())}
+        for name in options.rules:
+            try:
+                found[name] = accuracy(label_rules.get(name)().restore(observation, model), labels.tolist())
+            except AttackError:
+                found[name] = None
+        rows.append({"network": network, "batch": size, "draw": draw, **found})
+    return rows
+
+
+def main() -> None:
+    """Read the options, measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16, 64], metavar="B", help="batch sizes")
+    parser.add_argument("--rules", nargs="+", default=list(RULES), help="label rules")
+    parser.add_argument("--classes", type=int, default=10, help="number of classes (default 10)")
+    parser.add_argument("--draws", type=int, default=10, help="networks and batches for each cell (default 10)")
+    parser.add_argument("--steps", type=int, default=1, help="local FedAvg steps; 1 sends the gradient (default 1)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows here")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    begin = time.process_time()
+    pool = crops(256, Seed(options.seed).derive("crops"))
+    names = ["guess", *options.rules]
+    print(f"{'network':10s}{'B':>3s}" + "".join(f"{name:>15s}" for name in names))
+    rows: list[dict[str, Any]] = []
+    for network in options.networks:
+        for size in (size for size in options.batches if size >= options.steps):
+            cell = measure(network, size, options, pool)
+            rows += cell
+            columns = [[row[name] for row in cell if row[name] is not None] for name in names]
+            shown = "".join(f"{statistics.mean(column):15.2f}" if column else f"{'-':>15s}" for column in columns)
+            print(f"{network:10s}{size:3d}{shown}", flush=True)
+            if options.json is not None:
+                options.json.write_text(json.dumps({"options": vars(options), "rows": rows}, default=str, indent=1))
+    print(f"{time.process_time() - begin:.0f} CPU seconds")
+
+
+if __name__ == "__main__":
+    main()
