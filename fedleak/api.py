@@ -23,7 +23,7 @@ from fedleak.evaluation.summary import summarise
 from fedleak.events import Listener, silent
 from fedleak.observation import Observation
 from fedleak.report.html import write_report
-from fedleak.runs import Row, RunFolder, model_digest
+from fedleak.runs import Row, RunFolder, model_digest, refuse_existing
 from fedleak.scenario import AttackSpec, Scenario, load_scenario
 from fedleak.server.app import Serving, federate, final_model, make_spy
 from fedleak.server.replies import Failure
@@ -228,8 +228,7 @@ def pick_device(device: str) -> str:
 def _start(scenario: Scenario | str | Path, out: str | Path | None, device: str) -> tuple[RunFolder, Checked]:
     given = scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
     path = Path(out) if out is not None else default_folder(given)
-    if path.exists():
-        raise ScenarioError(f"{path}: exists already; choose another --out, or go on with --resume {path}")
+    refuse_existing(path)
     checked = check(given, device)
     return RunFolder.create(path, _manifest(checked, device)), checked
 

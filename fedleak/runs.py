@@ -28,7 +28,7 @@ from torch import Tensor
 
 from fedleak.errors import ScenarioError
 from fedleak.observation import Observation
-from fedleak.scenario import AttackSpec, Scenario
+from fedleak.scenario import AttackSpec, Scenario, parse_scenario
 
 Row = dict[str, Any]
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -55,8 +55,7 @@ class RunFolder:
         ScenarioError
             If something is there already, or the place cannot be written.
         """
-        if path.exists():
-            raise ScenarioError(f"{path}: exists already; choose another --out, or go on with --resume {path}")
+        refuse_existing(path)
         try:
             path.mkdir(parents=True, mode=0o700)
             for name in ("captures", "images"):
@@ -82,14 +81,30 @@ class RunFolder:
 
     @property
     def manifest(self) -> Row:
-        """The manifest, as read from disk."""
-        manifest: Row = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
+        """The manifest, as read from disk.
+
+        Raises
+        ------
+        ScenarioError
+            If it cannot be read.
+        """
+        path = self.path / "manifest.json"
+        try:
+            manifest: Row = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ScenarioError(f"{path}: cannot be read ({error}); the folder is no run of fedleak, or is damaged") from error
         return manifest
 
     @property
     def scenario(self) -> Scenario:
-        """The scenario that the run was started with."""
-        return Scenario.model_validate(self.manifest["scenario"])
+        """The scenario that the run was started with.
+
+        Raises
+        ------
+        ScenarioError
+            If the manifest holds none that this version can read.
+        """
+        return parse_scenario(self.manifest.get("scenario", {}), str(self.path / "manifest.json"))
 
     def append(self, name: str, rows: Iterable[Row]) -> None:
         """Append rows to a JSON-lines file and flush them to the disk."""
@@ -185,6 +200,22 @@ class RunFolder:
         temporary = self.path / f"{name}.tmp"
         temporary.write_bytes(content)
         temporary.replace(self.path / name)
+
+
+def refuse_existing(path: Path) -> None:
+    """Refuse a run folder whose place is taken.
+
+    Raises
+    ------
+    ScenarioError
+        If something is there, or the place cannot be looked at.
+    """
+    try:
+        taken = path.exists() or path.is_symlink()
+    except (OSError, ValueError) as error:
+        raise ScenarioError(f"{path}: cannot be made ({error}); choose another --out") from error
+    if taken:
+        raise ScenarioError(f"{path}: exists already; choose another --out, or go on with --resume {path}")
 
 
 def stem(server_round: int, client: int) -> str:

@@ -1,0 +1,5 @@
+"""Run the command line as ``python -m fedleak``."""
+
+from fedleak.cli import main
+
+main()
