@@ -92,15 +92,16 @@ def federate(serving: Serving, grid: Grid, directory: Directory) -> None:
     buffers = frozenset(model.state_dict()) - {name for name, _ in model.named_parameters()}
     trainer = build_strategy(scenario)
     arrays = ArrayRecord(model.state_dict())
-    done = 0
+    done = None
     if (serving.folder.path / "checkpoint.safetensors").exists():
         done, arrays = _restore(serving.folder, trainer)
     referee = Referee(trainer, directory, Seed(scenario.seed), buffers=buffers, most_examples=data.largest_shard)
     spy = make_spy(serving, directory, model, data) if scenario.server.curious else None
     strategy: Strategy = HonestButCurious(referee, spy) if spy else referee
     ledger = Ledger(serving, trainer, referee, spy, model, data, done)
-    Resumed(strategy, done).start(
-        grid, arrays, num_rounds=scenario.federation.rounds - done, timeout=scenario.federation.timeout, evaluate_fn=ledger.close
+    left = scenario.federation.rounds - (done or 0)
+    Resumed(strategy, done or 0).start(
+        grid, arrays, num_rounds=left, timeout=scenario.federation.timeout, evaluate_fn=ledger.close
     )
 
 
@@ -114,7 +115,8 @@ def _restore(folder: RunFolder, trainer: Strategy) -> tuple[int, ArrayRecord]:
 class Ledger:
     """Closes each round: test accuracy, checkpoint, one line in rounds.jsonl.
 
-    Flower calls :meth:`close` with the global model before the first round and after each round.
+    Flower calls :meth:`close` with the global model before the first round and after each round. ``rounds_done`` is how
+    many an earlier process finished; ``None`` if there was none.
     """
 
     def __init__(
@@ -125,7 +127,7 @@ class Ledger:
         spy: Spy | None,
         model: nn.Module,
         data: FederatedData,
-        rounds_done: int,
+        rounds_done: int | None,
     ) -> None:
         self._serving = serving
         self._trainer = trainer
@@ -133,13 +135,14 @@ class Ledger:
         self._spy = spy
         self._model = model
         self._data = data
-        self._done = rounds_done
+        self._resumed = rounds_done is not None
+        self._done = rounds_done or 0
         self._since = time.perf_counter()
 
     def close(self, flower_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Account for one finished round."""
         server_round = flower_round + self._done
-        if flower_round == 0 and self._done:
+        if flower_round == 0 and self._resumed:
             self._announce(server_round + 1)
             return None
         row: dict[str, Any] = {"round": server_round, **self.test(arrays)}
