@@ -166,7 +166,7 @@ class Toy(MatchingAttack):
 
     def start(self, shape, generator):
         first = super().start(shape, generator)
-        self.starts = [*getattr(self, "starts", []), first]
+        self.starts = [*getattr(self, "starts", []), first.clone()]
         return first * math.nan if len(self.starts) in self.broken else first
 
     broken: tuple[int, ...] = ()
