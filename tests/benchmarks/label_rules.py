@@ -31,7 +31,8 @@ The means of its 10 draws (176 CPU seconds, one thread); llg+ is llg-plus, bias-
     mlp        16   0.53        -  0.72  0.97     0.71       0.97     0.97  1.00        1.00
     mlp        64   0.78        -  0.53  0.97     0.49       0.97     0.97  0.95        1.00
 
-With local FedAvg steps the mean gradient mixes those of different models, and on the first two networks no rule is exact. 5 draws of
+With local FedAvg steps the mean gradient mixes those of different models, and on the first two networks no rule is exact.
+Five draws of
 
     python tests/benchmarks/label_rules.py --steps 4 --batches 8 16 64 --draws 5 --networks lenet resnet20 mlp
 

@@ -23,7 +23,7 @@ from fedleak.errors import AttackError
 from fedleak.observation import Observation
 
 PASSES = 6
-"""How often the mean feature is estimated anew; it changes little after three."""
+"""How often the mean feature is estimated anew; four passes restore as many labels on untrained networks."""
 
 
 @label_rules.register
