@@ -4,8 +4,8 @@ Formula: u = argmin mean_k ((grad_k L(f(x), y) - g_k) / s_k)^2 + lambda |u|^2 / 
 s_k the standard deviation of gradient entry k over synthetic natural batches of the same labels, lambda falling in stages
 Source: fedleak's own; coordinates as in fedleak.attacks.coordinates, box and labels as in Inverting Gradients (arXiv 2003.14053)
 
-A FedAvg update is matched as the mean gradient, at the mean of the points where its steps were taken; local steps need not
-be unrolled and their order need not be known.
+A FedAvg update is matched as the mean gradient at the mean of the points where its steps were taken; after each stage the
+drift between the steps is estimated from the images found so far (fedleak.attacks.local_steps).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -22,9 +23,10 @@ from torch import Tensor, nn
 from fedleak.attacks.base import AttackConfig, Budget, attacks
 from fedleak.attacks.coordinates import Coordinates, FrequencyCoordinates
 from fedleak.attacks.labels.base import label_rules
+from fedleak.attacks.local_steps import LocalVictim
 from fedleak.attacks.matching import Descent, MatchingAttack, MatchingConfig, Unknowns, descend
-from fedleak.attacks.synthetic import synthetic_images
 from fedleak.attacks.victim import Victim
+from fedleak.attacks.whitening import whitening
 from fedleak.observation import InputSpec, Observation
 from fedleak.seeding import Seed
 
@@ -35,12 +37,12 @@ class NaturalConfig(MatchingConfig):
     iterations: int = Field(default=100, ge=1, description="optimiser iterations for each start, over all stages")
     start: float = Field(default=0.1, gt=0, description="standard deviation of the first frequencies")
     samples: int = Field(default=12, ge=2, description="synthetic batches that tell how much each gradient entry varies")
-    floor: float = Field(default=0.1, gt=0, description="added to each entry's variance, in units of its tensor's mean variance")
+    floor: float = Field(default=0.03, gt=0, description="added to each entry's variance, in units of its tensor's mean variance")
     penalty: float = Field(default=1e-3, gt=0, description="weight lambda of the natural image's prior in the first stage")
     penalty_end: float = Field(default=1e-6, gt=0, description="and in the last")
     stages: int = Field(default=4, ge=1, description="equal parts of the budget, lambda falling geometrically between them")
     box: float = Field(default=16.0, ge=0, description="weight of the soft box [0, 1]")
-    history: int = Field(default=50, ge=1, description="steps that L-BFGS remembers")
+    history: int = Field(default=100, ge=1, description="steps that L-BFGS remembers")
     inner: int = Field(default=20, ge=1, description="L-BFGS steps in one iteration")
     tolerance: float = Field(default=1e-10, ge=0, description="stop once the loss is this small: converged")
     patience: int = Field(default=5, ge=1, description="leave a stage after so many iterations without progress")
@@ -58,7 +60,9 @@ class Natural(MatchingAttack):
 
     def victim(self, observation: Observation, model: nn.Module, device: torch.device) -> Victim:
         """Return the network at the sent parameters, or those where a FedAvg client was on average."""
-        return super().victim(at_mean_point(observation), model, device)
+        if observation.kind == "gradient" or observation.local is None or observation.local.steps == 1:
+            return super().victim(observation, model, device)
+        return LocalVictim(model, observation, device, self.precision)
 
     def restore_labels(self, observation: Observation, model: nn.Module) -> tuple[int, ...] | None:
         """Return the labels by the configured rule; by default those granted, or else by ``bias-corrected``."""
@@ -98,21 +102,17 @@ class Natural(MatchingAttack):
         """Descend once for each stage, each from the best point of the one before."""
         targets = unknowns.targets(victim.input.num_classes)
         weights = whitening(victim, targets, self.config.samples, self.config.floor, seed.derive("whitening"))
-        observed = [w * g for w, g in zip(weights, victim.observed, strict=True)]
+        observed = victim.observed
+        order = victim.any_order(len(targets), seed.derive("order").generator()) if isinstance(victim, LocalVictim) else []
         course, begun = Descent(), budget.spent
-
         for stage, penalty in enumerate(self._penalties()):
-
-            def loss_of(penalty: float = penalty) -> Tensor:
-                pixels = unknowns.pixels
-                guessed = victim.gradient(victim.input.normalize(pixels), targets)
-                whitened = [w * g for w, g in zip(weights, guessed, strict=True)]
-                return self.distance(whitened, observed) + self.prior(pixels) + penalty * unknowns.image.square().mean()
-
+            if stage and isinstance(victim, LocalVictim):
+                inputs = victim.input.normalize(unknowns.pixels.detach().clamp(0, 1))
+                observed, order = victim.corrected(inputs, targets, weights, order, budget)
             share = (stage + 1) / self.config.stages
             iterations = round(share * self.config.iterations) - course.iterations
             part = descend(
-                loss_of,
+                partial(self._loss, victim, unknowns, weights, observed, penalty),
                 unknowns.variables,
                 self.optimiser(unknowns.variables),
                 self.config.model_copy(update={"iterations": iterations}),
@@ -128,61 +128,21 @@ class Natural(MatchingAttack):
                 unknowns.image.copy_(part.best[0])
         return course
 
+    def _loss(
+        self, victim: Victim, unknowns: Unknowns, weights: Sequence[Tensor], observed: Sequence[Tensor], penalty: float
+    ) -> Tensor:
+        pixels = unknowns.pixels
+        guessed = victim.gradient(victim.input.normalize(pixels), unknowns.targets(victim.input.num_classes))
+        distance = self.distance(_product(weights, guessed), _product(weights, observed))
+        return distance + self.prior(pixels) + penalty * unknowns.image.square().mean()
+
     def _penalties(self) -> list[float]:
         first, last = math.log(self.config.penalty), math.log(self.config.penalty_end)
         return torch.linspace(first, last, self.config.stages).exp().tolist()
 
 
-def whitening(victim: Victim, targets: Tensor, samples: int, floor: float, seed: Seed) -> list[Tensor]:
-    """Return one over the standard deviation of each gradient entry over synthetic natural batches.
-
-    Parameters
-    ----------
-    victim : Victim
-        Gives the gradient.
-    targets : Tensor
-        Class probabilities (B, K), the same for all batches.
-    samples : int
-        How many batches.
-    floor : float
-        Added to each variance, in units of its tensor's mean variance.
-    seed : Seed
-        Of the batches.
-
-    Returns
-    -------
-    list of Tensor
-        Like the parameters; zero for a tensor whose gradient does not depend on the images.
-    """
-    generator = seed.generator()
-    sums = [torch.zeros_like(value) for value in victim.observed]
-    squares = [torch.zeros_like(value) for value in victim.observed]
-    for _ in range(samples):
-        images = synthetic_images(len(targets), victim.input, generator, targets)
-        gradient = victim.gradient(victim.input.normalize(images), targets)
-        for total, square, value in zip(sums, squares, gradient, strict=True):
-            total += value.detach()
-            square += value.detach().square()
-    weights = []
-    for total, square in zip(sums, squares, strict=True):
-        variance = (square - total.square() / samples).clamp_min(0) / (samples - 1)
-        variance = variance + floor * variance.mean()
-        weights.append(torch.where(variance > 0, variance.rsqrt(), 0.0))
-    return weights
-
-
-def at_mean_point(observation: Observation) -> Observation:
-    """Return a FedAvg update as a mean gradient at the mean of the points where the local steps were taken.
-
-    Of T steps on a nearly straight path the k-th starts k / T of the way along, so that their mean is (T - 1) / 2T of the
-    way from the model sent to the model received: no way for one step, nearly half of it for many. What remains is the
-    order of the steps, whose effect is zero on average. A gradient is returned as it is.
-    """
-    if observation.kind == "gradient" or observation.local is None:
-        return observation
-    way = (observation.local.steps - 1) / (2 * observation.local.steps)
-    mean = {name: torch.lerp(value, observation.update[name], way) for name, value in observation.parameters.items()}
-    return replace(observation, kind="gradient", parameters=mean, update=observation.gradient())
+def _product(weights: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
+    return [weight * value for weight, value in zip(weights, values, strict=True)]
 
 
 def _part(budget: Budget, begun: float, share: float, done: int) -> Budget:

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from fedleak.errors import AttackError
-from fedleak.observation import InputSpec, Observation
+from fedleak.observation import InputSpec, Observation, Tensors
 
 
 class Victim:
@@ -57,6 +57,12 @@ class Victim:
             for module in self._model.modules():
                 if hasattr(module, "running_mean"):
                     module.train()
+
+    def at(self, parameters: Tensors) -> Victim:
+        """Return the same network at other parameters, by name."""
+        other = copy.copy(self)
+        other.parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+        return other
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Return the logits (B, K) of model inputs (B, C, H, W)."""
