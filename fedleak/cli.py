@@ -199,7 +199,7 @@ def main() -> None:
     """Run the command line; turn expected errors into one line and an exit code."""
     sys.path.insert(0, str(Path.cwd()))  # a scenario may name the user's own module beside it
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(2)
