@@ -1,5 +1,6 @@
 """Small federations: an MLP of eight units on 16-pixel samples, or a narrow network with BatchNorm."""
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +15,15 @@ from fedleak.scenario import Scenario, parse_scenario
 
 MLP = {"name": "mlp", "hidden": [8]}
 CLOCKS = ("seconds", "cpu_seconds", "attack_seconds")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _frozen_heap() -> Iterator[None]:
+    """Let Flower collect garbage, as it does after each reply in some strategies, without walking all of PyTorch."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -1,0 +1,88 @@
+"""Which of Flower's private or unstable names the engines lean on: an upgrade that moves one fails here, by name."""
+
+import ast
+import importlib
+import inspect
+import re
+import tomllib
+from pathlib import Path
+
+import flwr
+import pytest
+from flwr.app import Context, Message, Metadata, RecordDict
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.simulation.run_simulation import _run_simulation
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+import fedleak
+
+PACKAGE = Path(fedleak.__file__).parent
+PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy", "flwr.app.exception"}
+PRIVATE = {
+    "flwr.common.serde": {"message_from_proto", "message_to_proto"},
+    "flwr.simulation.run_simulation": {"_run_simulation"},
+    "flwr.supercore.constant": {"NOOP_FEDERATION_ID"},
+    "flwr.supercore.run": {"Run"},
+    "flwr.supercore.task_identity": {"TaskIdentity"},
+    "flwr.supercore.telemetry": {"EventType"},
+}
+
+
+def imports(folder: Path) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "flwr":
+                found.setdefault(str(node.module), set()).update(alias.name for alias in node.names)
+            elif isinstance(node, ast.Import):
+                for alias in node.names:
+                    if alias.name.split(".")[0] == "flwr":
+                        found.setdefault(alias.name, set())
+    return found
+
+
+def test_the_engines_private_names_are_listed_here_and_exist() -> None:
+    private = {module: names for module, names in imports(PACKAGE / "engines").items() if module not in PUBLIC}
+    assert private == PRIVATE
+    for module, names in PRIVATE.items():
+        for name in names:
+            assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+
+
+def test_private_names_live_in_the_engines_only() -> None:
+    for folder in PACKAGE.iterdir():
+        if folder.is_dir() and folder.name != "engines":
+            assert set(imports(folder)) <= PUBLIC, folder.name
+    for module, names in imports(PACKAGE).items():
+        if module in PUBLIC:
+            assert not [name for name in names if name.startswith("_")]
+
+
+def test_what_the_engines_call_takes_what_they_pass() -> None:
+    tree = ast.parse((PACKAGE / "engines" / "ray.py").read_text())
+    [call] = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "_run_simulation"]
+    assert {keyword.arg for keyword in call.keywords} <= set(inspect.signature(_run_simulation).parameters)
+    run = Run.create_empty(run_id=1)
+    for name in ("primary_task_id", "federation_id", "override_config"):
+        assert hasattr(run, name), name
+    assert {"run_id", "node_id", "node_config", "state", "run_config"} <= set(inspect.signature(Context).parameters)
+
+
+def test_a_message_has_an_id_to_set_and_survives_the_wire(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("run_id", "node_id", "task_id"):
+        assert name in vars(type(TaskIdentity))
+        monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
+    message = Message(RecordDict(), dst_node_id=7, message_type="train")
+    assert isinstance(message.metadata, Metadata)
+    assert "_message_id" in message.metadata.__dict__
+    message.metadata.__dict__["_message_id"] = "5"
+    received = message_from_proto(message_to_proto(message))
+    assert (received.metadata.message_id, received.metadata.dst_node_id) == ("5", 7)
+    assert Message(RecordDict(), reply_to=received).metadata.reply_to_message_id == "5"
+
+
+def test_the_version_of_flower_is_pinned() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    assert "flwr[simulation]~=1.41.0" in project["dependencies"]
+    assert re.match(r"1\.41\.\d+$", flwr.__version__)
