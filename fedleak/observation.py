@@ -163,6 +163,7 @@ class Observation:
         named = {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
         tensors = {name: value.detach().cpu().contiguous() for name, value in named.items()}
         facts = {
+            "names": list(tensors),  # the file sorts them
             "kind": self.kind,
             "round": self.round,
             "client": self.client,
@@ -188,7 +189,7 @@ class Observation:
             facts = json.loads((file.metadata() or {}).get("fedleak", "null"))
             if facts is None:
                 raise FedleakError(f"{path}: not an observation written by fedleak")
-            for key in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+            for key in facts["names"]:
                 group, _, name = key.partition("/")
                 groups[group][name] = file.get_tensor(key)
         spec: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in facts["input"].items()}

@@ -140,7 +140,8 @@ class RunFolder:
 
     def captures(self) -> Iterator[Path]:
         """Iterate over the files of observations, by round and client."""
-        return iter(sorted((self.path / "captures").glob("r*-c*.safetensors")))
+        found = (self.path / "captures").glob("r*-c*.safetensors")
+        return iter(sorted(found, key=lambda path: [int(part[1:]) for part in path.stem.split("-")]))
 
     def save_image(self, name: str, image: Tensor) -> str:
         """Write an image (C, H, W) in [0, 1] as PNG; return its path within the folder."""
