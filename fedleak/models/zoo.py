@@ -64,6 +64,7 @@ def _build_users(spec: Model, function: Callable[..., Any], input: InputSpec) ->
         raise ScenarioError(f"{where}: raised {type(error).__name__}: {error}; called with {_listed(arguments)}") from error
     if not isinstance(model, nn.Module):
         raise ScenarioError(f"{where}: returned {type(model).__name__}, expected a torch.nn.Module")
+    _check_parameters(where, model)
     _check_forward(where, model, input)
     return model.train()
 
@@ -85,6 +86,19 @@ def _users_arguments(where: str, function: Callable[..., Any], parameters: dict[
         if signature[name].default is inspect.Parameter.empty:
             raise ScenarioError(f"{where}: the function needs '{name}'; give model.{name}")
     return arguments
+
+
+def _check_parameters(where: str, model: nn.Module) -> None:
+    """Refuse what an update by parameter name cannot carry: tied and frozen parameters."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    if not named:
+        raise ScenarioError(f"{where}: has no parameters, so there is nothing to train")
+    for name, parameter in named.items():
+        if not parameter.requires_grad:
+            raise ScenarioError(f"{where}: parameter '{name}' is frozen; make it a buffer, or set requires_grad to True")
+        twin = next(other for other, candidate in named.items() if candidate is parameter)
+        if twin != name:
+            raise ScenarioError(f"{where}: '{twin}' and '{name}' are one parameter; give each layer its own")
 
 
 def _check_forward(where: str, model: nn.Module, input: InputSpec) -> None:

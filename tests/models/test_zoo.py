@@ -132,10 +132,23 @@ def wrong_size(num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(99, num_classes))
 
 def tuples(num_classes):
-    class Pair(nn.Module):
+    class Pair(nn.Linear):
         def forward(self, x):
             return x, x
-    return Pair()
+    return Pair(1, 1)
+
+def empty(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Softmax(1))
+
+def frozen(num_classes):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(768, num_classes))
+    net[1].bias.requires_grad_(False)
+    return net
+
+def tied(num_classes):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(768, 768), nn.Linear(768, 768), nn.Linear(768, num_classes))
+    net[2].weight = net[1].weight
+    return net
 
 def raises():
     raise KeyError("weights")
@@ -185,6 +198,9 @@ def test_a_users_model_is_deterministic_too(users):
         ("ten_classes", {}, r"gives shape \(2, 10\) for a batch of 2, expected logits of shape \(2, 7\)"),
         ("wrong_size", {}, r"cannot take a batch of shape \(2, 3, 16, 16\)"),
         ("tuples", {}, "gives tuple for a batch of 2"),
+        ("empty", {}, "has no parameters"),
+        ("frozen", {}, r"parameter '1\.bias' is frozen"),
+        ("tied", {}, r"'1\.weight' and '2\.weight' are one parameter"),
         ("raises", {}, "raised KeyError: 'weights'; called with no arguments"),
         ("number", {}, "is int, expected a function"),
         ("plain", {"widht": 3}, r"model\.widht: the function has no such parameter"),
