@@ -7,8 +7,8 @@ Source: fedleak's own; the drift is what a surrogate point alone leaves out
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
@@ -20,6 +20,25 @@ from fedleak.errors import AttackError
 from fedleak.observation import LocalTraining, Observation, Tensors
 
 _TRIALS = 60  # orders of the images that one search tries at most
+_CLEAR = 0.03  # cosine with the residual above which another order is tried
+Order = tuple[int, ...]
+Guess = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What local steps add to the gradient at their mean point.
+
+    Attributes
+    ----------
+    order : tuple of int
+        Indices of the images as they were trained on, all epochs in a row.
+    values : list of Tensor
+        By parameter.
+    """
+
+    order: Order
+    values: list[Tensor]
 
 
 class LocalVictim(Victim):
@@ -47,56 +66,74 @@ class LocalVictim(Victim):
             raise AttackError("local steps can be retraced only with local-training knowledge")
         super().__init__(model, at_mean_point(observation), device, dtype)
         self._local: LocalTraining = observation.local
+        self._images = observation.local.num_examples
         self._sent: Tensors = {name: value.detach().to(device, dtype) for name, value in observation.parameters.items()}
 
-    def corrected(
-        self, inputs: Tensor, targets: Tensor, weights: Sequence[Tensor], order: Sequence[int], budget: Budget
-    ) -> tuple[list[Tensor], list[int]]:
-        """Return the gradient that the true images have at the mean point, as far as a guess of them tells the drift.
+    def drift(
+        self, guess: Guess, weights: Sequence[Tensor], before: Drift, tried: Collection[Order], search: bool, budget: Budget
+    ) -> Drift:
+        """Return what the update differs by from the gradient at the mean point, as far as a guess of the images tells.
+
+        A guess that was fitted with the drift of a wrong order explains the update with that order well: its images have
+        adapted. What they could not adapt to, the residual, is the part of the drift that no images explain, and points
+        from the wrong order towards the right one. So that order is chosen whose drift lies in the residual's direction.
 
         Parameters
         ----------
-        inputs, targets : Tensor
-            The guess: model inputs (B, C, H, W) and class probabilities (B, K).
+        guess : tuple of Tensor
+            Model inputs (B, C, H, W) and class probabilities (B, K).
         weights : sequence of Tensor
-            By parameter, to measure how well an order explains the update.
-        order : sequence of int
-            Where the search for the order starts: indices of the images, all epochs in a row.
+            By parameter, for the angle between gradients.
+        before : Drift
+            What the guess was fitted with.
+        tried : collection of tuple of int
+            Orders that guesses were fitted with; if there are none, the search goes on until no swap of two images helps,
+            and otherwise it looks for the best swap only.
+        search : bool
+            Whether to look for another order at all.
         budget : Budget
             The search ends where it does.
-
-        Returns
-        -------
-        gradient : list of Tensor
-            By parameter.
-        order : list of int
-            The best found.
         """
-        best, order = self._simulate(inputs, targets, order), list(order)
-        least, trials, improved = self._misfit(best, weights), 0, True
-        pairs = [pair for pair in combinations(range(len(order)), 2) if pair[0] // len(inputs) == pair[1] // len(inputs)]
-        while improved and trials < _TRIALS:
+        there = [value.detach() for value in self.gradient(*guess)]
+        residual = [w * (o - d - g) for w, o, d, g in zip(weights, self.observed, before.values, there, strict=True)]
+        best = Drift(before.order, self._drift(guess, before.order, there))
+        origin = best.values if tried else before.values
+
+        def gain(candidate: Drift) -> float:
+            return _cosine([w * (c - o) for w, c, o in zip(weights, candidate.values, origin, strict=True)], residual)
+
+        most, trials, improved = _CLEAR if tried else gain(best), 0, search
+        while improved:
             improved = False
-            for a, b in pairs[: _TRIALS - trials]:
-                if budget.exhausted:
-                    break
+            for order in [order for order in self._swaps(best.order) if order not in tried]:
+                if trials == _TRIALS or budget.exhausted:
+                    return best
                 trials += 1
+                found = Drift(order, self._drift(guess, order, there))
+                if (cosine := gain(found)) > most:
+                    best, most, improved = found, cosine, not tried
+        return best
+
+    def _swaps(self, order: Order) -> list[Order]:
+        """Return the orders that differ by one swap within an epoch."""
+        swaps = []
+        for a, b in combinations(range(len(order)), 2):
+            if a // self._images == b // self._images:
                 swapped = list(order)
                 swapped[a], swapped[b] = order[b], order[a]
-                found = self._simulate(inputs, targets, swapped)
-                if (misfit := self._misfit(found, weights)) < least:
-                    best, order, least, improved = found, swapped, misfit, True
-        there = self.gradient(inputs, targets)
-        return [o + g.detach() - s for o, g, s in zip(self.observed, there, best, strict=True)], order
+                swaps.append(tuple(swapped))
+        return swaps
 
-    def any_order(self, images: int, generator: torch.Generator) -> list[int]:
-        """Draw an order of the images: one permutation for each epoch, in a row."""
-        epochs = -(-self._local.steps // -(-images // self._local.batch_size))
-        return [index for _ in range(epochs) for index in torch.randperm(images, generator=generator).tolist()]
+    def no_drift(self, generator: torch.Generator) -> Drift:
+        """Return zero, and a random order: one permutation of the images for each epoch, in a row."""
+        epochs = -(-self._local.steps // -(-self._images // self._local.batch_size))
+        order = [index for _ in range(epochs) for index in torch.randperm(self._images, generator=generator).tolist()]
+        return Drift(tuple(order), [torch.zeros_like(value) for value in self.observed])
 
-    def _simulate(self, inputs: Tensor, targets: Tensor, order: Sequence[int]) -> list[Tensor]:
+    def _drift(self, guess: Guess, order: Order, there: Sequence[Tensor]) -> list[Tensor]:
+        inputs, targets = guess
         parts, weights = steps_of(order, len(inputs), self._local), self._sent
-        total = [torch.zeros_like(value) for value in self.observed]
+        total = [-value for value in there]
         for part in parts:
             gradient = [value.detach() for value in self.at(weights).gradient(inputs[part], targets[part])]
             total = [t + g / len(parts) for t, g in zip(total, gradient, strict=True)]
@@ -104,9 +141,10 @@ class LocalVictim(Victim):
             weights = {name: value - self._local.learning_rate * g for (name, value), g in stepped}
         return total
 
-    def _misfit(self, simulated: Sequence[Tensor], weights: Sequence[Tensor]) -> float:
-        compared = zip(weights, simulated, self.observed, strict=True)
-        return sum(float((w * (s - o)).square().sum().detach()) for w, s, o in compared)
+
+def _cosine(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    product, first, second = (sum(float((x * y).sum()) for x, y in zip(p, q, strict=True)) for p, q in ((a, b), (a, a), (b, b)))
+    return product / (first * second) ** 0.5 if first * second > 0 else 0.0
 
 
 def steps_of(order: Sequence[int], images: int, local: LocalTraining) -> list[list[int]]:

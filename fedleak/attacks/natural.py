@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fedleak.attacks.base import AttackConfig, Budget, attacks
 from fedleak.attacks.coordinates import Coordinates, FrequencyCoordinates
 from fedleak.attacks.labels.base import label_rules
-from fedleak.attacks.local_steps import LocalVictim
+from fedleak.attacks.local_steps import LocalVictim, Order
 from fedleak.attacks.matching import Descent, MatchingAttack, MatchingConfig, Unknowns, descend
 from fedleak.attacks.victim import Victim
 from fedleak.attacks.whitening import whitening
@@ -41,6 +41,7 @@ class NaturalConfig(MatchingConfig):
     penalty: float = Field(default=1e-3, gt=0, description="weight lambda of the natural image's prior in the first stage")
     penalty_end: float = Field(default=1e-6, gt=0, description="and in the last")
     stages: int = Field(default=4, ge=1, description="equal parts of the budget, lambda falling geometrically between them")
+    local_stages: int = Field(default=12, ge=1, description="the same for an update of several local steps")
     box: float = Field(default=16.0, ge=0, description="weight of the soft box [0, 1]")
     history: int = Field(default=100, ge=1, description="steps that L-BFGS remembers")
     inner: int = Field(default=20, ge=1, description="L-BFGS steps in one iteration")
@@ -99,33 +100,38 @@ class Natural(MatchingAttack):
         )
 
     def minimise(self, victim: Victim, unknowns: Unknowns, seed: Seed, budget: Budget) -> Descent:
-        """Descend once for each stage, each from the best point of the one before."""
+        """Descend once for each stage, each from the best point of the one before; keep an order of local steps that pays."""
         targets = unknowns.targets(victim.input.num_classes)
         weights = whitening(victim, targets, self.config.samples, self.config.floor, seed.derive("whitening"))
-        observed = victim.observed
-        order = victim.any_order(len(targets), seed.derive("order").generator()) if isinstance(victim, LocalVictim) else []
-        course, begun = Descent(), budget.spent
-        for stage, penalty in enumerate(self._penalties()):
-            if stage and isinstance(victim, LocalVictim):
-                inputs = victim.input.normalize(unknowns.pixels.detach().clamp(0, 1))
-                observed, order = victim.corrected(inputs, targets, weights, order, budget)
-            share = (stage + 1) / self.config.stages
-            iterations = round(share * self.config.iterations) - course.iterations
+        local = victim if isinstance(victim, LocalVictim) else None
+        kept = drift = local.no_drift(seed.derive("order").generator()) if local else None
+        course, begun, observed, tried = Descent(), budget.spent, victim.observed, set[Order]()
+        penalties = self._penalties(self.config.local_stages if local else self.config.stages)
+        for stage, penalty in enumerate(penalties):
+            if local and kept and stage:
+                guess = victim.input.normalize(unknowns.pixels.detach()), targets
+                drift = local.drift(guess, weights, kept, tried, 4 * stage <= 3 * len(penalties), budget)
+                observed = [value - moved for value, moved in zip(victim.observed, drift.values, strict=True)]
+                tried.add(drift.order)
+            share = (stage + 1) / len(penalties)
             part = descend(
                 partial(self._loss, victim, unknowns, weights, observed, penalty),
                 unknowns.variables,
                 self.optimiser(unknowns.variables),
-                self.config.model_copy(update={"iterations": iterations}),
+                self.config.model_copy(update={"iterations": round(share * self.config.iterations) - course.iterations}),
                 _part(budget, begun, share, course.iterations),
                 scale=self.loss_scale,
             )
             course.initial = part.initial if stage == 0 else course.initial
             course.iterations += part.iterations
-            course.best, course.loss, course.stop_reason = part.best, part.loss, part.stop_reason
-            if not part.best:
+            course.stop_reason = part.stop_reason
+            changed = len(tried) > 1 and drift and kept and drift.order != kept.order
+            if part.loss < course.loss or not changed:
+                course.best, course.loss, kept = part.best, part.loss, drift
+            if not course.best:
                 break
             with torch.no_grad():
-                unknowns.image.copy_(part.best[0])
+                unknowns.image.copy_(course.best[0])
         return course
 
     def _loss(
@@ -136,9 +142,9 @@ class Natural(MatchingAttack):
         distance = self.distance(_product(weights, guessed), _product(weights, observed))
         return distance + self.prior(pixels) + penalty * unknowns.image.square().mean()
 
-    def _penalties(self) -> list[float]:
+    def _penalties(self, stages: int) -> list[float]:
         first, last = math.log(self.config.penalty), math.log(self.config.penalty_end)
-        return torch.linspace(first, last, self.config.stages).exp().tolist()
+        return torch.linspace(first, last, stages).exp().tolist()
 
 
 def _product(weights: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
