@@ -115,10 +115,11 @@ class LocalVictim(Victim):
         return best
 
     def _swaps(self, order: Order) -> list[Order]:
-        """Return the orders that differ by one swap within an epoch."""
+        """Return the orders that differ by one swap of two images within an epoch and between its steps."""
+        places = [(at // self._images, at % self._images // self._local.batch_size) for at in range(len(order))]
         swaps = []
         for a, b in combinations(range(len(order)), 2):
-            if a // self._images == b // self._images:
+            if places[a][0] == places[b][0] and places[a][1] != places[b][1]:
                 swapped = list(order)
                 swapped[a], swapped[b] = order[b], order[a]
                 swaps.append(tuple(swapped))

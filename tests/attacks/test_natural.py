@@ -193,6 +193,20 @@ def test_an_order_is_drawn_for_each_epoch():
     assert sorted(order[:3]) == sorted(order[3:]) == [0, 1, 2]
 
 
+def test_a_single_full_batch_has_no_order_to_find_but_a_drift():
+    truth, labels = images(0, 1, 3)
+    victim = LocalVictim(network(), fedavg(network(), truth, labels, [0, 1, 2] * 3, 3, 1e-2), CPU, torch.float32)
+    guess, weights = (
+        (SMALL.normalize(truth), functional.one_hot(labels, 10).float()),
+        [torch.ones_like(v) for v in victim.observed],
+    )
+    start = none(victim, *[0, 1, 2] * 3)
+    drift = victim.drift(guess, weights, start, (), True, Budget(None, 1))
+    assert drift.order == start.order
+    wanted = victim.gradient(*guess)
+    assert relative([o - d for o, d in zip(victim.observed, drift.values, strict=True)], wanted) < 1e-3
+
+
 def test_steps_cut_each_epoch_anew():
     local = LocalTraining(5, 2, steps=5, epochs=2)
     assert steps_of([0, 1, 2, 3, 4, 4, 3, 2, 1, 0], 5, local) == [[0, 1], [2, 3], [4], [4, 3], [2, 1]]
