@@ -28,6 +28,8 @@ from fedleak.scenario import AttackSpec, Scenario, load_scenario
 from fedleak.server.app import Serving, federate, final_model, make_spy
 from fedleak.server.replies import Failure
 
+_AGAIN = "again.jsonl"  # rows of `fedleak attack` until it ends, so that an interrupt loses no earlier ones
+
 
 @dataclass(frozen=True)
 class Result:
@@ -157,16 +159,18 @@ def attack_run(
         build_attack(spec, f"attacks[{number}]", kind, scenario.threat.granted)
     changed = scenario.model_copy(update={"attacks": wanted})
     checked = check(changed, device)
-    names = {spec.result_name for spec in wanted}
-    folder.drop_rows("reconstructions.jsonl", lambda row: row["attack"] in names)
     serving = Serving(changed, folder, device, listener)
+    (folder.path / _AGAIN).unlink(missing_ok=True)  # of an attack that was killed
+    replaced: set[str] = set()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         local = changed.model_copy(update={"federation": changed.federation.model_copy(update={"engine": "inprocess"})})
         engine("inprocess").run(local, lambda grid, directory: _attack_captures(serving, checked, grid, directory))
+        replaced = {spec.result_name for spec in wanted}
     finally:
         torch.set_num_threads(before)
+        folder.merge_rows(_AGAIN, replaced)
         folder.add_attacks(wanted)
         summary = write_summary(folder)
         write_report(folder.path)
@@ -174,7 +178,7 @@ def attack_run(
 
 
 def _attack_captures(serving: Serving, checked: Checked, grid: Any, directory: Any) -> None:
-    spy = make_spy(serving, directory, checked.model, checked.data)
+    spy = make_spy(serving, directory, checked.model, checked.data, rows=_AGAIN)
     by_round = groupby(serving.folder.captures(), key=lambda path: int(path.name[1:].split("-")[0]))
     captured = {server_round: list(paths) for server_round, paths in by_round}
     failures = {row["round"]: row.get("failures", []) for row in serving.folder.rows("rounds.jsonl")}

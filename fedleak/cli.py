@@ -240,8 +240,9 @@ def _finish(result: Result) -> None:
 
 def _interrupted(place: list[Path], command: str) -> None:
     if place:
-        on = f"; go on with: fedleak run --resume {place[0]}" if command == "run" else ""
-        errors.print(f"Interrupted. What is done is kept in {escape(str(place[0]))}{on}", highlight=False, soft_wrap=True)
+        folder = escape(str(place[0]))
+        on = f"; go on with: fedleak run --resume {folder}" if command == "run" else ""
+        errors.print(f"Interrupted. What is done is kept in {folder}{on}", highlight=False, soft_wrap=True)
     sys.exit(130)
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -182,11 +182,26 @@ class RunFolder:
         kept = [row for row in self.rows(name) if not unwanted(row)]
         self._replace(name, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
+    def merge_rows(self, new: str, replaced: Collection[str]) -> None:
+        """Take the rows of the file ``new`` in place of all earlier rows of the attacks ``replaced``, or of the same updates.
+
+        ``replaced`` is empty after an interrupt: then an earlier row goes only if the same update has a new one.
+        """
+        rows = self.rows(new)
+        attacked = {(row["round"], row["client"], row["attack"]) for row in rows}
+        self.drop_rows(
+            "reconstructions.jsonl",
+            lambda row: row["attack"] in replaced or (row["round"], row["client"], row["attack"]) in attacked,
+        )
+        self.append("reconstructions.jsonl", rows)
+        (self.path / new).unlink(missing_ok=True)
+
     def add_attacks(self, specs: Iterable[AttackSpec]) -> None:
         """Name further attacks in the manifest, so that the report shows their parameters."""
         manifest, new = self.manifest, {spec.result_name: spec.model_dump(mode="json") for spec in specs}
         others = [spec for spec in manifest["scenario"]["attacks"] if AttackSpec.model_validate(spec).result_name not in new]
         manifest["scenario"]["attacks"] = [*others, *new.values()]
+        manifest["digest"] = Scenario.model_validate(manifest["scenario"]).digest
         self.write_json("manifest.json", manifest)
 
     def forget_after(self, server_round: int) -> None:

@@ -157,6 +157,8 @@ class Attack(ABC):
     name: ClassVar[str]
     requires: ClassVar[frozenset[Knowledge]] = frozenset()
     kinds: ClassVar[frozenset[UpdateKind]] = frozenset({"gradient", "weights"})
+    models_local_steps: ClassVar[bool] = False
+    """Whether several local steps are told apart, instead of being read as one averaged gradient."""
     Config: ClassVar[type[AttackConfig]] = AttackConfig
 
     def __init__(self, **parameters: Any) -> None:

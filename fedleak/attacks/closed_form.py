@@ -46,7 +46,7 @@ class ClosedForm(Attack):
                 f"the closed form reads one image, but {observation.batch_size} are behind the update; use gradient matching"
             )
         order = execution_order(model, observation.input)
-        mode = observation.local.mode if observation.local else ("train" if model.training else "eval")
+        mode = observation.local.mode if observation.local else "eval"
         check_chain(order, training=mode == "train")
         parameters, buffers, gradient = (
             _double(named, device) for named in (observation.parameters, observation.buffers, observation.gradient())

@@ -54,6 +54,7 @@ class Natural(MatchingAttack):
     """fedleak's own gradient matching, for smooth networks."""
 
     name: ClassVar[str] = "natural"
+    models_local_steps: ClassVar[bool] = True
     Config: ClassVar[type[AttackConfig]] = NaturalConfig
     config: NaturalConfig
     precision: ClassVar[torch.dtype] = torch.float32

@@ -81,7 +81,9 @@ def on_grade(msg: Message, context: Context) -> Message:
         arrays["mean_image"],
         Seed(scenario.seed).derive("baseline", client, server_round),
     )
-    content = RecordDict({"grades": grades_to_record(grades)})
+    record = grades_to_record(grades)
+    record["duplicate-labels"] = int(len(set(labels.tolist())) < len(labels))
+    content = RecordDict({"grades": record})
     if scenario.evaluation.truth == "reveal":
         content["truth"] = MetricRecord({"labels": labels.tolist()})
         if config.get("reveal"):

@@ -48,6 +48,7 @@ class Ray:
         import ray
 
         started_here = not ray.is_initialized()
+        python_path = os.environ.get("PYTHONPATH")
         if started_here:
             # Actors import what this process can import, such as the user's own model module.
             os.environ["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
@@ -64,6 +65,9 @@ class Ray:
             ended.wait(_PATIENCE)
             if started_here:
                 ray.shutdown()
+                os.environ.pop("PYTHONPATH")
+                if python_path is not None:
+                    os.environ["PYTHONPATH"] = python_path
         if failure:
             raise failure[0]
 

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedleak.data.federated import FederatedData, federated_data
+from fedleak.data.statistics import evenly_spaced
 from fedleak.events import Event, Listener, silent
 from fedleak.models import build_model
 from fedleak.runs import Arrays, RunFolder
@@ -54,12 +55,14 @@ class Serving:
     listener: Listener = silent
 
 
-def make_spy(serving: Serving, directory: Directory, model: nn.Module, data: FederatedData) -> Spy:
+def make_spy(
+    serving: Serving, directory: Directory, model: nn.Module, data: FederatedData, *, rows: str = "reconstructions.jsonl"
+) -> Spy:
     """Return the attack side of the server; of ``data`` it is given the public parts only."""
     scenario = serving.scenario
     test, surrogate = data.source.test, None
     if Knowledge.SURROGATE in scenario.threat.granted and test is not None:
-        surrogate = test.load(np.linspace(0, len(test) - 1, min(len(test), _SURROGATE_IMAGES)).astype(int).tolist())
+        surrogate = test.load(evenly_spaced(len(test), _SURROGATE_IMAGES))
     return Spy(
         scenario,
         serving.folder,
@@ -71,6 +74,7 @@ def make_spy(serving: Serving, directory: Directory, model: nn.Module, data: Fed
         surrogate=surrogate,
         device=serving.device,
         listener=serving.listener,
+        rows=rows,
     )
 
 

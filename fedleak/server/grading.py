@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from fedleak.evaluation.wire import grades_from_record
 from fedleak.observation import Observation
 from fedleak.runs import Row, RunFolder, stem
 from fedleak.scenario import Scenario
+from fedleak.server.observing import local_training
 from fedleak.server.replies import Directory, decoded
 
 _METRICS = ("psnr", "ssim", "mse")
@@ -37,31 +39,44 @@ class Grader:
         Which node holds which partition.
     mean_image : Tensor
         (C, H, W), the public baseline.
+    most_examples : int
+        Images in the largest shard: what local training looks like where an observation does not say.
     """
 
-    def __init__(self, scenario: Scenario, folder: RunFolder, directory: Directory, mean_image: Tensor) -> None:
+    def __init__(
+        self, scenario: Scenario, folder: RunFolder, directory: Directory, mean_image: Tensor, most_examples: int
+    ) -> None:
         self._scenario = scenario
         self._folder = folder
         self._directory = directory
         self._mean_image = mean_image
+        self._most_examples = most_examples
 
-    def grade(self, observation: Observation, result: Reconstruction, model: nn.Module, grid: Grid) -> list[Row]:
+    def grade(
+        self, observation: Observation, result: Reconstruction, model: nn.Module, grid: Grid, *, models_steps: bool = False
+    ) -> list[Row]:
         """Return one row for each private image, or one row that says why there is none."""
-        flags = [*update_flags(observation, model), *result_flags(result)]
+        flags = [*update_flags(self._told(observation), model), *result_flags(result)]
+        if models_steps:
+            flags = [flag for flag in flags if flag != "several-local-steps"]
         if result.images is None:
             return [self._failed(result, result.error or "no images", flags)]
         reveal = not self._truth_path(observation, 0, exists=True)
         question = self._question(observation, result, reveal)
         replies = list(grid.send_and_receive([question], timeout=self._scenario.federation.timeout))
         try:
-            grades, truth_labels = self._read(observation, result, replies[0] if replies else None)
+            grades, truth_labels, duplicates = self._read(observation, result, replies[0] if replies else None)
         except ReplyError as error:
             return [self._failed(result, f"the client did not grade the reconstruction: {error}", flags)]
-        duplicates = truth_labels is not None and len(set(truth_labels)) < len(truth_labels)
         return [
             self._row(result, grade, truth_labels, [*flags, *grade_flags([grade], duplicate_labels=duplicates)])
             for grade in grades
         ]
+
+    def _told(self, observation: Observation) -> Observation:
+        """Fill in what the scenario's author knows: flags are for the reader of the report, not for the attacker."""
+        local = observation.local or local_training(self._scenario, self._most_examples)
+        return replace(observation, local=local, defenses=tuple(spec.model_dump() for spec in self._scenario.defenses))
 
     def _question(self, observation: Observation, result: Reconstruction, reveal: bool) -> Message:
         assert result.images is not None
@@ -74,8 +89,8 @@ class Grader:
 
     def _read(
         self, observation: Observation, result: Reconstruction, reply: Message | None
-    ) -> tuple[list[ImageGrade], list[int] | None]:
-        """Return the grades and, if they came, the true labels; save the true images, if they came."""
+    ) -> tuple[list[ImageGrade], list[int] | None, bool]:
+        """Return the grades, the true labels if they came, and whether labels recur; save the true images, if they came."""
         if reply is None or reply.has_error():
             raise ReplyError("no answer" if reply is None else str(reply.error.reason))
         metrics, arrays = reply.content.metric_records, reply.content.array_records
@@ -92,7 +107,7 @@ class Grader:
                 raise ReplyError(f"its images are {images.dtype} {images.shape}")
             for number, image in enumerate(torch.from_numpy(images)):
                 self._folder.save_image(f"{stem(observation.round, observation.client)}-truth-{number}", image)
-        return grades, labels
+        return grades, labels, bool(metrics["grades"].get("duplicate-labels"))
 
     def _truth_path(self, where: Observation | Reconstruction, number: int, *, exists: bool) -> str | None:
         relative = f"images/{stem(where.round, where.client)}-truth-{number}.png"
@@ -107,7 +122,8 @@ class Grader:
             "image": grade.image,
             **{metric: _finite(getattr(grade, metric)) for metric in _METRICS},
             "label": labels[grade.image] if labels is not None else None,
-            "label_restored": grade.label_restored,
+            # Beside label_correct it would be the private label.
+            "label_restored": grade.label_restored if labels is not None else None,
             "label_correct": grade.label_correct,
             "identified": grade.identified,
             "flags": list(dict.fromkeys(flags)),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from flwr.app import ArrayRecord, Message
+from flwr.app import Message
 from torch import Tensor
 
-from fedleak.observation import InputSpec, LocalTraining, Observation
+from fedleak.observation import InputSpec, LocalTraining, Observation, Tensors
 from fedleak.scenario import Scenario
 from fedleak.threat import Knowledge
 
@@ -15,7 +15,7 @@ from fedleak.threat import Knowledge
 def observe_reply(
     scenario: Scenario,
     reply: Message,
-    sent: ArrayRecord,
+    sent: Tensors,
     *,
     buffers: Collection[str],
     input: InputSpec,
@@ -28,6 +28,8 @@ def observe_reply(
 
     Parameters
     ----------
+    sent : dict of str to Tensor
+        The global model as it was sent, by state-dict name; the observations of a round share it.
     buffers : collection of str
         Names of the model's buffers; all other names are parameters.
     labels, surrogate
@@ -35,12 +37,11 @@ def observe_reply(
     """
     granted = scenario.threat.granted
     received = next(iter(reply.content.array_records.values())).to_torch_state_dict()
-    before = sent.to_torch_state_dict()
     examples = int(next(iter(reply.content.metric_records.values()))["num-examples"])  # type: ignore[arg-type]
     return Observation(
         kind="gradient" if scenario.federation.protocol == "fedsgd" else "weights",
-        parameters={name: value for name, value in before.items() if name not in buffers},
-        buffers={name: value for name, value in before.items() if name in buffers},
+        parameters={name: value for name, value in sent.items() if name not in buffers},
+        buffers={name: value for name, value in sent.items() if name in buffers},
         update={name: value for name, value in received.items() if name not in buffers},
         input=input,
         round=server_round,

@@ -45,7 +45,7 @@ def sound(result: Reconstruction, observation: Observation) -> Reconstruction:
     if not isinstance(result, Reconstruction):
         raise AttackError(f"the attack returned a {type(result).__name__}, expected a Reconstruction")
     images = None if result.images is None else _pixels(result.images, observation)
-    labels = None if result.labels is None else tuple(_whole(label, "label") for label in result.labels)
+    labels = None if result.labels is None else tuple(_label(label, observation) for label in result.labels)
     if images is not None and labels is not None and len(labels) != len(images):
         raise AttackError(f"the attack returned {len(labels)} labels for {len(images)} images, expected one for each")
     return replace(
@@ -58,8 +58,8 @@ def sound(result: Reconstruction, observation: Observation) -> Reconstruction:
         stop_reason=str(result.stop_reason),
         flags=tuple(str(flag) for flag in result.flags),
         error=None if result.error is None else str(result.error),
-        seconds=_real(result.seconds, "seconds") or 0.0,
-        cpu_seconds=_real(result.cpu_seconds, "cpu_seconds") or 0.0,
+        seconds=_seconds(result.seconds, "seconds"),
+        cpu_seconds=_seconds(result.cpu_seconds, "cpu_seconds"),
         round=observation.round,
         client=observation.client,
     )
@@ -72,6 +72,20 @@ def _pixels(images: Tensor, observation: Observation) -> Tensor:
     if images.ndim != 4 or tuple(images.shape[1:]) != shape or images.is_complex():
         raise AttackError(f"the attack returned images of shape {tuple(images.shape)}, expected (B, *{shape}) of real numbers")
     return images.detach().cpu().float()
+
+
+def _label(value: object, observation: Observation) -> int:
+    label = _whole(value, "label")
+    if not 0 <= label < observation.input.num_classes:
+        raise AttackError(f"the attack returned label {label:.4g}, expected 0 to {observation.input.num_classes - 1}")
+    return label
+
+
+def _seconds(value: object, name: str) -> float:
+    seconds = _real(value, name) or 0.0
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise AttackError(f"the attack returned {seconds} as {name}, expected a finite number of at least 0")
+    return seconds
 
 
 def _whole(value: object, name: str) -> int:

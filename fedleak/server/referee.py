@@ -96,10 +96,11 @@ class Referee(StrategyWrapper):
         """Take the buffers out of the replies, and return their mean, weighted by the number of examples."""
         weights = [cast(float, next(iter(content.metric_records.values()))["num-examples"]) for content in contents]
         means: Arrays = {}
+        total = sum(weights)
         for content, weight in zip(contents, weights, strict=True):
             [(key, arrays)] = content.array_records.items()
             for name in self._buffers:
-                means[name] = means.get(name, 0) + arrays[name].numpy() * (weight / sum(weights))
+                means[name] = means.get(name, 0) + arrays[name].numpy() * (weight / total)
             content[key] = ArrayRecord({name: array for name, array in arrays.items() if name not in self._buffers})
         return means
 

@@ -51,11 +51,11 @@ class Spy:
         Where attacks compute.
     listener : Listener
         Told what happens.
+    rows : str
+        Name of the folder's file that takes the rows.
 
     Attributes
     ----------
-    attack_failures : int
-        Updates that an attack could not turn into images, over all rounds so far.
     seconds : float
         Wall time spent looking at the latest round.
     """
@@ -73,10 +73,11 @@ class Spy:
         surrogate: Tensor | None = None,
         device: str = "cpu",
         listener: Listener = silent,
+        rows: str = "reconstructions.jsonl",
     ) -> None:
-        self.attack_failures = 0
         self.seconds = 0.0
         self._scenario = scenario
+        self._rows = rows
         self._folder = folder
         self._directory = directory
         self._model = model
@@ -88,7 +89,7 @@ class Spy:
         self._listener = listener
         self._buffers = frozenset(model.state_dict()) - {name for name, _ in model.named_parameters()}
         self._attacks = [(spec, attacks.get(spec.name)(**spec.parameters)) for spec in scenario.attacks]
-        self._grader = Grader(scenario, folder, directory, mean_image)
+        self._grader = Grader(scenario, folder, directory, mean_image, most_examples)
 
     def look(self, server_round: int, sent: ArrayRecord, asked: list[int], replies: list[Message], grid: Grid) -> None:
         """Record and attack one round; whatever goes wrong becomes a row, never an exception."""
@@ -134,10 +135,11 @@ class Spy:
             if spec.strikes(server_round)
             for failure in failures
         ]
-        self._folder.append("reconstructions.jsonl", rows)
+        self._folder.append(self._rows, rows)
 
     def _strike(self, spec: AttackSpec, attack: Attack, observations: list[Observation], grid: Grid) -> None:
-        seed = Seed(self._scenario.seed).derive("attack")
+        # A root of its own: from the scenario's an attack could derive the clients' noise, masks and batches.
+        seed = Seed(Seed(self._scenario.seed).derive("attack").value)
         # The attack may write into whatever it is given; the next attack and the server's own test must not see that.
         given, model = copy.deepcopy((observations, self._model))
         try:
@@ -150,18 +152,18 @@ class Spy:
             results = [_failure(observation, message) for observation in observations]
         for observation, result in zip(observations, results, strict=True):
             result = replace(result, attack=spec.result_name)
-            rows = self._grader.grade(observation, result, self._model, grid)
-            self.attack_failures += result.error is not None
-            self._folder.append("reconstructions.jsonl", rows)
+            rows = self._grader.grade(observation, result, self._model, grid, models_steps=attack.models_local_steps)
+            self._folder.append(self._rows, rows)
             self._tell("graded", attack=spec.result_name, round=observation.round, client=observation.client, rows=rows)
 
     def _observe(self, server_round: int, sent: ArrayRecord, good: dict[int, Message], grid: Grid) -> list[Observation]:
         labels = self._labels(server_round, good, grid)
+        parameters = sent.to_torch_state_dict()
         return [
             observe_reply(
                 self._scenario,
                 reply,
-                sent,
+                parameters,
                 buffers=self._buffers,
                 input=self._input,
                 server_round=server_round,

@@ -1,5 +1,6 @@
 """``fedleak attack RUN``: a finished or interrupted run's captures are attacked again, without the federation."""
 
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,3 +116,22 @@ def test_threads_are_put_back(build: Build, start: Start, grey: str) -> None:
     assert issubclass(api.attacks.get(grey), Attack)
     api.attack_run(result.path, [grey], device="cpu", threads=2)
     assert torch.get_num_threads() == threads
+
+
+def test_an_interrupt_keeps_the_rows_that_have_no_new_ones(build: Build, start: Start, grey: str) -> None:
+    result = start(build(attacks=[{"name": grey}]))
+    before = result.reconstructions
+    graded = 0
+
+    def interrupt(event: Event) -> None:
+        nonlocal graded
+        graded += event.kind == "graded"
+        if graded == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        api.attack_run(result.path, [grey], device="cpu", listener=interrupt)
+    after = api.Result(result.path, {}).reconstructions
+    key = operator.itemgetter("round", "client", "image")
+    assert sorted(map(key, after)) == sorted(map(key, before))
+    assert not (result.path / "again.jsonl").exists()

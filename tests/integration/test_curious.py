@@ -32,7 +32,7 @@ def test_ray_trains_the_same_model_curious_or_not(build: Build, start: Start, gr
 
     ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False, num_cpus=2)
     try:
-        for protocol, local, watched in (("fedsgd", {"batch_size": 3}, [True]), ("fedavg", FEDAVG, [True, False])):
+        for protocol, local, watched in (("fedsgd", {"batch_size": 3}, [True, False]), ("fedavg", FEDAVG, [True, False])):
             digests = set()
             for engine, curious in [("inprocess", True), *(("ray", curious) for curious in watched)]:
                 tables = {"federation": {"protocol": protocol, "engine": engine}, "local": local, "server": {"curious": curious}}
