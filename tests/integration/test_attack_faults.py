@@ -48,6 +48,8 @@ FAILING: dict[str, Callable[[Sequence[Observation], nn.Module], Any]] = {
     "too many": lambda seen, model: [one(o) for o in seen] * 2,
     "nothing": lambda seen, model: None,
     "no reconstructions": lambda seen, model: [o.update for o in seen],
+    "endless": lambda seen, model: [one(o, seconds=float("inf")) for o in seen],
+    "no such class": lambda seen, model: [one(o, labels=(2**70,) * o.batch_size) for o in seen],
     "wrong shape": lambda seen, model: [one(o, torch.zeros(o.batch_size, 3, 4, 4)) for o in seen],
     "flat": lambda seen, model: [one(o, torch.zeros(o.batch_size, 768)) for o in seen],
     "array": lambda seen, model: [one(o, np.zeros((o.batch_size, 3, 16, 16))) for o in seen],

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, Metadata, RecordDict
+from torch import nn
 
 from fedleak import api
 from fedleak.api import Result
@@ -22,6 +23,7 @@ from fedleak.engines.inprocess import InProcess
 from fedleak.observation import Observation
 from fedleak.runs import RunFolder
 from fedleak.scenario import Scenario
+from fedleak.seeding import Seed
 from fedleak.threat import PRESETS, Knowledge, Preset
 
 Build, Start = Callable[..., Scenario], Callable[..., Result]
@@ -76,7 +78,7 @@ def test_with_score_nothing_private_leaves_the_clients_or_enters_the_folder(
     assert len(result.reconstructions) == 12
     for row in result.reconstructions:
         assert row["psnr"] is not None
-        assert (row["label"], row["truth_png"], row["png"]) == (None, None, None)
+        assert (row["label"], row["label_restored"], row["truth_png"], row["png"]) == (None, None, None, None)
     images = [image for client in range(3) for image in truth(scenario, client, 1)[0]]
     for path in result.path.rglob("*"):
         if path.is_file():
@@ -175,6 +177,24 @@ def test_an_attack_is_given_what_the_preset_grants_and_nothing_more(
             assert any(not torch.equal(value, observation.buffers[name]) for name, value in observation.received_buffers.items())
         if observation.defenses is not None:
             assert list(observation.defenses) == [defense]
+
+
+def test_an_attack_cannot_derive_what_the_clients_draw(build: Build, start: Start, plugin: Register) -> None:
+    class Guesser(Attack):
+        """Try to repeat the client's noise from the seed that it was handed."""
+
+        name = "guesser"
+        roots: ClassVar[list[int]] = []
+
+        def reconstruct(self, observation: Observation, model: nn.Module, *, rng: Seed, **_: Any) -> Reconstruction:
+            """Keep the seed."""
+            self.roots.append(rng.root)
+            return Reconstruction(None, error="none")
+
+    scenario = build(attacks=[{"name": plugin(Guesser).name}])
+    start(scenario)
+    assert len(Guesser.roots) == 6
+    assert scenario.seed not in Guesser.roots
 
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
