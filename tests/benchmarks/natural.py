@@ -17,8 +17,8 @@ rate 0.001. Some defaults of ``natural`` were chosen on images 0 to 7.
     fedavg (10)     30.0 +- 0.5  .94    23.6 +- 1.2  .82    14.8 +- 1.0  .33     12.4        13.5
 
 ``natural`` alone: without ``--normalize`` (pixels as they are, less contrast) b4 27.6 +- 1.9, b8 22.6 +- 1.3, fedavg
-27.3 +- 2.7. With ``--inits 1``: fedavg2 30.8 +- 0.6; fedavg at learning rate 0.01 only 17.6 +- 3.6, as the drift of the
-local steps is then no longer small beside the gradient and their order is often not found.
+27.3 +- 2.7. With ``--normalize --inits 1``: fedavg2 30.8 +- 0.6, fedavg at learning rate 0.01 only 17.6 +- 3.6: there the
+drift between the local steps is as large as what tells images apart.
 """
 
 from __future__ import annotations
