@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fedleak.attacks.base import Attack, attacks
-from fedleak.check import Checked, build_attack, check, check_device
+from fedleak.check import Checked, build_attack, check, check_device, difficulty
 from fedleak.engines.base import engine
 from fedleak.errors import ScenarioError
 from fedleak.evaluation.summary import summarise
@@ -255,6 +255,7 @@ def default_folder(scenario: Scenario) -> Path:
 
 def _manifest(checked: Checked, device: str) -> Row:
     scenario, data, model = checked.scenario, checked.data, checked.model
+    hard = difficulty(checked)
     packages = ("fedleak", "flwr", "torch", "torchvision", "numpy")
     return {
         "scenario": json.loads(scenario.to_json()),
@@ -269,4 +270,5 @@ def _manifest(checked: Checked, device: str) -> Row:
         "parameters": sum(p.numel() for p in model.parameters()),
         "model_names": list(model.state_dict()),
         "has_test_split": data.source.test is not None,
+        "identifiability": {"verdict": hard.verdict, "layers": [vars(layer) for layer in hard.layers]},
     }

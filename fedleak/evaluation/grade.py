@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,15 +62,6 @@ class ImageGrade:
     mean_psnr: float
     mean_ssim: float
     mean_mse: float
-
-    def row(self) -> dict[str, Any]:
-        """Return the grade as the keys that a line of ``reconstructions.jsonl`` holds."""
-        keys = ("image", "psnr", "ssim", "mse", "label_restored", "label_correct", "identified")
-        baseline = {
-            "random": Scores(self.random_psnr, self.random_ssim, self.random_mse)._asdict(),
-            "mean_image": Scores(self.mean_psnr, self.mean_ssim, self.mean_mse)._asdict(),
-        }
-        return {**{key: getattr(self, key) for key in keys}, "baseline": baseline}
 
 
 def grade(

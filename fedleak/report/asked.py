@@ -52,6 +52,12 @@ def preset(records: RunRecords) -> str:
     return plain(table(records.manifest, "threat").get("preset") or table(records.scenario, "threat").get("preset"))
 
 
+def identifiability(records: RunRecords) -> str:
+    """Return what the count of equations against unknowns says of any attack; empty where the manifest has none."""
+    verdict = table(records.manifest, "identifiability").get("verdict")
+    return plain(verdict) if verdict else ""
+
+
 def facts(records: RunRecords) -> list[Fact]:
     """Return the scenario and the machine as terms and values."""
     scenario, manifest = records.scenario, records.manifest

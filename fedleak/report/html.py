@@ -126,6 +126,7 @@ def _context(records: RunRecords) -> dict[str, Any]:
         "preset": asked.preset(records),
         "grants": asked.grants(records),
         "facts": asked.facts(records),
+        "identifiability": asked.identifiability(records),
         "attacks": asked.plugins(records, "attacks"),
         "defenses": asked.plugins(records, "defenses"),
         "flags": _flags(records),

@@ -1,4 +1,3 @@
-import json
 import math
 
 import pytest
@@ -117,11 +116,3 @@ def test_wrong_shapes_are_the_attacks_failure():
         graded(torch.zeros(3, 1, 16, 16))
     with pytest.raises(AttackError, match="2 labels for 3 images"):
         graded(TRUTH, [1, 2])
-
-
-def test_a_row_is_json_with_both_baselines():
-    row = json.loads(json.dumps(graded(TRUTH, [4, 1, 0])[2].row(), allow_nan=False))
-    assert row["label_correct"] is False
-    assert set(row) == {"image", "psnr", "ssim", "mse", "label_restored", "label_correct", "identified", "baseline"}
-    assert set(row["baseline"]) == {"random", "mean_image"}
-    assert row["baseline"]["mean_image"]["psnr"] == pytest.approx(psnr(MEAN[None], TRUTH[2:]).item())

@@ -6,6 +6,7 @@ import json
 import tomllib
 
 from fedleak.report import asked
+from fedleak.report.html import write_report
 from fedleak.report.records import read_records
 from fedleak.scenario import parse_scenario
 
@@ -59,3 +60,14 @@ def test_facts_without_a_value_are_left_out(make_run):
     folder = make_run()
     (folder / "manifest.json").unlink()
     assert asked.facts(read_records(folder)) == []
+
+
+def test_the_verdict_on_any_attack_is_shown_and_may_be_missing(make_run):
+    folder = make_run()
+    assert asked.identifiability(read_records(folder)) == ""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["identifiability"] = {"verdict": "No attack can be exact: <b>.", "layers": []}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert asked.identifiability(read_records(folder)) == "No attack can be exact: <b>."
+    page = write_report(folder).read_text()
+    assert "No attack can be exact: &lt;b&gt;." in page
