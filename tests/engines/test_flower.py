@@ -83,6 +83,6 @@ def test_a_message_has_an_id_to_set_and_survives_the_wire(monkeypatch: pytest.Mo
 
 
 def test_the_version_of_flower_is_pinned() -> None:
-    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert "flwr[simulation]~=1.41.0" in project["dependencies"]
     assert re.match(r"1\.41\.\d+$", flwr.__version__)

@@ -147,7 +147,9 @@ def begin(tmp_path: Path, done: str) -> subprocess.Popen[str]:
     (tmp_path / "s.toml").write_text(TOML)
     command = [sys.executable, "-c", "from fedleak.cli import main; main()", "run", "s.toml", "--out", "out", "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, text=True, stderr=subprocess.PIPE, preexec_fn=_listen_to_ctrl_c
+    )
     deadline = time.monotonic() + 120
     rounds = tmp_path / "out" / "rounds.jsonl"
     while not (rounds.exists() and done in rounds.read_text()):
@@ -155,6 +157,11 @@ def begin(tmp_path: Path, done: str) -> subprocess.Popen[str]:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return process
+
+
+def _listen_to_ctrl_c() -> None:
+    """Undo what a shell does to its background jobs, which the tests may be: they ignore Ctrl-C, and so do their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.slow
