@@ -108,7 +108,7 @@ def _label(axes: Axes, title: str, rounds: list[int]) -> None:
     axes.set_title(title, loc="left", fontsize=13, color=_INK, pad=10)
     axes.set_xlabel("Round", fontsize=13, color=_TEXT)
     axes.set_xlim(rounds[0] - 0.5, rounds[-1] + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
 
 

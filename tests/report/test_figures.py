@@ -61,3 +61,9 @@ def test_the_callers_settings_stay(make_run):
     before = dict(rcParams)
     chart(make_run())
     assert dict(rcParams) == before
+
+
+def test_the_axis_of_a_single_round_names_that_round_only(make_run, lines):
+    svg = chart(make_run(lambda folder: [lines.image(folder, 1, 0, "dlg", 30.0)]))
+    assert not re.search(r">[01]\.\d<", svg)
+    assert ">1<" in svg
