@@ -3,9 +3,9 @@
 Formula: x, y = argmin sum_l |grad_l L(f(x), softmax(y)) - g_l|^2 / sum_l |g_l|^2, from x, y ~ N(0, 1)
 Source: Zhu, Liu, Han 2019, "Deep Leakage from Gradients", arXiv 1906.08935
 
-Unlike the authors' code it searches along each direction (strong Wolfe) instead of taking full steps, which is what
-makes theirs diverge; it optimises scaled cosine frequencies instead of pixels, which is what makes theirs slow; and it
-stops when the loss has converged. ``coordinates = "pixel"`` starts from x ~ N(0, 1) in pixels, as the paper does.
+Unlike the authors' code it searches along each direction (strong Wolfe) instead of taking full steps, optimises scaled
+cosine frequencies instead of pixels, starting near grey, and stops when the loss has converged. ``coordinates = "pixel"``
+starts from x ~ N(0, 1) in pixels, as the paper does.
 """
 
 from __future__ import annotations
