@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -159,6 +159,8 @@ class Attack(ABC):
     kinds: ClassVar[frozenset[UpdateKind]] = frozenset({"gradient", "weights"})
     models_local_steps: ClassVar[bool] = False
     """Whether several local steps are told apart, instead of being read as one averaged gradient."""
+    suits: ClassVar[Mapping[str, Any]] = {"name": "lenet"}
+    """A network of the zoo, with its parameters, that the attack is made for: on it the contract tests hold it to its word."""
     Config: ClassVar[type[AttackConfig]] = AttackConfig
 
     def __init__(self, **parameters: Any) -> None:
