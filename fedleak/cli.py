@@ -1,4 +1,4 @@
-"""The command line: ``fedleak run | attack | report | list | explain | check``."""
+"""The command line: ``fedleak run | attack | claim | report | list | explain | check``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import click
 import typer
@@ -114,6 +114,64 @@ def attack(
             live.stop()
             _interrupted([folder], "attack")
     _finish(result)
+
+
+@app.command()
+def claim(
+    file: Annotated[Path, typer.Argument(show_default=False)],
+    full: Annotated[bool, typer.Option("--full", help="The full form, for a GPU; the small one takes minutes on a CPU.")] = False,
+    set_: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the cases; those finished there are kept. [default: runs/NAME-TIME]", show_default=False),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all cases, and run none.")] = False,
+    device: Device = "auto",
+    threads: Threads = 1,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Put a published claim to the test: run its cases, and hold each figure against the range that the claim lets expect.
+
+    FILE is a TOML file, such as scenarios/claims/dlg.toml. Each case gets a run folder with a report.
+
+    Exit code: 0 all figures are in their ranges; 1 one is not; 2 wrong input, nothing started; 130 interrupted.
+    """
+    _quieten(verbose)
+    from fedleak import claims
+    from fedleak.check import check as check_scenario
+    from fedleak.report.live import Live
+    from fedleak.report.terminal import findings_table
+
+    form: Literal["small", "full"] = "full" if full else "small"
+    text = claims.read_claim(file)
+    console.print(f"[bold]{escape(text.claim)}[/bold]\n{escape(text.source)}", highlight=False, soft_wrap=True)
+    if dry_run:
+        for case, scenario in claims.load_claim(file, form, set_ or []):
+            check_scenario(scenario)
+            console.print(f"  {case.name}: can run; {len(case.expect)} figure(s) expected", highlight=False)
+        return
+    place: list[Path] = []
+    with Live(errors, quiet=quiet) as live:
+        try:
+            folder, findings = claims.run_claim(
+                file,
+                form=form,
+                overrides=set_ or [],
+                out=out,
+                device=device,
+                threads=threads,
+                listener=live,
+                on_case=lambda _, path: place.append(path.parent),
+            )
+        except KeyboardInterrupt:
+            live.stop()
+            _interrupted(place[-1:], f"claim {file} --out {place[-1]}" if place else "claim")
+    console.print(findings_table(findings))
+    console.print(f"Reports: {escape(str(folder))}", highlight=False, soft_wrap=True)
+    if not all(finding.holds for finding in findings):
+        errors.print("Not every figure is in its range.", highlight=False)
+        sys.exit(1)
 
 
 @app.command()
@@ -242,6 +300,7 @@ def _interrupted(place: list[Path], command: str) -> None:
     if place:
         folder = escape(str(place[0]))
         on = f"; go on with: fedleak run --resume {folder}" if command == "run" else ""
+        on = f"; go on with: fedleak {escape(command)}" if command.startswith("claim ") else on
         errors.print(f"Interrupted. What is done is kept in {folder}{on}", highlight=False, soft_wrap=True)
     sys.exit(130)
 

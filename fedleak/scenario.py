@@ -199,19 +199,29 @@ def load_scenario(path: str | Path, overrides: tuple[str, ...] | list[str] = ())
     ScenarioError
         If the file is missing, is not TOML, or holds a wrong key or value; one line says where.
     """
-    path = Path(path)
+    table = read_table(Path(path), "a scenario in TOML, such as scenarios/quickstart.toml")
+    for override in overrides:
+        apply_override(table, override)
+    return parse_scenario(table, str(path))
+
+
+def read_table(path: Path, expected: str) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises
+    ------
+    ScenarioError
+        If the file is missing or is not TOML; one line says so, and what was ``expected``.
+    """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ScenarioError(f"{path}: no such file; expected a scenario in TOML, such as scenarios/quickstart.toml") from error
+        raise ScenarioError(f"{path}: no such file; expected {expected}") from error
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ScenarioError(f"{path}: cannot be read ({reason}); expected a scenario in TOML") from error
+        raise ScenarioError(f"{path}: cannot be read ({reason}); expected {expected}") from error
     except tomllib.TOMLDecodeError as error:
         raise ScenarioError(f"{path}: not valid TOML: {error}") from error
-    for override in overrides:
-        _override(table, override)
-    return parse_scenario(table, str(path))
 
 
 def parse_scenario(table: dict[str, Any], where: str = "scenario") -> Scenario:
@@ -238,14 +248,21 @@ def attack_specs(names: list[str], overrides: list[str]) -> tuple[AttackSpec, ..
     """
     table: dict[str, Any] = {}
     for override in overrides:
-        _override(table, override)
+        apply_override(table, override)
     try:
         return tuple(read(AttackSpec, {"name": name, **table}) for name in names)
     except ValidationError as error:
         raise ScenarioError(f"--set: {explain(error, AttackSpec)}") from error
 
 
-def _override(table: dict[str, Any], override: str) -> None:
+def apply_override(table: dict[str, Any], override: str) -> None:
+    """Set one key of ``table`` to what ``key.path=value`` says.
+
+    Raises
+    ------
+    ScenarioError
+        If it is no ``key.path=value``, or the path leads to no key.
+    """
     key, sign, text = override.partition("=")
     if not sign or not all(part.strip() for part in key.split(".")):
         raise ScenarioError(f"--set {override}: expected key.path=value, such as --set federation.rounds=5")

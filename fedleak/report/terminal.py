@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Group
@@ -13,6 +13,9 @@ from rich.text import Text
 from fedleak.attacks.exact.count import LayerCount
 from fedleak.report.formats import count, decimals, duration, enumerated, percent
 from fedleak.report.records import baseline_psnr, table
+
+if TYPE_CHECKING:
+    from fedleak.claims import Finding
 
 
 def leakage_table(leakage: list[dict[str, Any]]) -> Group:
@@ -58,6 +61,28 @@ def leakage_table(leakage: list[dict[str, Any]]) -> Group:
                 grid.add_row(Text(f"guess: {guess}", style="dim"), "", Text(value, style="dim"))
     legend = "found: of its client's shard, the true image is nearest. Guesses saw no update."
     return Group(grid, Text(legend, style="dim"))
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """Return what a claim's cases gave against what was expected, as a table."""
+    grid = _grid()
+    for heading in ("case", "figure", "published", "expected"):
+        grid.add_column(heading, overflow="fold")
+    for heading in ("earlier", "found", ""):
+        grid.add_column(heading, justify="right", no_wrap=True)
+    for number, finding in enumerate(findings):
+        again = number > 0 and findings[number - 1].case == finding.case
+        verdict = Text("holds", style="green") if finding.holds else Text("does not hold", style="red")
+        grid.add_row(
+            Text("" if again else finding.case, style="bold"),
+            Text(finding.what),
+            Text(finding.published),
+            finding.range,
+            decimals(finding.earlier, 2),
+            decimals(finding.value, 2),
+            verdict,
+        )
+    return grid
 
 
 def counts_table(counts: Sequence[LayerCount]) -> Table:
