@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fedleak.attacks.local_steps import Order, steps_of
 from fedleak.attacks.victim import Victim
 from fedleak.errors import AttackError
 from fedleak.observation import LocalTraining, Observation
@@ -33,6 +34,8 @@ class SimulatedVictim(Victim):
 
     Attributes
     ----------
+    model : Module
+        Of the clients' architecture, with weights that mean nothing.
     steps : list of list of int
         Rows of the guessed batch that each local step takes; at first the images in order, in every epoch anew.
 
@@ -48,8 +51,9 @@ class SimulatedVictim(Victim):
         if observation.local is None:
             raise AttackError("local steps can be simulated only with local-training knowledge")
         super().__init__(model, observation, device, dtype)
+        self.model = self._model
         self.local: LocalTraining = observation.local
-        self.steps = rows_of_steps(observation.local)
+        self.steps = steps_of(identity_order(self.local), self.local.num_examples, self.local)
 
     def gradient(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
         """Return the mean gradient of the local steps by parameter, differentiable in the arguments through all of them.
@@ -73,27 +77,17 @@ class SimulatedVictim(Victim):
         return [value / len(self.steps) for value in total]
 
 
-def rows_of_steps(local: LocalTraining, *, copies: bool = False, order: Sequence[int] | None = None) -> list[list[int]]:
-    """Return which rows of the guessed batch each local step takes: each epoch cut into batches.
-
-    Parameters
-    ----------
-    local : LocalTraining
-        Says how many images, steps, and images in a step.
-    copies : bool
-        Whether each epoch has rows of its own, so that its order is free; the same rows in each epoch otherwise.
-    order : sequence of int, optional
-        The images in the order of each epoch's steps; 0, 1, 2, ... by default.
-    """
-    count = local.num_examples
-    order = range(count) if order is None else order
-    steps: list[list[int]] = []
-    while len(steps) < local.steps:
-        first = epochs_of(local, len(steps)) * count if copies else 0
-        steps += [[first + row for row in order[at : at + local.batch_size]] for at in range(0, count, local.batch_size)]
-    return steps[: local.steps]
+def epochs_of(local: LocalTraining) -> int:
+    """Return how many passes over the images the local steps begin."""
+    return -(-local.steps // -(-local.num_examples // local.batch_size))
 
 
-def epochs_of(local: LocalTraining, steps: int | None = None) -> int:
-    """Return how many passes over the images the local steps, or the first so many of them, begin."""
-    return -(-(local.steps if steps is None else steps) // -(-local.num_examples // local.batch_size))
+def identity_order(local: LocalTraining) -> Order:
+    """Return 0, 1, 2, ... for each epoch, in a row."""
+    return tuple(range(local.num_examples)) * epochs_of(local)
+
+
+def with_copies(steps: Sequence[Sequence[int]], local: LocalTraining) -> list[list[int]]:
+    """Return the steps with rows of its own for each epoch: image i of epoch e is row e N + i."""
+    per_epoch = -(-local.num_examples // local.batch_size)
+    return [[number // per_epoch * local.num_examples + row for row in rows] for number, rows in enumerate(steps)]

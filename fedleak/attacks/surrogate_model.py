@@ -54,7 +54,9 @@ class SurrogateVictim(Victim):
 class SurrogateModelConfig(InvertingGradientsConfig):
     """Parameters, with the paper's values for the surrogate and those of ``inverting-gradients`` for the images."""
 
-    way: float = Field(default=0.5, ge=0, le=1, description="where the search starts between the weights sent (0) and received (1)")
+    way: float = Field(
+        default=0.5, ge=0, le=1, description="where the search starts, from the weights sent (0) to those received (1)"
+    )
     way_rate: float = Field(default=1e-3, ge=0, description="Adam's learning rate for that share of the way")
 
 
