@@ -22,8 +22,12 @@ from fedleak.observation import InputSpec, LocalTraining, Tensors
 _PASSES = 40
 _DONE = 3e-7
 """Relative misfit at which only the weights' rounding is left."""
-_LEAST = 1 / 16
-"""Damping at which a fixed point is given up."""
+_ROUNDING = 3e-8
+"""Root mean square of float32's rounding error, relative to the value."""
+_FAILED = 6
+"""Passes without a better fit after which the best is kept."""
+_TRUST = 10.0
+"""What the noise that a solution is smoothed by falls by after a better fit; smoothed by the whole misfit, it would stay."""
 
 Gradient = Callable[[Tensors, Tensor, int], Tensors]
 """Of parameters, one model input (C, H, W) and its label."""
@@ -86,13 +90,16 @@ def follow_drift(
     correction: Tensors = {name: torch.zeros_like(value) for name, value in sent.items()}
     best: Found | None = None
     pull, noise = 1.0, _norm({n: sent[n] - received[n] for n in sent}) / _norm(sent)
+    # Each step rounds the weights to float32.
+    rounding = _ROUNDING * local.steps**0.5 * _norm(sent) / _norm({name: sent[name] - received[name] for name in sent})
     kept = wanted = correction
+    failed = 0
     for number in range(1, _PASSES + 1):
         if best is not None and out_of_time():
             break
         corrected = {name: value - correction[name] for name, value in observed.items()}
         try:
-            found, label = solve(middle, _one_image(corrected, head), noise)
+            found, label = solve(middle, _one_image(corrected, head), max(noise, rounding))
         except AttackError:
             if best is None:
                 raise
@@ -105,12 +112,12 @@ def follow_drift(
             best, kept = Found(found, label, misfit, number), correction
             there = gradient(middle, inside, label)
             wanted = {name: simulated[name] - there[name] for name in simulated}
-            noise, pull = misfit, min(1.0, 1.5 * pull)
+            noise, pull, failed = min(noise, misfit) / _TRUST, min(1.0, 1.5 * pull), 0
             if misfit < _DONE or stalled:
                 break
         else:
-            pull /= 2
-            if pull < _LEAST:
+            noise, pull, failed = noise * _TRUST**0.5, pull / 1.5, failed + 1
+            if failed == _FAILED:
                 break
         correction = {name: torch.lerp(kept[name], wanted[name], pull) for name in kept}
     assert best is not None
