@@ -16,7 +16,7 @@ from itertools import combinations
 
 import torch
 from torch import Tensor
-from torch.func import jacfwd, vmap  # type: ignore[attr-defined]
+from torch.func import jacfwd, vmap
 from torch.nn import functional
 
 from fedleak.attacks.base import Budget

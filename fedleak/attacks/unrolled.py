@@ -1,9 +1,9 @@
 """Unrolled: differentiate through the simulated local steps of FedAvg, in the order that the classifier's change gives away.
 
 Formula: u = argmin mean_k ((g_k(x, y) - (W_0 - W_T)_k / (eta T)) / s_k)^2 + lambda |u|^2 / n + box + prior * mean over pairs of
-epochs of |q(X_e) - q(X_e')|^2, x = decode(u), g the mean gradient of simulated steps, q the mean or maximum over an epoch's images
+epochs of |q(X_e) - q(X_e')|^2, x = decode(u), g the mean gradient of simulated steps, q mean or maximum over an epoch's images
 Source: Dimitrov et al. 2022, "Data Leakage in Federated Averaging", TMLR, arXiv 2206.12395, and the simulation of Inverting
-Gradients (arXiv 2003.14053); loss, coordinates and optimiser are those of ``natural``, and the order of the steps is fedleak's own
+Gradients (arXiv 2003.14053); loss, coordinates and optimiser are those of ``natural``, the order of the steps is fedleak's own
 
 With ``copies`` every epoch has images of its own, tied by a prior that no order changes; at the end they are matched across
 epochs by linear assignment and averaged. Without, all epochs share the images, which needs each epoch's order to be right.
@@ -79,7 +79,7 @@ class Unrolled(Natural):
         loss = super()._loss(victim, unknowns, weights, observed, penalty)
         if not isinstance(victim, SimulatedVictim) or len(unknowns.image) == victim.local.num_examples:
             return loss
-        epochs = unknowns.pixels.unflatten(0, (-1, victim.local.num_examples))
+        epochs = unknowns.pixels.reshape(-1, victim.local.num_examples, *victim.input.shape)
         return loss + self.config.prior * epoch_difference(epochs, self.config.pool, self.config.features)
 
     def _unknowns(self, observation: Observation, labels: tuple[int, ...] | None, seed: Seed, device: torch.device) -> Unknowns:
@@ -101,7 +101,7 @@ class Unrolled(Natural):
         count = observation.batch_size
         if result.images is None or len(result.images) == count:
             return result
-        joined = join_copies(result.images.unflatten(0, (-1, count)))
+        joined = join_copies(result.images.reshape(-1, count, *result.images.shape[1:]))
         return Reconstruction(**{**vars(result), "images": joined, "labels": (result.labels or ())[:count]})
 
 
@@ -120,7 +120,7 @@ def epoch_difference(epochs: Tensor, pool: str = "mean", features: str = "pixels
     if features == "convolution":
         kernel = torch.randn(_MAPS, epochs.shape[2], 3, 3, generator=Seed(0).derive("epoch-prior").generator()).to(epochs)
         flat = functional.conv2d(epochs.flatten(0, 1), kernel / kernel[0].numel() ** 0.5, padding=1)
-        epochs = flat.unflatten(0, epochs.shape[:2])
+        epochs = flat.reshape(*epochs.shape[:2], *flat.shape[1:])
     pooled = epochs.mean(1) if pool == "mean" else epochs.amax(1)
     pairs = [(a - b).square().mean() for a, b in combinations(pooled, 2)]
     return torch.stack(pairs).mean() if pairs else epochs.new_zeros(())
