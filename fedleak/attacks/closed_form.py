@@ -15,10 +15,11 @@ from torch.nn import functional
 from fedleak.attacks.base import Attack, Budget, Reconstruction, attacks
 from fedleak.attacks.exact.chain import ChainSolution, ImagePrior, check_chain, walk
 from fedleak.attacks.exact.count import count_layers
+from fedleak.attacks.exact.drift import evaluating, follow_drift, gradient_of
 from fedleak.attacks.labels.base import label_rules
 from fedleak.errors import AttackError
-from fedleak.models.inspect import execution_order
-from fedleak.observation import Observation, Tensors
+from fedleak.models.inspect import ExecutionOrder, execution_order
+from fedleak.observation import LocalTraining, Observation, Tensors
 from fedleak.seeding import Seed
 
 # Standard deviations over natural photographs of 32 x 32 pixels, in units of the [0, 1] range.
@@ -36,6 +37,7 @@ class ClosedForm(Attack):
     """
 
     name = "closed-form"
+    models_local_steps = True
 
     def reconstruct(
         self, observation: Observation, model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget
@@ -60,6 +62,9 @@ class ClosedForm(Attack):
         grey = spec.normalize(torch.full((1, *spec.shape), 0.5, dtype=torch.float64, device=device))[0]
         unit = len(spec.std) / sum(spec.std)
         image = ImagePrior(grey, _SPREAD * unit, _DIFFERENCE * unit)
+        local = observation.local
+        if observation.kind == "weights" and local is not None and local.steps > 1:
+            return self._after_local_steps(observation, local, model, order, (parameters, buffers), label, image, budget)
         with torch.no_grad():
             solution = walk(order, parameters, buffers, gradient, label=label, image=image, out_of_time=lambda: budget.exhausted)
         loss = _residual(model, solution, parameters, buffers, gradient)
@@ -73,6 +78,32 @@ class ClosedForm(Attack):
             stop_reason="solved",
             flags=flags,
         )
+
+    def _after_local_steps(
+        self,
+        observation: Observation,
+        local: LocalTraining,
+        model: nn.Module,
+        order: ExecutionOrder,
+        state: tuple[Tensors, Tensors],
+        label: int | None,
+        image: ImagePrior,
+        budget: Budget,
+    ) -> Reconstruction:
+        """Solve again and again, each time without the drift of the local steps as far as the last solution tells it."""
+        (sent, buffers), received = state, _double(observation.update, image.center.device)
+
+        def solve(parameters: Tensors, gradient: Tensors, noise: float) -> tuple[Tensor, int]:
+            solution = walk(order, parameters, buffers, gradient, label=label, image=image, least_noise=noise)
+            return solution.input, solution.label
+
+        spec = observation.input
+        with torch.no_grad(), evaluating(model):
+            gradient, head = gradient_of(model, buffers), order.calls[-1].name
+            found = follow_drift(solve, gradient, sent, received, local, spec, head, lambda: budget.exhausted)
+        flags = ("not-identifiable",) if any(counted.slack < 0 for counted in count_layers(order, 1)) else ()
+        images = spec.denormalize(found.input[None]).float()
+        return Reconstruction(images, (found.label,), found.misfit, iterations=found.passes, stop_reason="solved", flags=flags)
 
 
 def _double(named: Tensors, device: torch.device) -> Tensors:

@@ -17,6 +17,7 @@ SMALL = {
     "lenet": {"channels": 4},
     "mlp": {"hidden": [16, 8]},
     "resnet20": {"width": 4},
+    "vgg11": {"width": 4},
     "vit": {"dim": 12, "depth": 2, "heads": 3},
 }
 
@@ -29,6 +30,23 @@ def spec(request) -> Model:
 def test_logits_for_each_class(spec):
     for size in (1, 3):
         assert build_model(spec, INPUT, 1)(torch.rand(size, *INPUT.shape)).shape == (size, 7)
+
+
+@pytest.mark.parametrize("side", [32, 64, 224])
+@pytest.mark.parametrize("name", models.names())
+def test_takes_images_of_cifars_and_imagenets_size(name, side):
+    with torch.device("meta"):
+        model = models.get(name)().build(InputSpec((3, side, side), 10))
+        assert model(torch.empty(2, 3, side, side)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", ["convnet", "resnet18", "resnet20", "resnet50", "vgg11"])
+def test_batch_norm_follows_the_mode_and_group_norm_does_not(name):
+    pixels = torch.rand(2, *INPUT.shape)
+    for norm, follows in (("batch", True), ("group", False)):
+        model = build_model(Model(name=name, norm=norm, **SMALL.get(name, {})), INPUT, 1)
+        with torch.no_grad():
+            assert torch.allclose(model.train()(pixels), model.eval()(pixels), rtol=1e-3) is not follows
 
 
 def test_the_seed_decides_whatever_drew_before(spec):
@@ -83,6 +101,7 @@ def test_no_layer_works_in_place_and_the_model_is_in_train_mode(spec):
         ({"name": "mlp", "hidden": [8, 0]}, r"model\.hidden\[1\]: expected a whole number of at least 1, got 0"),
         ({"name": "convnet", "norm": "layer"}, r"model\.norm: expected 'batch', 'group' or 'none'"),
         ({"name": "resnet20", "norm": "none"}, r"model\.norm: expected 'batch' or 'group'"),
+        ({"name": "vgg11", "dropout": 1}, r"model\.dropout"),
         ({"name": "resnet18", "stem": "big"}, r"model\.stem"),
         ({"name": "vit", "heads": 5}, "heads = 5 does not divide dim = 192"),
         ({"name": "vit", "patch": 5}, r"model\.patch: 5 does not divide images of 16 x 16"),

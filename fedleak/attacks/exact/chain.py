@@ -124,6 +124,7 @@ def walk(
     *,
     label: int | None = None,
     image: ImagePrior,
+    least_noise: float = 0.0,
     out_of_time: Callable[[], bool] = lambda: False,
 ) -> ChainSolution:
     """Return the input of the one image behind ``gradient``.
@@ -138,6 +139,8 @@ def walk(
         If known.
     image : ImagePrior
         What is known of any image before.
+    least_noise : float
+        Noise in the gradient, relative to its norm, if it is known to be more than the classifier's gradient shows.
     out_of_time : callable
         Asked before each layer.
 
@@ -161,7 +164,7 @@ def walk(
         elif isinstance(call.module, nn.Conv2d):
             system, counted = _convolution_system(call, state, parameters, gradient)
             counts.append(counted)
-            h = _solve_convolution(system, features.noise, counted, _below(order, position) or image)
+            h = _solve_convolution(system, max(features.noise, least_noise), counted, _below(order, position) or image)
             state = State(h, system.geometry.fold(system.kernel.mT @ system.d), torch.ones_like(h))
         elif isinstance(call.module, nn.BatchNorm1d | nn.BatchNorm2d):
             state = _through_batchnorm(call, state, parameters, buffers)

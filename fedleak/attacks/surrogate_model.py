@@ -1,0 +1,104 @@
+"""Surrogate model: match a FedAvg update at a point between the weights sent and received, chosen by the optimiser.
+
+Formula: x, a = argmin 1 - cos(W_0 - W_T, grad L(f(x; (1 - a) W_0 + a W_T), y)) + tv * TV(x), x and a within [0, 1]
+Source: Zhu, Yao, Blaschko 2023, "Surrogate Model Extension (SME)", ICML 2023, arXiv 2306.00127
+
+The authors' settings are Adam with rate 1 on the images, 0.001 on a from 0.5, and tv 0.01 on model inputs; the rate and
+the total variation of the images here are those of ``inverting-gradients``, so that the two differ by the surrogate only.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedleak.attacks.base import AttackConfig, Budget, attacks
+from fedleak.attacks.inverting_gradients import InvertingGradients, InvertingGradientsConfig
+from fedleak.attacks.matching import Descent, Unknowns, descend
+from fedleak.attacks.victim import Victim
+from fedleak.observation import Observation
+from fedleak.seeding import Seed
+
+
+class SurrogateVictim(Victim):
+    """A network anywhere between the weights sent and received.
+
+    Parameters
+    ----------
+    model : Module
+        Of the clients' architecture; not changed.
+    observation : Observation
+        Of kind ``"weights"``.
+    device : torch.device
+        Where to compute.
+    dtype : torch.dtype
+        Precision to compute in.
+    """
+
+    def __init__(self, model: nn.Module, observation: Observation, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(model, observation, device, dtype)
+        self._received = {name: observation.update[name].detach().to(device, dtype) for name in observation.parameters}
+
+    def between(self, way: Tensor) -> Victim:
+        """Return the network at a share of the way, scalar in [0, 1], from the weights sent; differentiable in the share."""
+        other = copy.copy(self)
+        other.parameters = {name: torch.lerp(value, self._received[name], way) for name, value in self.parameters.items()}
+        return other
+
+
+class SurrogateModelConfig(InvertingGradientsConfig):
+    """Parameters, with the paper's values for the surrogate and those of ``inverting-gradients`` for the images."""
+
+    way: float = Field(
+        default=0.5, ge=0, le=1, description="where the search starts, from the weights sent (0) to those received (1)"
+    )
+    way_rate: float = Field(default=1e-3, ge=0, description="Adam's learning rate for that share of the way")
+
+
+@attacks.register
+class SurrogateModel(InvertingGradients):
+    """Surrogate Model Extension (arXiv 2306.00127); on a gradient it is ``inverting-gradients``."""
+
+    name: ClassVar[str] = "surrogate-model"
+    models_local_steps: ClassVar[bool] = True
+    Config: ClassVar[type[AttackConfig]] = SurrogateModelConfig
+    config: SurrogateModelConfig
+
+    def victim(self, observation: Observation, model: nn.Module, device: torch.device) -> Victim:
+        """Return the network between the two weights, or at those sent for a single step."""
+        if observation.kind == "gradient" or observation.local is None or observation.local.steps == 1:
+            return super().victim(observation, model, device)
+        return SurrogateVictim(model, observation, device, self.precision)
+
+    def minimise(self, victim: Victim, unknowns: Unknowns, seed: Seed, budget: Budget) -> Descent:
+        """Descend over the images and the place of the surrogate together."""
+        if not isinstance(victim, SurrogateVictim):
+            return super().minimise(victim, unknowns, seed, budget)
+        way = torch.full((), self.config.way).to(unknowns.image).requires_grad_()
+        optimiser = self.optimiser(unknowns.variables)
+        optimiser.add_param_group({"params": [way], "lr": self.config.way_rate})
+
+        def after_step(step: int) -> None:
+            self.after_step(step, optimiser, unknowns)
+            with torch.no_grad():
+                way.clamp_(0, 1)
+
+        return descend(
+            partial(self._loss, victim, unknowns, way),
+            [*unknowns.variables, way],
+            optimiser,
+            self.config,
+            budget,
+            edit_gradient=lambda: self.edit_gradient(unknowns.variables),
+            after_step=after_step,
+        )
+
+    def _loss(self, victim: SurrogateVictim, unknowns: Unknowns, way: Tensor) -> Tensor:
+        pixels = unknowns.pixels
+        guessed = victim.between(way).gradient(victim.input.normalize(pixels), unknowns.targets(victim.input.num_classes))
+        return self.distance(guessed, victim.observed) + self.prior(pixels)

@@ -1,0 +1,135 @@
+"""Unrolled: differentiate through the simulated local steps of FedAvg, in the order that the classifier's change gives away.
+
+Formula: u = argmin mean_k ((g_k(x, y) - (W_0 - W_T)_k / (eta T)) / s_k)^2 + lambda |u|^2 / n + box + prior * mean over pairs of
+epochs of |q(X_e) - q(X_e')|^2, x = decode(u), g the mean gradient of simulated steps, q mean or maximum over an epoch's images
+Source: Dimitrov et al. 2022, "Data Leakage in Federated Averaging", TMLR, arXiv 2206.12395, and the simulation of Inverting
+Gradients (arXiv 2003.14053); loss, coordinates and optimiser are those of ``natural``, the order of the steps is fedleak's own
+
+With ``copies`` every epoch has images of its own, tied by a prior that no order changes; at the end they are matched across
+epochs by linear assignment and averaged. Without, all epochs share the images, which needs each epoch's order to be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedleak.attacks.base import AttackConfig, Budget, Reconstruction, attacks
+from fedleak.attacks.local_steps import steps_of
+from fedleak.attacks.matching import Descent, Unknowns
+from fedleak.attacks.natural import Natural, NaturalConfig
+from fedleak.attacks.sequence import classifier_of, find_order
+from fedleak.attacks.simulation import SimulatedVictim, epochs_of, with_copies
+from fedleak.attacks.victim import Victim
+from fedleak.observation import Observation
+from fedleak.seeding import Seed
+
+_MAPS = 96  # of the random convolution, as the paper's
+
+
+class UnrolledConfig(NaturalConfig):
+    """Parameters."""
+
+    copies: bool = Field(default=False, description="images of its own for each epoch, tied by the prior, instead of shared ones")
+    order: Literal["classifier", "given"] = Field(
+        default="classifier", description="find the steps' order from the classifier's change, or take the labels as they come"
+    )
+    prior: float = Field(default=1.0, ge=0, description="weight of the difference between the epochs' copies")
+    pool: Literal["mean", "max"] = Field(default="mean", description="what of an epoch's images is compared")
+    features: Literal["pixels", "convolution"] = Field(default="pixels", description="the images, or a random 3 x 3 of them")
+
+
+@attacks.register
+class Unrolled(Natural):
+    """Gradient matching through the local steps; on a gradient, or a single step, it is ``natural``."""
+
+    name: ClassVar[str] = "unrolled"
+    models_local_steps: ClassVar[bool] = True
+    Config: ClassVar[type[AttackConfig]] = UnrolledConfig
+    config: UnrolledConfig
+
+    def victim(self, observation: Observation, model: nn.Module, device: torch.device) -> Victim:
+        """Return the network that takes the local steps."""
+        if observation.kind == "gradient" or observation.local is None or observation.local.steps == 1:
+            return super().victim(observation, model, device)
+        return SimulatedVictim(model, observation, device, self.precision)
+
+    def minimise(self, victim: Victim, unknowns: Unknowns, seed: Seed, budget: Budget) -> Descent:
+        """Find the order of the steps, then descend through them."""
+        if isinstance(victim, SimulatedVictim):
+            order = tuple(range(victim.local.num_examples)) * epochs_of(victim.local)
+            classifier = classifier_of(victim) if self.config.order == "classifier" else None
+            if classifier is not None and unknowns.labels is not None:
+                labels = unknowns.labels.tolist()[: victim.local.num_examples]
+                order = find_order(classifier, labels, victim.local, seed.derive("order"), budget)
+            steps = steps_of(order, victim.local.num_examples, victim.local)
+            victim.steps = with_copies(steps, victim.local) if self.config.copies else steps
+        return super().minimise(victim, unknowns, seed, budget)
+
+    def _loss(
+        self, victim: Victim, unknowns: Unknowns, weights: Sequence[Tensor], observed: Sequence[Tensor], penalty: float
+    ) -> Tensor:
+        loss = super()._loss(victim, unknowns, weights, observed, penalty)
+        if not isinstance(victim, SimulatedVictim) or len(unknowns.image) == victim.local.num_examples:
+            return loss
+        epochs = unknowns.pixels.reshape(-1, victim.local.num_examples, *victim.input.shape)
+        return loss + self.config.prior * epoch_difference(epochs, self.config.pool, self.config.features)
+
+    def _unknowns(self, observation: Observation, labels: tuple[int, ...] | None, seed: Seed, device: torch.device) -> Unknowns:
+        unknowns = super()._unknowns(observation, labels, seed, device)
+        local = observation.local
+        if not self.config.copies or observation.kind == "gradient" or local is None or epochs_of(local) == 1:
+            return unknowns
+        shape = (len(unknowns.image) * epochs_of(local), *unknowns.image.shape[1:])
+        unknowns.image = self.start(shape, seed.derive("copies").generator()).to(unknowns.image).requires_grad_()
+        assert unknowns.labels is not None
+        unknowns.labels = unknowns.labels.repeat(epochs_of(local))
+        return unknowns
+
+    def reconstruct(
+        self, observation: Observation, model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget
+    ) -> Reconstruction:
+        """Descend from each start in turn, and join the copies."""
+        result = super().reconstruct(observation, model, rng=rng, device=device, budget=budget)
+        count = observation.batch_size
+        if result.images is None or len(result.images) == count:
+            return result
+        joined = join_copies(result.images.reshape(-1, count, *result.images.shape[1:]))
+        return Reconstruction(**{**vars(result), "images": joined, "labels": (result.labels or ())[:count]})
+
+
+def epoch_difference(epochs: Tensor, pool: str = "mean", features: str = "pixels") -> Tensor:
+    """Return how much the epochs' images differ as sets, scalar; 0 if each epoch holds the same images, in whatever order.
+
+    Parameters
+    ----------
+    epochs : Tensor
+        (E, N, C, H, W).
+    pool : str
+        ``"mean"`` or ``"max"`` over an epoch's images, element by element.
+    features : str
+        ``"pixels"``, or ``"convolution"`` for those of a fixed random 3 x 3 convolution.
+    """
+    if features == "convolution":
+        kernel = torch.randn(_MAPS, epochs.shape[2], 3, 3, generator=Seed(0).derive("epoch-prior").generator()).to(epochs)
+        flat = functional.conv2d(epochs.flatten(0, 1), kernel / kernel[0].numel() ** 0.5, padding=1)
+        epochs = flat.reshape(*epochs.shape[:2], *flat.shape[1:])
+    pooled = epochs.mean(1) if pool == "mean" else epochs.amax(1)
+    pairs = [(a - b).square().mean() for a, b in combinations(pooled, 2)]
+    return torch.stack(pairs).mean() if pairs else epochs.new_zeros(())
+
+
+def join_copies(epochs: Tensor) -> Tensor:
+    """Return images (N, C, H, W): each of the first epoch averaged with its match in every other, of epochs (E, N, C, H, W)."""
+    total = epochs[0].clone()
+    for other in epochs[1:]:
+        distances = torch.cdist(epochs[0].flatten(1), other.flatten(1)).square()
+        total += other[torch.from_numpy(linear_sum_assignment(distances.detach().cpu().numpy())[1])]
+    return total / len(epochs)
