@@ -65,7 +65,7 @@ class SampleGradients:
     Parameters
     ----------
     network : ClampedNetwork
-        Copied.
+        Gives the gradient and the update.
     entries : int
         Used of each tensor, at most.
     generator : Generator
@@ -78,8 +78,8 @@ class SampleGradients:
     """
 
     def __init__(self, network: ClampedNetwork, entries: int, generator: torch.Generator) -> None:
-        self._network, _ = network.softened() if False else (network, [])
-        self._calls: dict[nn.Module, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        self._network = network
+        self.input = network.input
         modules = dict(network.model.named_modules())
         self.blocks: list[Block] = []
         for name, parameter in network.parameters.items():
