@@ -1,7 +1,7 @@
 """MMSE: estimate images linearly from their gradient, around better and better guesses, then descend pulled to the estimate.
 
-Formula: xhat = m + Cov(x, g) (Cov(g, g) + lambda I)^-1 (g - E g) over synthetic images x and g(x) = d/dW <c, f(x)>, c = p - y read off
-the classifier's gradient; then anew over x ~ N(xhat, s^2) with s what was left out; then fedleak.attacks.estimation.pulled
+Formula: xhat = m + Cov(x, g) (Cov(g, g) + lambda I)^-1 (g - E g) over synthetic images x and g(x) = d/dW <c, f(x)>, c = p - y
+read off the classifier's gradient; then anew over x ~ N(xhat, s^2), s from what was left out; then the pulled descent
 Source: fedleak's own; linear MMSE over an ensemble as in Evensen 1994, "Sequential data assimilation with a nonlinear
 quasi-geostrophic model using Monte Carlo methods", J. Geophys. Res. 99(C5)
 
@@ -83,7 +83,8 @@ class MMSE(Attack):
             spread = _spread(result.residuals[:, 0].view(used.shape), observation, found)
             if budget.exhausted:
                 return Reconstruction(found.cpu(), (label,), stop_reason="budget")
-        assert found is not None and spread is not None
+        assert found is not None
+        assert spread is not None
         begun = budget.spent
 
         def part(steps: int, loss: float) -> float:
@@ -115,7 +116,7 @@ class MMSE(Attack):
         most = min(len(images), max(_FEWEST, 3 * self.config.iterations))
         share = (1 - self.config.descent) * (stage + 1) / self.config.stages
         rows: list[Tensor] = []
-        for chunk in images[:most].split(min(gradients.chunk, _FEWEST if budget.seconds is not None else gradients.chunk)):
+        for chunk in torch.split(images[:most], gradients.chunk if budget.seconds is None else min(gradients.chunk, _FEWEST)):
             rows.append(gradients(chunk, signals))
             done = sum(map(len, rows))
             budget.tick(done, float("nan"))

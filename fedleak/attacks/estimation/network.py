@@ -47,7 +47,7 @@ class ClampedNetwork:
             self._normalise_by_own_statistics(observation.batch_size)
         for module in self.model.modules():
             if isinstance(getattr(module, "inplace", None), bool):
-                module.inplace = False
+                setattr(module, "inplace", False)  # noqa: B010 -- modules type every attribute as a tensor or a module
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:

@@ -57,8 +57,8 @@ def whitening(gradients: Tensor, sizes: Sequence[int], floor: float = 0.1) -> Te
         Added to each variance, in units of its tensor's mean variance.
     """
     weights = []
-    scale = gradients.square().mean((0, 1)).split(list(sizes))
-    for variance, size in zip(gradients.var(dim=1).sum(0).split(list(sizes)), scale, strict=True):
+    scale = torch.split(gradients.square().mean((0, 1)), list(sizes))
+    for variance, size in zip(torch.split(gradients.var(dim=1).sum(0), list(sizes)), scale, strict=True):
         mean = variance.mean()
         # What does not vary but for rounding, such as the gradient of the clamped bias, is not told from noise.
         varies = mean > 1e-10 * size.mean()

@@ -102,7 +102,7 @@ class SampleGradients:
 
     def __call__(self, images: Tensor, signals: Tensor) -> Tensor:
         """Return the gradients (n, D) of images (n, C, H, W) in [0, 1], at signals (n, N) or (1, N)."""
-        parts = zip(images.split(self.chunk), signals.expand(len(images), -1).split(self.chunk), strict=True)
+        parts = zip(*(torch.split(value, self.chunk) for value in (images, signals.expand(len(images), -1))), strict=True)
         return torch.cat([self._few(*part) for part in parts])
 
     def _few(self, images: Tensor, signals: Tensor) -> Tensor:
@@ -110,7 +110,8 @@ class SampleGradients:
         outputs = [output for runs in calls.values() for _, output in runs]
         found = iter(torch.autograd.grad(score, outputs, allow_unused=True))
         pairs: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {
-            module: [(a.detach(), d) for (a, _), d in zip(runs, found) if d is not None] for module, runs in calls.items()
+            module: [(a.detach(), d) for (a, _), d in zip(runs, found, strict=False) if d is not None]
+            for module, runs in calls.items()
         }
         with torch.no_grad():
             columns = []
@@ -174,7 +175,7 @@ def _convolution(block: Block, a: Tensor, d: Tensor) -> Tensor:
     if module.groups > 1:
         return _grouped(block, module, padded, chosen, d)
     patches = a.new_empty(len(a), len(block.columns), *d.shape[2:])
-    for at in place.unique().tolist():
+    for at in sorted(set(place.tolist())):
         row, column = at // width * dilation[0], at % width * dilation[1]
         mine = (place == at).nonzero()[:, 0]
         rows, columns = (slice(s, s + (n - 1) * t + 1, t) for s, n, t in zip((row, column), d.shape[2:], stride, strict=True))
