@@ -77,6 +77,9 @@ def test_the_fidelity_curve_counts_images_that_came_to_nothing():
 def test_the_fidelity_curve_needs_several_images(make_run, lines):
     few = make_run(lambda folder: [lines.image(folder, 1, 0, "dlg", 30.0)])
     assert figures.fidelity_chart(Gallery(read_records(few))) is None
+
+
+def test_the_fidelity_curve_has_a_line_for_each_attack(make_run):
     svg = figures.fidelity_chart(Gallery(read_records(make_run())))
     assert "Share of images" in svg
     assert "var(--series-1)" in svg
