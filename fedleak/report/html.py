@@ -264,6 +264,9 @@ def _row(row: dict[str, Any], gallery: Gallery) -> dict[str, Any]:
         "identified",
         "cpu_seconds",
         "iterations",
+        "method",
+        "unknowns",
+        "equations",
     )
     return {
         **{key: row.get(key) for key in (*keys, "stop_reason", "loss", "flags", "error")},
