@@ -161,7 +161,7 @@ def minimise(system: SoftmaxSystem, start: Tensor, iterations: int) -> tuple[Ten
         shift = diagonal * damping[:, None] + 1e-17 * diagonal.amax(1, keepdim=True)
         factor, info = torch.linalg.cholesky_ex(normal + torch.diag_embed(shift))
         definite = info == 0
-        factor = torch.where(definite[:, None, None], factor, torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device))
+        factor = torch.where(definite[:, None, None], factor, torch.eye(factor.shape[-1]).to(factor))
         step = torch.cholesky_solve(gradient[..., None], factor)[..., 0].view_as(point.q)
         attempt = system.at(point.q - step)
         success = (attempt.cost < point.cost) & definite
@@ -184,11 +184,24 @@ def _choose(first: Tensor, a: Point, b: Point) -> Point:
         return torch.where(first.view(-1, *(1,) * (x.dim() - 1)), x, y)
 
     below = None if a.below is None or b.below is None else where(a.below, b.below)
-    parts = (where(getattr(a, name), getattr(b, name)) for name in ("q", "probabilities", "derivatives", "misfit", "offset"))
-    return Point(*parts, below, where(a.cost, b.cost))
+    return Point(
+        q=where(a.q, b.q),
+        probabilities=where(a.probabilities, b.probabilities),
+        derivatives=where(a.derivatives, b.derivatives),
+        misfit=where(a.misfit, b.misfit),
+        offset=where(a.offset, b.offset),
+        below=below,
+        cost=where(a.cost, b.cost),
+    )
 
 
 def _select(mask: Tensor, point: Point) -> Point:
-    below = None if point.below is None else point.below[mask]
-    parts = (getattr(point, name)[mask] for name in ("q", "probabilities", "derivatives", "misfit", "offset"))
-    return Point(*parts, below, point.cost[mask])
+    return Point(
+        q=point.q[mask],
+        probabilities=point.probabilities[mask],
+        derivatives=point.derivatives[mask],
+        misfit=point.misfit[mask],
+        offset=point.offset[mask],
+        below=None if point.below is None else point.below[mask],
+        cost=point.cost[mask],
+    )
