@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.attacks.base import Attack, Budget, Reconstruction, attacks
+from fedleak.attacks.exact.batch import invert_batch
 from fedleak.attacks.exact.chain import ChainSolution, ImagePrior, check_chain, walk
 from fedleak.attacks.exact.count import count_layers
 from fedleak.attacks.exact.drift import evaluating, follow_drift, gradient_of
@@ -43,10 +44,6 @@ class ClosedForm(Attack):
         self, observation: Observation, model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget
     ) -> Reconstruction:
         """Solve for the one image, or raise where there is more than one or the network is not a chain."""
-        if observation.batch_size != 1:
-            raise AttackError(
-                f"the closed form reads one image, but {observation.batch_size} are behind the update; use gradient matching"
-            )
         order = execution_order(model, observation.input)
         mode = observation.local.mode if observation.local else "eval"
         check_chain(order, training=mode == "train")
@@ -56,14 +53,24 @@ class ClosedForm(Attack):
         if not all(bool(torch.isfinite(value).all()) for value in gradient.values()):
             raise AttackError("the update is not finite")
         label = None
-        if self.config.labels is not None:
+        if self.config.labels is not None and observation.batch_size == 1:
             label = label_rules.get(self.config.labels)().restore(observation, model)[0]
         spec = observation.input
         grey = spec.normalize(torch.full((1, *spec.shape), 0.5, dtype=torch.float64, device=device))[0]
         unit = len(spec.std) / sum(spec.std)
         image = ImagePrior(grey, _SPREAD * unit, _DIFFERENCE * unit)
         local = observation.local
-        if observation.kind == "weights" and local is not None and local.steps > 1:
+        steps = local.steps if observation.kind == "weights" and local is not None else 1
+        if observation.batch_size > 1:
+            if steps > 1:
+                raise AttackError(
+                    f"the closed form reads several local steps of one image, but {observation.batch_size} are behind the "
+                    f"{steps} steps; use 'unrolled' or 'natural'"
+                )
+            labels = label_rules.get(self.config.labels or "consistent")().restore(observation, model)
+            state = parameters, buffers, gradient
+            return invert_batch(observation, model, order, state, labels, image, rng, budget)
+        if local is not None and steps > 1:
             return self._after_local_steps(observation, local, model, order, (parameters, buffers), label, image, budget)
         with torch.no_grad():
             solution = walk(order, parameters, buffers, gradient, label=label, image=image, out_of_time=lambda: budget.exhausted)

@@ -167,7 +167,7 @@ def walk(
             h = _solve_convolution(system, max(features.noise, least_noise), counted, _below(order, position) or image)
             state = State(h, system.geometry.fold(system.kernel.mT @ system.d), torch.ones_like(h))
         elif isinstance(call.module, nn.BatchNorm1d | nn.BatchNorm2d):
-            state = _through_batchnorm(call, state, parameters, buffers)
+            state = through_batchnorm(call, state, parameters, buffers)
         elif invertible(call.module):
             back = preimage(call.module, state.h)
             below = order.calls[position - 1]
@@ -257,7 +257,8 @@ def _solve_convolution(
     return solve(replace(system, prior=GaussianPrior(variance / float(spread))), torch.full_like(u, float(inside.mean())))
 
 
-def _through_batchnorm(call: LeafCall, state: State, parameters: Tensors, buffers: Tensors) -> State:
+def through_batchnorm(call: LeafCall, state: State, parameters: Tensors, buffers: Tensors) -> State:
+    """Return what is known below a BatchNorm layer in eval mode; the channel axis comes first."""
     module = call.module
     assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
     shape = (-1,) + (1,) * (state.h.dim() - 1)
