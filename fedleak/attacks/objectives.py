@@ -29,7 +29,9 @@ def cosine_distance(guessed: Sequence[Tensor], observed: Sequence[Tensor]) -> Te
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors]))
+    lengths = torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors])
+    length: Tensor = torch.linalg.vector_norm(lengths)
+    return length
 
 
 def _squared_norm(tensors: Sequence[Tensor]) -> Tensor:
