@@ -21,6 +21,7 @@ from fedleak.report.records import baseline_psnr, number
 TOP_DB = 100.0
 """PSNR in dB at which the chart ends; better images are drawn there."""
 
+_FEWEST = 4  # images from which a share of them says something
 MARKERS = ("o", "s", "^", "D", "v")
 _THEME = {
     "#000001": "var(--muted)",
@@ -65,6 +66,48 @@ def psnr_chart(gallery: Gallery) -> Markup | None:
     if top >= TOP_DB:
         axes.set_yticks([0, 25, 50, 75, TOP_DB], ["0", "25", "50", "75", "≥ 100"])
     return _render(figure, "psnr", "PSNR of every reconstruction by round, beside both baselines")
+
+
+def fidelity_chart(gallery: Gallery) -> Markup | None:
+    """Return the share of images that each attack rebuilt to at least so many dB; ``None`` for fewer than four images.
+
+    iDLG's fidelity curve (arXiv 2001.02610, figure 2), over PSNR in place of MSE. An image that an attack gave nothing of
+    counts as not rebuilt.
+    """
+    if len(gallery.places) < _FEWEST or not gallery.series:
+        return None
+    figure, (axes,) = _figure(1)
+    drawn = False
+    for index, series in enumerate(gallery.series):
+        # An update that came to nothing has one row without a PSNR, however many images are behind it.
+        values = [number(row.get("psnr")) for _, row in gallery.rows(series)]
+        at, shares = survival(values)
+        if not at:
+            continue
+        axes.step(
+            [0.0, *at, at[-1]],
+            [shares[0], *shares, 0.0],
+            where="pre",
+            color=f"#0000{10 + index % 6}",
+            linewidth=1.8,
+            clip_on=False,
+        )
+        drawn = True
+    if not drawn:
+        return None
+    axes.set_title("Share of images rebuilt to at least so much PSNR", loc="left", fontsize=13, color=_INK, pad=10)
+    axes.set_xlabel("PSNR, dB", fontsize=13, color=_TEXT)
+    axes.set_xlim(0, TOP_DB)
+    axes.set_xticks([0, 25, 50, 75, TOP_DB], ["0", "25", "50", "75", "≥ 100"])
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    return _render(figure, "fidelity", "Share of images that each attack rebuilt to at least so many dB")
+
+
+def survival(values: Sequence[float | None]) -> tuple[list[float], list[float]]:
+    """Return PSNRs in dB, rising and cut at the chart's top, and the share in (0, 1] of all ``values`` that reach each."""
+    found = sorted(min(value, TOP_DB) for value in values if value is not None)
+    return found, [(len(found) - rank) / len(values) for rank in range(len(found))]
 
 
 def utility_chart(rounds: Sequence[dict[str, Any]]) -> Markup | None:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from fedleak.evaluation.flags import FLAGS
 from fedleak.report import asked, formats
-from fedleak.report.figures import MARKERS, psnr_chart, series_colour, utility_chart
+from fedleak.report.figures import MARKERS, fidelity_chart, psnr_chart, series_colour, utility_chart
 from fedleak.report.gallery import CLOSE_DB, Cell, Gallery, Place, Series, bands
 from fedleak.report.records import RunRecords, baseline_psnr, number, read_records, rows_of, table
 from fedleak.report.verdict import verdict
@@ -120,6 +120,7 @@ def _context(records: RunRecords) -> dict[str, Any]:
             (series.title, series_colour(index), MARKERS[index % len(MARKERS)]) for index, series in enumerate(gallery.series)
         ],
         "psnr_chart": psnr_chart(gallery),
+        "fidelity_chart": fidelity_chart(gallery),
         "utility_chart": utility_chart(records.rounds),
         "no_utility": _no_utility(records),
         "mean_image": _MEAN_IMAGE.get(str(records.manifest.get("has_test_split")), "that of public images"),
@@ -263,6 +264,9 @@ def _row(row: dict[str, Any], gallery: Gallery) -> dict[str, Any]:
         "identified",
         "cpu_seconds",
         "iterations",
+        "method",
+        "unknowns",
+        "equations",
     )
     return {
         **{key: row.get(key) for key in (*keys, "stop_reason", "loss", "flags", "error")},

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from fedleak.attacks.base import Reconstruction
+from fedleak.attacks.exact.count import count_update, weakest
 from fedleak.errors import ReplyError
 from fedleak.evaluation.flags import grade_flags, result_flags, update_flags
 from fedleak.evaluation.grade import ImageGrade
@@ -51,27 +52,44 @@ class Grader:
         self._directory = directory
         self._mean_image = mean_image
         self._most_examples = most_examples
+        self._counts: dict[tuple[int, ...], Row] = {}
 
     def grade(
         self, observation: Observation, result: Reconstruction, model: nn.Module, grid: Grid, *, models_steps: bool = False
     ) -> list[Row]:
         """Return one row for each private image, or one row that says why there is none."""
-        flags = [*update_flags(self._told(observation), model), *result_flags(result)]
+        told = self._told(observation)
+        flags = [*update_flags(told, model), *result_flags(result)]
         if models_steps:
             flags = [flag for flag in flags if flag != "several-local-steps"]
+        counted = self._counted(told, model)
         if result.images is None:
-            return [self._failed(result, result.error or "no images", flags)]
+            return [self._failed(result, result.error or "no images", flags) | counted]
         reveal = not self._truth_path(observation, 0, exists=True)
         question = self._question(observation, result, reveal)
         replies = list(grid.send_and_receive([question], timeout=self._scenario.federation.timeout))
         try:
             grades, truth_labels, duplicates = self._read(observation, result, replies[0] if replies else None)
         except ReplyError as error:
-            return [self._failed(result, f"the client did not grade the reconstruction: {error}", flags)]
+            return [self._failed(result, f"the client did not grade the reconstruction: {error}", flags) | counted]
         return [
-            self._row(result, grade, truth_labels, [*flags, *grade_flags([grade], duplicate_labels=duplicates)])
+            self._row(result, grade, truth_labels, [*flags, *grade_flags([grade], duplicate_labels=duplicates)]) | counted
             for grade in grades
         ]
+
+    def _counted(self, observation: Observation, model: nn.Module) -> Row:
+        """Return equations against unknowns of the whole update, and the layer with the least to spare."""
+        assert observation.local is not None
+        local = observation.local
+        key = local.num_examples, local.batch_size, local.steps
+        if key not in self._counts:
+            counts = count_update(model, observation.input, local)
+            self._counts[key] = {
+                "unknowns": counts[-1].unknowns,
+                "equations": counts[-1].equations,
+                "weakest_layer": weakest(counts[:-1]).layer if counts[:-1] else None,
+            }
+        return self._counts[key]
 
     def _told(self, observation: Observation) -> Observation:
         """Fill in what the scenario's author knows: flags are for the reader of the report, not for the attacker."""
@@ -154,6 +172,7 @@ def base_row(scenario: Scenario, result: Reconstruction) -> Row:
         "iterations": result.iterations,
         "stop_reason": result.stop_reason,
         "loss": _finite(result.loss),
+        "method": result.method,
     }
 
 
@@ -161,6 +180,7 @@ def failed_row(scenario: Scenario, attack: str, server_round: int, client: int, 
     """Return the row of an update that gave no images."""
     empty = Reconstruction(None, attack=attack, round=server_round, client=client, stop_reason="failed")
     missing = dict.fromkeys(("image", *_METRICS, "label", "label_restored", "label_correct", "identified", "truth_png", "png"))
+    missing |= dict.fromkeys(("unknowns", "equations", "weakest_layer"))
     return base_row(scenario, empty) | missing | {"flags": list(dict.fromkeys(flags)), "error": error, "baseline": None}
 
 

@@ -57,6 +57,7 @@ def sound(result: Reconstruction, observation: Observation) -> Reconstruction:
         iterations=_whole(result.iterations, "iterations"),
         stop_reason=str(result.stop_reason),
         flags=tuple(str(flag) for flag in result.flags),
+        method=str(result.method),
         error=None if result.error is None else str(result.error),
         seconds=_seconds(result.seconds, "seconds"),
         cpu_seconds=_seconds(result.cpu_seconds, "cpu_seconds"),

@@ -67,6 +67,7 @@ ODD: dict[str, Callable[[Sequence[Observation], nn.Module], Any]] = {
     "another client's name": lambda seen, model: [one(o, client=99, round=99, attack="../../x") for o in seen],
     "more images": lambda seen, model: [one(o, torch.zeros(9, *o.input.shape)) for o in seen],
     "no images": lambda seen, model: [one(o, torch.zeros(0, *o.input.shape)) for o in seen],
+    "method of another kind": lambda seen, model: [one(o, method=o.update) for o in seen],
     "unknown flag": lambda seen, model: [one(o, flags=("never-heard-of",)) for o in seen],
 }
 

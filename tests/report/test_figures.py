@@ -67,3 +67,19 @@ def test_the_axis_of_a_single_round_names_that_round_only(make_run, lines):
     svg = chart(make_run(lambda folder: [lines.image(folder, 1, 0, "dlg", 30.0)]))
     assert not re.search(r">[01]\.\d<", svg)
     assert ">1<" in svg
+
+
+def test_the_fidelity_curve_counts_images_that_came_to_nothing():
+    assert figures.survival([20.0, None, 120.0, 10.0]) == ([10.0, 20.0, 100.0], [0.75, 0.5, 0.25])
+    assert figures.survival([None]) == ([], [])
+
+
+def test_the_fidelity_curve_needs_several_images(make_run, lines):
+    few = make_run(lambda folder: [lines.image(folder, 1, 0, "dlg", 30.0)])
+    assert figures.fidelity_chart(Gallery(read_records(few))) is None
+
+
+def test_the_fidelity_curve_has_a_line_for_each_attack(make_run):
+    svg = figures.fidelity_chart(Gallery(read_records(make_run())))
+    assert "Share of images" in svg
+    assert "var(--series-1)" in svg
