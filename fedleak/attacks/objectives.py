@@ -22,9 +22,16 @@ def cosine_distance(guessed: Sequence[Tensor], observed: Sequence[Tensor]) -> Te
 
     Inverting Gradients' objective (arXiv 2003.14053): all tensors as one vector, blind to its length.
     """
-    product = torch.stack([(a * b).sum() for a, b in zip(guessed, observed, strict=True)]).sum()
-    lengths = (_squared_norm(guessed) * _squared_norm(observed)).sqrt()
+    # Dot products and norms write no tensor of the gradient's size, which for large networks costs as much as a pass.
+    product = torch.stack([torch.dot(a.flatten(), b.flatten()) for a, b in zip(guessed, observed, strict=True)]).sum()
+    lengths = _norm(guessed) * _norm(observed)
     return 1 - product / lengths.clamp_min(torch.finfo(product.dtype).tiny)
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    lengths = torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors])
+    length: Tensor = torch.linalg.vector_norm(lengths)
+    return length
 
 
 def _squared_norm(tensors: Sequence[Tensor]) -> Tensor:

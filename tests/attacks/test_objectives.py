@@ -31,8 +31,8 @@ def test_cosine_distance_is_the_slow_obvious_one():
 
 
 def test_cosine_is_of_all_tensors_as_one_vector_not_a_mean_over_tensors():
-    guessed = [torch.tensor([1.0]), torch.tensor([10.0])]
-    observed = [torch.tensor([-1.0]), torch.tensor([10.0])]
+    guessed = [torch.tensor([1.0]).double(), torch.tensor([10.0]).double()]
+    observed = [torch.tensor([-1.0]).double(), torch.tensor([10.0]).double()]
     assert float(cosine_distance(guessed, observed)) == pytest.approx(1 - 99 / 101)
 
 

@@ -1,231 +1,283 @@
-"""Compare fedleak's attacks with breaching 0.1.2 (PyPI, unpatched), one image at a time, in one process on one thread.
+"""Compare fedleak's attacks with breaching 0.1.2 (PyPI, unpatched): same networks, updates and images, equal CPU seconds.
 
-Both sides attack the same network and the same image: a freshly drawn network for each image, its weights those of
-fedleak's zoo (``--network lenet``) or breaching's own ``lenet_zhu`` initialisation. breaching runs through its own user,
-server, attacker and configuration classes; only the image, the network and the number of iterations are ours. CPU
-seconds are those of the whole process around the attack's call; each arm is called once before, for what only the first
-call costs. breaching's ``deepleakage`` returns the labels that it started from instead of those that it found; its column
-"label right" counts the ones that it found.
+All on one thread. breaching runs with its own defaults through its own user, server and configuration classes
+(breaching_arm.py). It knows no budget, and its schedules depend on the number of iterations: so a few are timed, and it is
+given as many as fill the seconds. fedleak's attacks are given the seconds, or, where their schedule is in iterations, the
+same treatment. What each really took is in the column "CPU s". Networks are in eval mode, freshly drawn for each init; images
+are foolbox's CIFAR-10 samples in order, normalised. Labels are known to both sides where there is more than one image;
+breaching's FedAvg attack is told which labels each local step had, fedleak's only all of them, sorted. PSNR in dB and SSIM of
+pixels clamped to [0, 1], each image with its best match in the batch; a mean over images, each the mean over its inits and
+batches, with 1.96 standard errors over images. Baselines: the mean image of CIFAR-10, and each image's own mean colour, which
+no attacker knows.
 
     pip install '.[bench]'
-    python tests/benchmarks/against_breaching.py --json bench.json
+    python tests/benchmarks/against_breaching.py --json bench.json                     # all cases: about 95 CPU minutes
+    python tests/benchmarks/against_breaching.py --json bench.json --cases lenet-b4    # one; rows that are there are kept
 
-found on one core of a shared machine, torch 2.15.0 (rebuilt: MSE below 0.001; ratio of the median CPU seconds):
+The CPU minutes of the full form: lenet-b1 7, lenet-b4 4, lenet-b8 3, resnet20-b1 19, resnet20-b4 6, resnet20-b8 7, convnet-b1 16,
+resnet18-b1 16, the four FedAvg cases 3, 3, 5 and 5, labels 4. ``--network breaching`` takes breaching's own networks instead,
+``--weights FILE`` trained ones of the zoo (pixels are then not normalised), ``--images 2 --inits 1 --seconds 3`` is a trial.
+224 x 224 pixels: imagenet.py.
 
-    arm                       rebuilt  labels  PSNR dB: mean    min  CPU s: median    mean    ratio
-    breaching deepleakage       12/20   17/20          28.99    5.0          17.46   16.22   1.0000
-    dlg                         20/20   20/20          47.06   43.4           3.84    4.40   0.2197
-    idlg                        20/20   20/20          46.90   43.4           3.82    4.28   0.2185
-    closed-form                 20/20   20/20          95.84   87.0           0.31    0.32   0.0177
-    random noise                 0/20    0/20           8.33    6.7           0.00    0.00   0.0000
-    mean image                   0/20    0/20          12.39    8.8           0.00    0.00   0.0000
-
-Six of breaching's eight failures are over within three seconds, which lowers its median: on the twelve images that it
-rebuilds it takes 19 s, and dlg 0.14 to 0.32 of its time on each.
-
-Inverting Gradients on images 0-3, with ``--theirs invertinggradients --attacks inverting-gradients --iterations 1000``,
-mean PSNR of breaching and of fedleak: 13.05 and 15.88 dB with ``--network lenet``, 14.78 and 16.84 dB with
-``--network lenet_zhu``.
+breaching's ``deepleakage`` returns the labels that it started from instead of those that it found; here those found are taken.
+Its ``modern`` fails on FedAvg updates ("NoneType" features), as does ``seethroughgradients``.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import logging
 import statistics
 import time
-import warnings
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import breaching
+import breaching_arm
 import torch
-from breaching.cases.models.model_preparation import LeNetZhu, VisionContainer
-from breaching.cases.users import UserSingleStep
+from breaching_arm import Answer, Client
+from labels_against_breaching import compare_labels, summarise_labels, trained, untrained
+from natural import GRANT, batches, local_training
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import fedleak
+from fedleak.attacks.base import attacks
 from fedleak.data.federated import FederatedData, federated_data
-from fedleak.evaluation.metrics import mse, psnr
+from fedleak.evaluation.metrics import psnr, ssim
+from fedleak.evaluation.pairing import pair
 from fedleak.models import build_model
-from fedleak.observation import InputSpec
+from fedleak.observation import Observation, observe
 from fedleak.scenario import Data, Model
 from fedleak.seeding import Seed
+from fedleak.threat import Knowledge
 
-REBUILT = 1e-3
-"""MSE below which an image counts as rebuilt, as in iDLG's evaluation (arXiv 2001.02610)."""
+PACED = {"inverting-gradients"}
+"""fedleak's attacks whose schedule is in iterations."""
+UNBOUNDED = 10**6
+BASELINES = ("mean image", "own mean colour")
+THEIR_NETWORKS = {"lenet": "lenet_zhu", "convnet": "ConvNet", "resnet20": "ResNet20", "resnet18": "ResNet18"}
 
 
 class Case(NamedTuple):
-    """One image (1, C, H, W) in [0, 1], its label (1,), and the network that the client was sent."""
+    """A network, images in a batch, local steps (0: a gradient), CPU seconds, how many images at least, and who attacks."""
 
-    image: Tensor
-    label: Tensor
-    model: nn.Module
-    input: InputSpec
-    seed: int
-
-
-class Answer(NamedTuple):
-    """What an arm made of a case: an image (1, C, H, W), a label, and why it stopped."""
-
-    image: Tensor | None
-    label: int | None
-    stop_reason: str = ""
+    network: str
+    size: int
+    steps: int
+    seconds: float
+    images: int
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
 
 
-Arm = Callable[[Case, int], Callable[[], Answer]]
-"""Takes a case and the number of iterations, sets all up, and returns what is timed: the attack's call."""
+IG, MODERN, SEE = "invertinggradients", "modern", "seethroughgradients"
+CASES = {
+    "lenet-b1": Case("lenet", 1, 0, 4, 8, ("closed-form", "dlg"), ("deepleakage", IG, MODERN)),
+    "lenet-b4": Case("lenet", 4, 0, 4, 20, ("natural",), (IG, MODERN)),
+    "lenet-b8": Case("lenet", 8, 0, 5, 24, ("natural",), (IG, MODERN)),
+    "resnet20-b1": Case("resnet20", 1, 0, 15, 8, ("mmse",), (IG, MODERN)),
+    "resnet20-b4": Case("resnet20", 4, 0, 15, 8, ("inverting-gradients",), (IG, MODERN, SEE)),
+    "resnet20-b8": Case("resnet20", 8, 0, 15, 16, ("inverting-gradients",), (IG, MODERN, SEE)),
+    "convnet-b1": Case("convnet", 1, 0, 12, 8, ("mmse",), (IG, MODERN)),
+    "resnet18-b1": Case("resnet18", 1, 0, 12, 8, ("mmse",), (IG, MODERN)),
+    "fedavg-4x1-lenet": Case("lenet", 4, 4, 10, 8, ("natural", "unrolled"), (IG,)),
+    "fedavg-2x4-lenet": Case("lenet", 8, 2, 10, 16, ("natural", "unrolled"), (IG,)),
+    "fedavg-4x1-resnet20": Case("resnet20", 4, 4, 15, 8, ("inverting-gradients", "unrolled"), (IG,)),
+    "fedavg-2x4-resnet20": Case("resnet20", 8, 2, 15, 16, ("inverting-gradients", "unrolled"), (IG,)),
+}
+Run = Callable[[], Answer]
 
 
-def ours(name: str) -> Arm:
-    """Return the arm that runs fedleak's attack ``name`` with its defaults."""
+class Rows:
+    """Rows of results by key, written to a file after each."""
 
-    def prepare(case: Case, iterations: int) -> Callable[[], Answer]:
-        observation = fedleak.observe(case.model, case.image, case.label, input=case.input)
-        attack = fedleak.attack(name, iterations=iterations)
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self.all: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file is not None and file.exists() else {}
 
-        def run() -> Answer:
-            [result] = attack([observation], case.model, seed=case.seed)
-            return Answer(result.images, result.labels[0] if result.labels else None, result.stop_reason)
-
-        return run
-
-    return prepare
-
-
-def theirs(name: str) -> Arm:
-    """Return the arm that runs breaching's attack ``name`` as it is configured, apart from the number of iterations."""
-
-    def prepare(case: Case, iterations: int) -> Callable[[], Answer]:
-        overrides = [f"data.mean={list(case.input.mean)}", f"data.std={list(case.input.std)}", "user.provide_labels=False"]
-        with contextlib.redirect_stdout(None):
-            cfg_case = breaching.get_case_config("1_single_image_small", overrides)
-            cfg_attack = breaching.get_attack_config(name, [f"optim.max_iterations={iterations}"])
-        setup = {"device": torch.device("cpu"), "dtype": torch.float}
-        model = VisionContainer(case.model)
-        model.name = cfg_case.model
-        loss = torch.jit.script(nn.CrossEntropyLoss())
-        server = breaching.cases.construct_server(model, loss, cfg_case, setup)
-        batch = {"inputs": case.input.normalize(case.image), "labels": case.label}
-        user = UserSingleStep(server.vet_model(model), loss, [batch], setup, idx=0, cfg_user=cfg_case.user)
-        shared, payloads, _ = server.run_protocol(user)
-        attacker = breaching.attacks.prepare_attack(server.model, loss, cfg_attack, setup)
-        trials: list[Any] = []
-        trial = attacker._run_trial
-
-        def recorded(*args: Any) -> Any:
-            trials.append(trial(*args))
-            return trials[-1]
-
-        attacker._run_trial = recorded  # only listens: `deepleakage` does not hand out the labels that it found
-
-        def run() -> Answer:
-            with Seed(case.seed).derive("breaching").isolated():
-                result, _ = attacker.reconstruct(payloads, shared, server.secrets)
-            label = trials[0][1].argmax(-1) if isinstance(trials[0], tuple) else result["labels"]
-            return Answer(case.input.denormalize(result["data"]), int(label))
-
-        return run
-
-    return prepare
+    def add(self, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return the row that is there already, or make it, keep it and save."""
+        if key not in self.all:
+            self.all[key] = make()
+            if self._file is not None:
+                self._file.write_text(json.dumps(self.all, indent=1))
+        return self.all[key]
 
 
-def noise(case: Case, iterations: int) -> Callable[[], Answer]:
-    """Guess uniform noise."""
-    generator = Seed(case.seed).derive("random-baseline").generator()
-    return lambda: Answer(torch.rand(case.image.shape, generator=generator), None)
+def our_config(name: str, client: Client, seconds: float, iterations: int) -> dict[str, Any]:
+    """Return the parameters of fedleak's attack ``name``: its defaults, but one start, and no end before the budget's."""
+    fields = attacks.get(name).Config.model_fields
+    chosen = {"restarts": 1, "iterations": iterations, "budget_seconds": seconds, "patience": UNBOUNDED}
+    chosen |= {"labels": "given"} if client.labels_known else {}
+    return {key: value for key, value in chosen.items() if key in fields}
 
 
-def network(name: str, input: InputSpec, seed: int) -> nn.Module:
-    """Build the network that the client is sent, in eval mode."""
-    if name == "lenet_zhu":
-        with Seed(seed).derive("lenet_zhu").isolated():
-            return LeNetZhu().eval()
-    return build_model(Model(name=name), input, seed).eval()
+def seen(client: Client) -> Observation:
+    """Return what fedleak's attacks are given."""
+    if client.steps:
+        return local_training(client.model, client.images, client.labels, client.input, client.steps, client.rate)
+    grant = GRANT if client.labels_known else GRANT - {Knowledge.LABELS}
+    return observe(client.model, client.images, client.labels, input=client.input, grant=grant)
 
 
-def measure(arm: Arm, case: Case, iterations: int) -> dict[str, Any]:
-    """Run one arm on one case."""
-    attack = arm(case, iterations)
-    start = time.process_time()
-    answer = attack()
-    seconds = time.process_time() - start
-    found = answer.image.float() if answer.image is not None else torch.full_like(case.image, torch.nan)
+def ours(name: str, client: Client, seconds: float, seed: int) -> Run:
+    """Set fedleak's attack ``name`` up, and return its call."""
+    observation, iterations = seen(client), UNBOUNDED
+    if name in PACED:
+        few = 20
+        begun = time.process_time()
+        fedleak.attack(name, **our_config(name, client, seconds, few))([observation], client.model)
+        iterations = max(1, round(few * seconds / (time.process_time() - begun)))
+    attack = fedleak.attack(name, **our_config(name, client, seconds, iterations))
+
+    def run() -> Answer:
+        [result] = attack([observation], client.model, seed=seed)
+        return Answer(result.images, list(result.labels or ()), result.error or result.stop_reason)
+
+    return run
+
+
+def theirs(name: str, client: Client, seconds: float, seed: int) -> Run:
+    """Set breaching's attack ``name`` up for as many iterations as fill the seconds, and return its call."""
+    return breaching_arm.attack(name, client, breaching_arm.iterations_in(name, client, seconds), seed)
+
+
+def scored(answer: Answer, client: Client, seconds: float) -> dict[str, Any]:
+    """Return PSNR and SSIM of each image, and whether all labels are right."""
+    truth = client.images
+    images = answer.images if answer.images is not None else torch.full_like(truth, torch.nan)
+    order = pair(images, truth)
+    # A failed attack is scored as a black image.
+    found = torch.stack([torch.zeros_like(truth[0]) if at is None else images[at].float() for at in order])
     return {
-        "mse": float(mse(found, case.image)),
-        "psnr": float(psnr(found, case.image)),
-        "label_right": answer.label == int(case.label),
+        "psnr": psnr(found, truth).tolist(),
+        "ssim": ssim(found, truth).tolist(),
+        "labels_right": sorted(answer.labels) == sorted(client.labels.tolist()),
         "cpu_seconds": seconds,
-        "stop_reason": answer.stop_reason,
+        "stop": answer.stop_reason,
     }
 
 
-def compare(options: argparse.Namespace, data: FederatedData) -> dict[str, list[dict[str, Any]]]:
-    """Run all arms on all images; print and save each line as it is done."""
-    grey = data.mean_image()[None]
-    arms: dict[str, Arm] = {f"breaching {name}": theirs(name) for name in options.theirs}
-    arms |= {name: ours(name) for name in options.attacks}
-    arms |= {"random noise": noise, "mean image": lambda case, iterations: lambda: Answer(grey, None)}
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
-    for index in [-1, *options.images]:  # -1: the first image once more, for the costs of first calls
-        chosen = [max(index, 0)]
-        seed = options.seed + chosen[0]
-        model = network(options.network, data.input, seed)
-        case = Case(data.images(chosen), data.labels(chosen), model, data.input, seed)
-        for name, arm in arms.items():
-            row = measure(arm, case, options.iterations if index >= 0 else 1)
-            if index < 0:
-                continue
-            results[name].append({"image": index, **row})
-            right = "right" if row["label_right"] else "-"
-            print(
-                f"image {index:2d}  {name:22s} MSE {row['mse']:.1e}  PSNR {row['psnr']:6.2f} dB  label {right:5s}  "
-                f"CPU {row['cpu_seconds']:7.2f} s  {row['stop_reason']}",
-                flush=True,
-            )
-        if options.json is not None:
-            options.json.write_text(json.dumps({"options": vars(options), "results": results}, default=str, indent=1))
-    return results
+def measured(make: Callable[[], Run], client: Client) -> dict[str, Any]:
+    """Set an arm up, time its call, and score what it found."""
+    run = make()
+    begun = time.process_time()
+    answer = run()
+    return scored(answer, client, time.process_time() - begun)
 
 
-def summarise(results: dict[str, list[dict[str, Any]]]) -> None:
-    """Print one line for each arm; ratios are ours to the first of breaching's, of the median CPU seconds."""
-    peer = next((rows for name, rows in results.items() if name.startswith("breaching")), None)
-    heads = ("arm", "rebuilt", "labels", "PSNR dB: mean", "min", "CPU s: median", "mean", "ratio")
-    print("\n{:24s}{:>9s}{:>8s}{:>15s}{:>7s}{:>15s}{:>8s}{:>9s}".format(*heads))
-    for name, rows in results.items():
-        seconds = [row["cpu_seconds"] for row in rows]
-        quality = [row["psnr"] for row in rows]
-        middle = statistics.median(seconds)
-        ratio = f"{middle / statistics.median(row['cpu_seconds'] for row in peer):9.4f}" if peer else ""
-        rebuilt, labels = sum(row["mse"] < REBUILT for row in rows), sum(row["label_right"] for row in rows)
+def network(case: Case, options: argparse.Namespace, data: FederatedData, seed: int) -> nn.Module:
+    """Return the network that the client is sent, in eval mode."""
+    if options.network == "breaching":
+        return breaching_arm.network(THEIR_NETWORKS[case.network], data.input, seed)
+    model = build_model(Model(name=case.network), data.input, seed)
+    if options.weights is not None:
+        model.load_state_dict(load_file(options.weights))
+    return model.eval()
+
+
+def arms(case: Case, options: argparse.Namespace) -> dict[str, Callable[[Client, float, int], Run]]:
+    """Return who attacks: by name, what sets up an attack on a client within seconds, from a seed."""
+    names = [name for name in options.attacks or case.ours if name in attacks.names()]
+    chosen: dict[str, Callable[[Client, float, int], Run]] = {}
+    if options.only != "theirs":
+        chosen |= {name: lambda c, s, i, name=name: ours(name, c, s, i) for name in names or ["inverting-gradients"]}
+    if options.only != "ours":
+        chosen |= {f"breaching {name}": lambda c, s, i, name=name: theirs(name, c, s, i) for name in case.theirs}
+    return chosen
+
+
+def compare(name: str, options: argparse.Namespace, data: FederatedData, rows: Rows) -> list[dict[str, Any]]:
+    """Run all arms of one case; print each row as it is done."""
+    case, done = CASES[name], []
+    count = -(-(options.images or case.images) // case.size)
+    for indices in batches(case.size, count, len(data.source.train)):
+        truth, labels = data.images(indices), data.labels(indices)
+        flat: dict[str, Tensor] = dict(zip(BASELINES, (data.mean_image()[None], truth.mean((2, 3), True)), strict=True))
+        for init in range(options.inits):
+            model = network(case, options, data, Seed(options.seed).derive(str(indices), init).value)
+            client = Client(truth, labels, model, data.input, case.steps, labels_known=case.size > 1)
+            seconds = options.seconds or case.seconds
+            where = f"{name}|{options.network}|{options.weights}|{options.seed}|{indices}|{init}"
+            for arm, prepare in arms(case, options).items():
+                key = f"{where}|{arm}|{seconds:g}"
+                row = rows.add(key, lambda p=prepare, c=client, s=seconds, i=init: measured(lambda: p(c, s, i), c))
+                done.append({"images": indices, "arm": arm, **row})
+                quality, similar = statistics.mean(row["psnr"]), statistics.mean(row["ssim"])
+                print(f"{name} images {indices} init {init} {arm:28s} {quality:6.2f} dB  SSIM {similar:.2f}  "
+                      f"CPU {row['cpu_seconds']:5.1f} s  {row['stop']}", flush=True)  # fmt: skip
+            done += [{"images": indices, "arm": arm, **scored(Answer(image.expand_as(truth), []), client, 0.0)}
+                     for arm, image in flat.items()]  # fmt: skip
+    return done
+
+
+def by_image(rows: list[dict[str, Any]], arm: str, metric: str) -> dict[int, float]:
+    """Return the mean over inits and batches for each image."""
+    values: dict[int, list[float]] = {}
+    for row in rows:
+        for index, value in zip(row["images"], row[metric], strict=True) if row["arm"] == arm else ():
+            values.setdefault(index, []).append(value)
+    return {index: statistics.mean(found) for index, found in values.items()}
+
+
+def interval(values: list[float]) -> str:
+    """Return mean and 1.96 standard errors."""
+    error = 1.96 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return f"{statistics.mean(values):7.2f} +-{error:5.2f}"
+
+
+def summarise(name: str, rows: list[dict[str, Any]]) -> None:
+    """Print one line for each arm, and how far the best of ours is from the best of theirs, image by image."""
+    print(f"\n{name:24s}{'images':>7s}{'runs':>6s}{'PSNR dB':>17s}{'min':>7s}{'SSIM':>7s}{'labels':>8s}{'CPU s':>8s}")
+    means: dict[str, float] = {}
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        mine = [row for row in rows if row["arm"] == arm]
+        quality = by_image(rows, arm, "psnr")
+        means[arm] = statistics.mean(quality.values())
+        right = "" if arm in BASELINES else f"{sum(row['labels_right'] for row in mine)}/{len(mine)}"
         print(
-            f"{name:24s}{rebuilt:6d}/{len(rows):<2d}{labels:5d}/{len(rows):<2d}{statistics.mean(quality):15.2f}"
-            f"{min(quality):7.1f}{middle:15.2f}{statistics.mean(seconds):8.2f}{ratio}"
+            f"{arm:24.24s}{len(quality):7d}{len(mine):6d}{interval(list(quality.values())):>17s}"
+            f"{min(min(row['psnr']) for row in mine):7.1f}{statistics.mean(by_image(rows, arm, 'ssim').values()):7.2f}"
+            f"{right:>8s}{statistics.mean(row['cpu_seconds'] for row in mine):8.2f}"
         )
-    print(f"rebuilt: MSE below {REBUILT:g}; ratio: of the median CPU seconds to breaching's")
+    peers = [arm for arm in means if arm.startswith("breaching")]
+    own = [arm for arm in means if arm not in peers and arm not in BASELINES]
+    if own and peers:
+        best, peer = (max(some, key=means.__getitem__) for some in (own, peers))
+        left, right_ = by_image(rows, best, "psnr"), by_image(rows, peer, "psnr")
+        print(f"{best} minus {peer}: {interval([left[image] - right_[image] for image in left])} dB", flush=True)
 
 
 def main() -> None:
-    """Read the options, compare, and print the table."""
+    """Read the options, compare, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, nargs="+", default=range(20), metavar="I", help="which of the 20 sample images")
-    parser.add_argument("--attacks", nargs="*", default=["dlg", "idlg", "closed-form"], help="fedleak's attacks")
-    parser.add_argument("--theirs", nargs="*", default=["deepleakage"], help="breaching's attacks")
-    parser.add_argument("--iterations", type=int, default=300, help="for both sides (default 300)")
-    parser.add_argument("--network", default="lenet", help="of fedleak's zoo, or lenet_zhu for breaching's (default lenet)")
-    parser.add_argument("--seed", type=int, default=0, help="of the first image's network; the others' follow (default 0)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows here, after each image")
+    parser.add_argument("--cases", nargs="+", choices=[*CASES, "labels"], default=[*CASES, "labels"])
+    parser.add_argument("--images", type=int, help="at least so many images for each case; by default the case's own")
+    parser.add_argument("--inits", type=int, default=3, help="networks and starts for each batch (default 3)")
+    parser.add_argument("--seconds", type=float, help="CPU seconds for each attack; by default the case's own")
+    parser.add_argument("--only", choices=["ours", "theirs"], help="run one side alone")
+    parser.add_argument("--attacks", nargs="+", metavar="NAME", help="fedleak's attacks; by default the case's own")
+    parser.add_argument("--network", choices=["fedleak", "breaching"], default="fedleak", help="whose networks (default fedleak)")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="safetensors state of the zoo's network, on plain pixels")
+    parser.add_argument("--draws", type=int, default=10, help="networks and batches for each cell of labels (default 10)")
+    parser.add_argument("--trained", type=Path, nargs=2, metavar=("DIR", "CIFAR10"), help="labels on trained networks, too")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep all rows here; those that are there are not run again")
     options = parser.parse_args()
-    options.images = list(options.images)
     torch.set_num_threads(1)
-    logging.disable(logging.INFO)
-    warnings.filterwarnings("ignore", module="breaching|torch.jit")
-    summarise(compare(options, federated_data(Data(source="samples", partition="order"), 1, options.seed)))
+    breaching_arm.quiet()
+    data = federated_data(Data(source="samples", partition="order", normalize=options.weights is None), 1, 0)
+    rows, begun = Rows(options.json), time.process_time()
+    for name in options.cases:
+        if name == "labels":
+            updates = [untrained(options.draws, options.seed)]
+            updates += [trained(options.draws, options.seed, *options.trained)] if options.trained else []
+            summarise_labels(compare_labels(chain(*updates), rows.add))
+        else:
+            summarise(name, compare(name, options, data, rows))
+    print(f"\n{(time.process_time() - begun) / 60:.1f} CPU minutes")
 
 
 if __name__ == "__main__":
