@@ -46,6 +46,7 @@ class DLG(MatchingAttack):
     config: DLGConfig
     precision: ClassVar[torch.dtype] = torch.float64
     loss_scale: ClassVar[float] = 1e6
+    spares_restarts: ClassVar[bool] = True
 
     def coordinates(self, input: InputSpec, like: Tensor) -> Coordinates:
         """Return frequencies, or pixels where the configuration asks for the paper's."""

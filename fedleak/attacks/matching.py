@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
+from torch.func import vmap
 from torch.nn import functional
 
 from fedleak.attacks.base import Attack, AttackConfig, Budget, Reconstruction
 from fedleak.attacks.coordinates import Coordinates, PixelCoordinates
+from fedleak.attacks.descent import Descent, MatchingConfig, descend
 from fedleak.attacks.labels.base import label_rules
+from fedleak.attacks.rounds import LOST, Round, Try
+from fedleak.attacks.together import Loss, Start, descend_together, known
 from fedleak.attacks.victim import Victim
 from fedleak.observation import InputSpec, Observation
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 
-_LOST = 10  # non-finite starts that are drawn anew before the attack gives up
-
-
-class MatchingConfig(AttackConfig):
-    """Parameters of the optimisation loop."""
-
-    tolerance: float = Field(default=1e-9, ge=0, description="stop once the loss is this small: converged")
-    patience: int | None = Field(default=50, ge=1, description="stop after so many iterations without progress: flat; or never")
-    progress: float = Field(default=1e-3, gt=0, lt=1, description="relative fall of the best loss that counts as progress")
+__all__ = ["Descent", "MatchingAttack", "MatchingConfig", "Unknowns", "descend"]
 
 
 @dataclass
@@ -71,115 +66,6 @@ class Unknowns:
         return functional.one_hot(self.labels, classes).to(self.image)
 
 
-@dataclass
-class Descent:
-    """One start's course.
-
-    Attributes
-    ----------
-    best : list of Tensor
-        The variables at the lowest loss.
-    loss, initial : float
-        Lowest loss, and that of the start.
-    iterations : int
-        Spent.
-    stop_reason : str
-        ``"converged"``, ``"flat"``, ``"iterations"``, ``"budget"`` or ``"non-finite"``.
-    """
-
-    best: list[Tensor] = field(default_factory=list)
-    loss: float = math.inf
-    initial: float = math.inf
-    iterations: int = 0
-    stop_reason: str = "iterations"
-
-
-def descend(
-    loss_of: Callable[[], Tensor],
-    variables: Sequence[Tensor],
-    optimiser: torch.optim.Optimizer,
-    config: MatchingConfig,
-    budget: Budget,
-    *,
-    scale: float = 1.0,
-    edit_gradient: Callable[[], None] | None = None,
-    after_step: Callable[[int], None] | None = None,
-) -> Descent:
-    """Minimise ``loss_of()`` over ``variables`` within the budget; keep the best point evaluated, by that loss.
-
-    Parameters
-    ----------
-    loss_of : callable
-        Returns the scalar loss at the variables' present values.
-    variables : sequence of Tensor
-        Leaves that require gradients; moved in place.
-    optimiser : Optimizer
-        Over ``variables``; it is stepped with a closure.
-    scale : float
-        The optimiser is given the loss times this; losses are reported without it.
-    edit_gradient : callable, optional
-        Changes the variables' gradients before each step (such as taking signs).
-    after_step : callable, optional
-        Given the number of the step just taken, projects the variables or changes learning rates.
-    """
-    course = Descent()
-    marker, since = math.inf, 0  # the loss that the next progress is measured from, and how long ago it was reached
-
-    def evaluate() -> Tensor:
-        loss = loss_of()
-        value = float(loss.detach())
-        if value < course.loss:
-            course.best, course.loss = [variable.detach().clone() for variable in variables], value
-            course.initial = course.initial if math.isfinite(course.initial) else value
-        return loss
-
-    def closure() -> Tensor:
-        # A line search evaluates many times in one step and must not outlive the budget, but there must be an iterate.
-        if course.best and budget.exhausted:
-            raise _BudgetSpent
-        optimiser.zero_grad(set_to_none=True)
-        loss = scale * evaluate()
-        gradients = torch.autograd.grad(loss, list(variables))
-        for variable, gradient in zip(variables, gradients, strict=True):
-            variable.grad = gradient
-        if edit_gradient is not None:
-            edit_gradient()
-        return loss.detach()
-
-    for iteration in range(config.iterations + 1):
-        last = iteration == config.iterations
-        try:
-            loss = float(evaluate().detach()) if last else float(optimiser.step(closure)) / scale  # type: ignore[arg-type]
-        except _BudgetSpent:
-            course.stop_reason = "budget"
-            break
-        if not math.isfinite(loss):
-            course.stop_reason = "non-finite"
-            break
-        course.iterations += not last
-        since = 0 if course.loss < (1 - config.progress) * marker else since + 1
-        marker = course.loss if since == 0 else marker
-        budget.tick(iteration, loss)
-        if reason := _reason(course.loss, since, budget, config):
-            course.stop_reason = reason
-            break
-        if not last and after_step is not None:
-            after_step(iteration)
-    return course
-
-
-class _BudgetSpent(Exception):
-    """Leaves an optimiser's step in the middle."""
-
-
-def _reason(loss: float, since: int, budget: Budget, config: MatchingConfig) -> str | None:
-    if loss <= config.tolerance:
-        return "converged"
-    if config.patience is not None and since >= config.patience:
-        return "flat"
-    return "budget" if budget.exhausted else None
-
-
 class MatchingAttack(Attack):
     """An attack by gradient matching; subclasses say what they minimise and how.
 
@@ -194,6 +80,8 @@ class MatchingAttack(Attack):
     """Label rule where the configuration names none; ``None`` optimises soft labels jointly."""
     precision: ClassVar[torch.dtype] = torch.float32
     """In which the loss is computed."""
+    spares_restarts: ClassVar[bool] = False
+    """Whether a start mostly converges, so that the next is begun only where it has not."""
     loss_scale: ClassVar[float] = 1.0
     """The optimiser is given the loss times this; PyTorch's L-BFGS forgets steps that change the loss by less than 1e-10."""
 
@@ -248,6 +136,71 @@ class MatchingAttack(Attack):
             after_step=lambda step: self.after_step(step, optimiser, unknowns),
         )
 
+    def losses(self, tries: Sequence[Try]) -> tuple[Loss, list[Tensor]]:
+        """Return what the starts minimise together, and its data, one row for each start; by default as :meth:`minimise`."""
+        victim, unknowns = tries[0].victim, tries[0].unknowns
+        tensors = len(victim.observed)
+
+        def loss_of(variables: list[Tensor], data: list[Tensor]) -> Tensor:
+            pixels = vmap(unknowns.coordinates.decode)(variables[0])
+            targets = data[tensors] if len(variables) == 1 else variables[1].softmax(-1)
+            guessed = victim.gradients(victim.input.normalize(pixels.flatten(0, 1)).view_as(pixels), targets)
+            return vmap(self.distance)(guessed, data[:tensors]) + vmap(self.prior)(pixels)
+
+        return loss_of, self.data(tries)
+
+    def data(self, tries: Sequence[Try]) -> list[Tensor]:
+        """Return the observed gradients (N, ...) by parameter, and the targets (N, B, K) where labels are known."""
+        observed = [torch.stack(values) for values in zip(*(one.victim.observed for one in tries), strict=True)]
+        if tries[0].unknowns.logits is not None:
+            return observed
+        return [*observed, torch.stack([one.unknowns.targets(one.victim.input.num_classes) for one in tries])]
+
+    def minimise_together(self, tries: Sequence[Try], clock: Budget) -> list[Descent]:
+        """Do what :meth:`minimise` does for many starts, in one tensor program; override both or neither."""
+        return self.descend_together(tries, *self.losses(tries), clock, [self.config.iterations] * len(tries))
+
+    def descend_together(
+        self, tries: Sequence[Try], loss_of: Loss, data: list[Tensor], clock: Budget, iterations: Sequence[int]
+    ) -> list[Descent]:
+        """Descend from all starts with the attack's optimiser, hooks and scale; each at most so many iterations."""
+        starts = []
+        for one, limit in zip(tries, iterations, strict=True):
+            optimiser = self.optimiser(one.unknowns.variables)
+            start = Start(one.unknowns.variables, optimiser, one.budget, limit, ended=one.needless, course=one.course)
+            if type(self).edit_gradient is not MatchingAttack.edit_gradient:
+                start.edit_gradient = self.edit_gradient
+            if type(self).after_step is not MatchingAttack.after_step:
+                start.after_step = partial(self._after_step, optimiser, one.unknowns)
+            starts.append(start)
+        return descend_together(loss_of, starts, data, self.config, clock, scale=self.loss_scale)
+
+    def _after_step(self, optimiser: torch.optim.Optimizer, unknowns: Unknowns, step: int, variables: list[Tensor]) -> None:
+        unknowns.image, unknowns.logits = variables[0], variables[1] if len(variables) > 1 else None
+        self.after_step(step, optimiser, unknowns)
+
+    def gains(self, victim: Victim, observations: int) -> bool:
+        """Whether this attack can take starts together, and is faster so."""
+        own = type(self)
+        for name in ("minimise", "reconstruct"):
+            # A subclass that changes one of the two without the other means the one.
+            one, many = (next(c for c in own.__mro__ if key in vars(c)) for key in (name, "minimise_together"))
+            if not issubclass(many, one) and one is not MatchingAttack:
+                return False
+        if self.config.together == 1 or type(victim) is not Victim:
+            return False
+        return known(self.optimiser([torch.zeros(1, requires_grad=True)]))
+
+    def run(
+        self, observations: Sequence[Observation], model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget
+    ) -> list[Reconstruction]:
+        """Take all observations and restarts together where that is faster, and one by one elsewhere."""
+
+        def alone(observation: Observation) -> Reconstruction:
+            return super(MatchingAttack, self).run([observation], model, rng=rng, device=device, budget=budget)[0]
+
+        return Round(self, alone, model, rng, device, budget).run(observations)
+
     def reconstruct(
         self, observation: Observation, model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget
     ) -> Reconstruction:
@@ -256,7 +209,7 @@ class MatchingAttack(Attack):
         labels = self.restore_labels(observation, model)
         kept: tuple[Descent, Unknowns] | None = None
         iterations, lost, restart = 0, 0, 0
-        while restart < self.config.restarts and lost <= _LOST:
+        while restart < self.config.restarts and lost <= LOST:
             seed = rng.derive("restart", restart, lost)
             unknowns = self._unknowns(observation, labels, seed, device)
             course = self.minimise(victim, unknowns, seed, budget)
@@ -279,6 +232,7 @@ class MatchingAttack(Attack):
         return label_rules.get(rule)().restore(observation, model) if rule else None
 
     def _unknowns(self, observation: Observation, labels: tuple[int, ...] | None, seed: Seed, device: torch.device) -> Unknowns:
+        """Return the start that derives from ``seed``."""
         generator = seed.generator()
         count, spec = observation.batch_size, observation.input
         image = self.start((count, *spec.shape), generator).to(device, self.precision).requires_grad_()
@@ -289,6 +243,7 @@ class MatchingAttack(Attack):
         return Unknowns(image, coordinates, logits=logits)
 
     def _result(self, course: Descent, unknowns: Unknowns, iterations: int, exhausted: bool, lost: int) -> Reconstruction:
+        """Return the result of the start that is kept."""
         images = unknowns.coordinates.decode(course.best[0]).float().cpu()
         labels = unknowns.labels if unknowns.labels is not None else course.best[1].argmax(-1)
         return Reconstruction(

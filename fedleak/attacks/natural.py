@@ -11,7 +11,7 @@ drift between the steps is estimated from the images found so far (fedleak.attac
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import ClassVar
@@ -19,12 +19,14 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.func import vmap
 
 from fedleak.attacks.base import AttackConfig, Budget, attacks
 from fedleak.attacks.coordinates import Coordinates, FrequencyCoordinates
 from fedleak.attacks.labels.base import label_rules
 from fedleak.attacks.local_steps import LocalVictim, Order
 from fedleak.attacks.matching import Descent, MatchingAttack, MatchingConfig, Unknowns, descend
+from fedleak.attacks.rounds import Try
 from fedleak.attacks.victim import Victim
 from fedleak.attacks.whitening import whitening
 from fedleak.observation import InputSpec, Observation
@@ -134,6 +136,66 @@ class Natural(MatchingAttack):
             with torch.no_grad():
                 unknowns.image.copy_(course.best[0])
         return course
+
+    def minimise_together(self, tries: Sequence[Try], clock: Budget) -> list[Descent]:
+        """Do the stages of :meth:`minimise` for many gradients, in step."""
+        loss_of, data = self._losses(tries)
+        courses, begun, working = [Descent() for _ in tries], clock.spent, list(range(len(tries)))
+        penalties = self._penalties(self.config.stages)
+        for stage, penalty in enumerate(penalties):
+            share = (stage + 1) / len(penalties)
+            limits = [round(share * self.config.iterations) - courses[at].iterations for at in working]
+            last = stage == len(penalties) - 1
+            for at in working:
+                tries[at].course = Descent()
+            told = [
+                replace(
+                    tries[at],
+                    budget=_part(tries[at].budget, 0.0, 1.0, courses[at].iterations),
+                    earlier=tries[at].earlier if last else [],
+                )
+                for at in working
+            ]
+            parts = self.descend_together(
+                told,
+                partial(loss_of, penalty),
+                [value[working] for value in data],
+                _part(clock, begun, share, 0),
+                limits,
+            )
+            for at, part in zip(working, parts, strict=True):
+                course = courses[at]
+                course.initial = part.initial if stage == 0 else course.initial
+                course.iterations += part.iterations
+                course.best, course.loss, course.stop_reason = part.best, part.loss, part.stop_reason
+                if part.best:
+                    with torch.no_grad():
+                        tries[at].unknowns.image.copy_(part.best[0])
+            working = [at for at in working if courses[at].best]
+            if not working:
+                break
+        return courses
+
+    def _losses(self, tries: Sequence[Try]) -> tuple[Callable[[float, list[Tensor], list[Tensor]], Tensor], list[Tensor]]:
+        victim, coordinates = tries[0].victim, tries[0].unknowns.coordinates
+        classes, count = victim.input.num_classes, len(victim.observed)
+        weights = [
+            whitening(
+                one.victim, one.unknowns.targets(classes), self.config.samples, self.config.floor, one.seed.derive("whitening")
+            )
+            for one in tries
+        ]
+        stacked = [torch.stack(values) for values in zip(*weights, strict=True)]
+        *observed, targets = self.data(tries)
+
+        def loss_of(penalty: float, variables: list[Tensor], data: list[Tensor]) -> Tensor:
+            weights, observed, targets = data[:count], data[count:-1], data[-1]
+            pixels = vmap(coordinates.decode)(variables[0])
+            guessed = victim.gradients(victim.input.normalize(pixels.flatten(0, 1)).view_as(pixels), targets)
+            distance = vmap(self.distance)(_product(weights, guessed), observed)
+            return distance + vmap(self.prior)(pixels) + penalty * variables[0].square().mean((1, 2, 3, 4))
+
+        return loss_of, [*stacked, *_product(stacked, observed), targets]
 
     def _loss(
         self, victim: Victim, unknowns: Unknowns, weights: Sequence[Tensor], observed: Sequence[Tensor], penalty: float
