@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from fedleak.attacks.base import Attack, AttackConfig, Budget, Reconstruction
 from fedleak.attacks.coordinates import Coordinates, PixelCoordinates
-from fedleak.attacks.labels.base import label_rules
+from fedleak.attacks.labels.base import JOINT, label_rules
 from fedleak.attacks.victim import Victim
 from fedleak.observation import InputSpec, Observation
 from fedleak.seeding import Seed
@@ -192,6 +192,7 @@ class MatchingAttack(Attack):
     config: MatchingConfig
     default_labels: ClassVar[str | None] = None
     """Label rule where the configuration names none; ``None`` optimises soft labels jointly."""
+    joint_labels: ClassVar[bool] = True
     precision: ClassVar[torch.dtype] = torch.float32
     """In which the loss is computed."""
     loss_scale: ClassVar[float] = 1.0
@@ -276,7 +277,7 @@ class MatchingAttack(Attack):
     def restore_labels(self, observation: Observation, model: nn.Module) -> tuple[int, ...] | None:
         """Return the labels by the configured or default rule, or ``None`` to optimise them jointly."""
         rule = self.config.labels or self.default_labels
-        return label_rules.get(rule)().restore(observation, model) if rule else None
+        return label_rules.get(rule)().restore(observation, model) if rule and rule != JOINT else None
 
     def _unknowns(self, observation: Observation, labels: tuple[int, ...] | None, seed: Seed, device: torch.device) -> Unknowns:
         generator = seed.generator()

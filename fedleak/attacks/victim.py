@@ -18,6 +18,8 @@ class Victim:
 
     Layers that keep running statistics (BatchNorm) follow the client's mode if it is known, and eval mode otherwise.
     All else is in eval mode: what else differs in training, such as dropout, is random, and the draws are the client's.
+    The loss is the mean cross-entropy, which fedleak's clients train on; an update does not tell that another was used, so
+    the attacks on a client of one's own with another loss match gradients that it never had.
 
     Parameters
     ----------
