@@ -60,6 +60,11 @@ class Victim:
                 if hasattr(module, "running_mean"):
                     module.train()
 
+    @property
+    def network(self) -> nn.Module:
+        """The module that computes, for forward hooks; its own parameters are not used."""
+        return self._model
+
     def at(self, parameters: Tensors) -> Victim:
         """Return the same network at other parameters, by name."""
         other = copy.copy(self)
