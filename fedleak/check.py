@@ -13,7 +13,7 @@ from torch import nn
 from fedleak.attacks.auto import Auto, plan
 from fedleak.attacks.base import Attack, attacks
 from fedleak.attacks.exact.count import LayerCount, count_update
-from fedleak.attacks.labels.base import label_rules
+from fedleak.attacks.labels.base import JOINT, label_rules
 from fedleak.client.batches import private_batch
 from fedleak.data.federated import FederatedData, federated_data
 from fedleak.defenses.base import defenses
@@ -106,7 +106,7 @@ def build_attack(spec: AttackSpec, where: str, kind: UpdateKind, granted: frozen
         )
     needed = attack.needs(kind)
     _check_granted(f"{where}: attack '{spec.name}'", needed, granted, needed)
-    if attack.config.labels:
+    if attack.config.labels and attack.config.labels != JOINT:
         try:
             rule = label_rules.get(attack.config.labels)
         except ScenarioError as error:

@@ -68,6 +68,7 @@ def refused(command, tmp_path):
         ("[[attacks]]\nname='dlg'\nround=[1]", "attacks[0].round: unknown key for attack 'dlg'; did you mean 'rounds'?"),
         ("[[attacks]]\nname='dlg'\nrestarts='3'", "attacks[0].restarts: expected a whole number of at least 1, got '3'"),
         ("[[attacks]]\nname='dlg'\nlabels='idgl'", "attacks[0].labels: unknown label rule 'idgl'; did you mean 'idlg'?"),
+        ("[[attacks]]\nname='closed-form'\nlabels='joint'", "attacks[0].labels: 'joint' optimises labels together with the images, which 'closed-form' cannot"),
         ("[[attacks]]\nname='dlg'\nlabels='given'", "label rule 'given' needs knowledge that the threat model does not grant: labels; set threat.preset to one of: labels-known, batchnorm-known, surrogate-data"),
         ("[[attacks]]\nname='dlg'\n[threat]\npreset='updates-only'", "attack 'dlg' needs knowledge that the threat model does not grant: local-training; set threat.preset to one of: local-training-known"),
         ("[[attacks]]\nname='dlg'\nrounds=[4]", "attacks[0].rounds: round 4 comes after the last one, federation.rounds = 3"),

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from fedleak.errors import AttackError
+from fedleak.attacks.labels.base import JOINT
+from fedleak.errors import AttackError, ParameterError
 from fedleak.observation import Observation, UpdateKind
 from fedleak.registry import Registry
 from fedleak.seeding import Seed
@@ -25,7 +26,7 @@ class AttackConfig(BaseModel):
     """Parameters that every attack takes; an attack's own stand beside them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    labels: str | None = Field(default=None, description="label rule run first; by default the attack's own way")
+    labels: str | None = Field(default=None, description="label rule run first, or 'joint': optimised with the images")
     restarts: int = Field(default=1, ge=1, description="starting points; the one with the lowest own loss is kept")
     iterations: int = Field(default=300, ge=1, description="optimiser iterations for each start")
     budget_seconds: float | None = Field(default=None, gt=0, description="CPU seconds for each update; no limit by default")
@@ -154,7 +155,7 @@ class Attack(ABC):
     Raises
     ------
     ParameterError
-        If a parameter is unknown or out of range.
+        If a parameter is unknown or out of range, or asks for joint labels of an attack that has none.
     """
 
     name: ClassVar[str]
@@ -162,12 +163,20 @@ class Attack(ABC):
     kinds: ClassVar[frozenset[UpdateKind]] = frozenset({"gradient", "weights"})
     models_local_steps: ClassVar[bool] = False
     """Whether several local steps are told apart, instead of being read as one averaged gradient."""
+    joint_labels: ClassVar[bool] = False
+    """Whether it can optimise soft labels together with the images, which ``labels = "joint"`` asks for."""
     suits: ClassVar[Mapping[str, Any]] = {"name": "lenet"}
     """A network of the zoo, with its parameters, that the attack is made for: on it the contract tests hold it to its word."""
     Config: ClassVar[type[AttackConfig]] = AttackConfig
 
     def __init__(self, **parameters: Any) -> None:
         self.config = read_parameters(self.Config, parameters, f"attack '{self.name}'")
+        if self.config.labels == JOINT and not self.joint_labels:
+            raise ParameterError(
+                f"attack '{self.name}'",
+                "labels",
+                f"'{JOINT}' optimises labels together with the images, which '{self.name}' cannot; name a label rule instead",
+            )
 
     @classmethod
     def needs(cls, kind: UpdateKind) -> frozenset[Knowledge]:

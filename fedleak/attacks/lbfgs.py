@@ -76,8 +76,8 @@ class History:
             self._end[row] = end + 1
         low, high = min(self._first[row] for row in rows), max(self._end[row] for row in rows)
         whole = len(rows) == len(self._first)
-        at = slice(None) if whole else torch.tensor(rows, device=gradients.device)
-        past, turns = self._steps[at, low:high], self._changes[at, low:high]
+        chosen = slice(None) if whole else torch.tensor(rows, device=gradients.device)
+        past, turns = self._steps[chosen, low:high], self._changes[chosen, low:high]
         pair = torch.stack([-gradients, changes], -1)
         by_step, by_change = (past @ pair).double(), (turns @ pair).double()
         for index in stored:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from fedleak.attacks.base import Attack, AttackConfig, Budget, Reconstruction
 from fedleak.attacks.coordinates import Coordinates, PixelCoordinates
 from fedleak.attacks.descent import Descent, MatchingConfig, descend
-from fedleak.attacks.labels.base import label_rules
+from fedleak.attacks.labels.base import JOINT, label_rules
 from fedleak.attacks.rounds import LOST, Round, Try
 from fedleak.attacks.together import Loss, Start, descend_together, known
 from fedleak.attacks.victim import Victim
@@ -78,6 +78,7 @@ class MatchingAttack(Attack):
     config: MatchingConfig
     default_labels: ClassVar[str | None] = None
     """Label rule where the configuration names none; ``None`` optimises soft labels jointly."""
+    joint_labels: ClassVar[bool] = True
     precision: ClassVar[torch.dtype] = torch.float32
     """In which the loss is computed."""
     spares_restarts: ClassVar[bool] = False
@@ -229,7 +230,7 @@ class MatchingAttack(Attack):
     def restore_labels(self, observation: Observation, model: nn.Module) -> tuple[int, ...] | None:
         """Return the labels by the configured or default rule, or ``None`` to optimise them jointly."""
         rule = self.config.labels or self.default_labels
-        return label_rules.get(rule)().restore(observation, model) if rule else None
+        return label_rules.get(rule)().restore(observation, model) if rule and rule != JOINT else None
 
     def _unknowns(self, observation: Observation, labels: tuple[int, ...] | None, seed: Seed, device: torch.device) -> Unknowns:
         """Return the start that derives from ``seed``."""

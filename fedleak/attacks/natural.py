@@ -23,7 +23,7 @@ from torch.func import vmap
 
 from fedleak.attacks.base import AttackConfig, Budget, attacks
 from fedleak.attacks.coordinates import Coordinates, FrequencyCoordinates
-from fedleak.attacks.labels.base import label_rules
+from fedleak.attacks.labels.base import JOINT, label_rules
 from fedleak.attacks.local_steps import LocalVictim, Order
 from fedleak.attacks.matching import Descent, MatchingAttack, MatchingConfig, Unknowns, descend
 from fedleak.attacks.rounds import Try
@@ -71,7 +71,7 @@ class Natural(MatchingAttack):
     def restore_labels(self, observation: Observation, model: nn.Module) -> tuple[int, ...] | None:
         """Return the labels by the configured rule; by default those granted, or else by ``bias-corrected``."""
         rule = self.config.labels or ("bias-corrected" if observation.labels is None else "given")
-        return label_rules.get(rule)().restore(observation, model)
+        return None if rule == JOINT else label_rules.get(rule)().restore(observation, model)
 
     def coordinates(self, input: InputSpec, like: Tensor) -> Coordinates:
         """Return frequencies of opponent colours."""
@@ -104,15 +104,16 @@ class Natural(MatchingAttack):
 
     def minimise(self, victim: Victim, unknowns: Unknowns, seed: Seed, budget: Budget) -> Descent:
         """Descend once for each stage, each from the best point of the one before; keep an order of local steps that pays."""
-        targets = unknowns.targets(victim.input.num_classes)
-        weights = whitening(victim, targets, self.config.samples, self.config.floor, seed.derive("whitening"))
+        weights = whitening(
+            victim, self._targets(victim, unknowns), self.config.samples, self.config.floor, seed.derive("whitening")
+        )
         local = victim if isinstance(victim, LocalVictim) else None
         kept = drift = local.no_drift(seed.derive("order").generator()) if local else None
         course, begun, observed, tried = Descent(), budget.spent, victim.observed, set[Order]()
         penalties = self._penalties(self.config.local_stages if local else self.config.stages)
         for stage, penalty in enumerate(penalties):
             if local and kept and stage:
-                guess = victim.input.normalize(unknowns.pixels.detach()), targets
+                guess = victim.input.normalize(unknowns.pixels.detach()), self._targets(victim, unknowns)
                 drift = local.drift(guess, weights, kept, tried, 4 * stage <= 3 * len(penalties), budget)
                 observed = [value - moved for value, moved in zip(victim.observed, drift.values, strict=True)]
                 tried.add(drift.order)
@@ -134,8 +135,13 @@ class Natural(MatchingAttack):
             if not course.best:
                 break
             with torch.no_grad():
-                unknowns.image.copy_(course.best[0])
+                for variable, best in zip(unknowns.variables, course.best, strict=True):
+                    variable.copy_(best)
         return course
+
+    def gains(self, victim: Victim, observations: int) -> bool:
+        """Whether gradients can go together, and are faster so; soft labels change the whitening, and go one by one."""
+        return self.config.labels != JOINT and super().gains(victim, observations)
 
     def minimise_together(self, tries: Sequence[Try], clock: Budget) -> list[Descent]:
         """Do the stages of :meth:`minimise` for many gradients, in step."""
@@ -196,6 +202,9 @@ class Natural(MatchingAttack):
             return distance + vmap(self.prior)(pixels) + penalty * variables[0].square().mean((1, 2, 3, 4))
 
         return loss_of, [*stacked, *_product(stacked, observed), targets]
+
+    def _targets(self, victim: Victim, unknowns: Unknowns) -> Tensor:
+        return unknowns.targets(victim.input.num_classes).detach()
 
     def _loss(
         self, victim: Victim, unknowns: Unknowns, weights: Sequence[Tensor], observed: Sequence[Tensor], penalty: float

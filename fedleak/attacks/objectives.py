@@ -34,5 +34,20 @@ def _norm(tensors: Sequence[Tensor]) -> Tensor:
     return length
 
 
+def layer_distance(guessed: Sequence[Tensor], observed: Sequence[Tensor]) -> Tensor:
+    """Return the sum over tensors of the distance of each, relative to the sum of the observed lengths; 0 when equal, scalar.
+
+    GradInversion's objective (arXiv 2104.07586), divided by a constant so that one weight of the priors fits all nets.
+    """
+    difference = torch.stack([_length(a - b) for a, b in zip(guessed, observed, strict=True)]).sum()
+    lengths = torch.stack([torch.linalg.vector_norm(value) for value in observed]).sum()
+    return difference / lengths.clamp_min(torch.finfo(difference.dtype).tiny)
+
+
+def _length(value: Tensor) -> Tensor:
+    # The norm has no second derivative at zero, where autograd gives NaN.
+    return value.square().sum().clamp_min(torch.finfo(value.dtype).tiny).sqrt()
+
+
 def _squared_norm(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([tensor.square().sum() for tensor in tensors]).sum()

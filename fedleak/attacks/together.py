@@ -125,7 +125,7 @@ class _Program:
     def split(self, points: Tensor) -> list[Tensor]:
         """Return flat points (..., D) as views of the variables' shapes."""
         sizes = [math.prod(shape) for shape in self._shapes]
-        parts = points.split(sizes, -1)
+        parts = torch.split(points, sizes, -1)
         return [part.unflatten(-1, shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def evaluate(self, points: Tensor) -> list[float]:

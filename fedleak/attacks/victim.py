@@ -18,6 +18,8 @@ class Victim:
 
     Layers that keep running statistics (BatchNorm) follow the client's mode if it is known, and eval mode otherwise.
     All else is in eval mode: what else differs in training, such as dropout, is random, and the draws are the client's.
+    The loss is the mean cross-entropy, which fedleak's clients train on; an update does not tell that another was used, so
+    the attacks on a client of one's own with another loss match gradients that it never had.
 
     Parameters
     ----------
@@ -57,6 +59,11 @@ class Victim:
             for module in self._model.modules():
                 if hasattr(module, "running_mean"):
                     module.train()
+
+    @property
+    def network(self) -> nn.Module:
+        """The module that computes, for forward hooks; its own parameters are not used."""
+        return self._model
 
     def at(self, parameters: Tensors) -> Victim:
         """Return the same network at other parameters, by name."""

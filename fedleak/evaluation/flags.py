@@ -64,6 +64,10 @@ FLAGS: Final[dict[str, Flag]] = {
         "At least one start ran into NaN or infinity and was given up.",
         "Lower the attack's step size or add restarts.",
     ),
+    "feedback-start": Flag(
+        "The attack began from its earlier successes instead of at random, so the figure depends on the updates before this one.",
+        "Run the same attack without feedback, such as 'dlg', to see what this update gives away by itself.",
+    ),
     "duplicate-labels": Flag(
         "Several images of the batch share a class, so their parts of the last layer's gradient are mixed.",
         "Compare with a batch of distinct labels before judging the attack or the defense.",

@@ -4,8 +4,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedleak.attacks.base import Budget
+from fedleak.attacks.base import Budget, attacks
 from fedleak.attacks.matching import MatchingAttack, MatchingConfig, descend
+from fedleak.errors import ParameterError
 from fedleak.models import build_model
 from fedleak.observation import InputSpec, observe
 from fedleak.scenario import Model
@@ -254,6 +255,41 @@ def test_unknown_labels_are_optimised_and_given_ones_are_not(case):
             )
 
     assert Given(labels="given", iterations=1)([told], model)[0].labels == (4,)
+
+
+def test_joint_labels_can_be_asked_for_in_place_of_an_attacks_own_rule(case):
+    class Restores(Toy):
+        default_labels = "idlg"
+
+        def minimise(self, victim, unknowns, seed, budget):
+            still = torch.optim.SGD(unknowns.variables, lr=1e-30)
+            loss_of = lambda: sum(0 * variable.sum() for variable in unknowns.variables) + 1  # noqa: E731
+            return descend(loss_of, unknowns.variables, still, self.config, budget)
+
+    assert run(Restores(iterations=1), case).labels == (4,)
+    guessed = {run(Restores(iterations=1, labels="joint"), case, seed).labels for seed in range(4)}
+    assert len(guessed) > 1  # drawn at random, as the loss does not move them
+
+
+@pytest.mark.parametrize("name", ["natural", "inverting-gradients", "idlg"])
+def test_joint_labels_are_found_with_the_image(name):
+    model = build_model(Model(name="lenet"), INPUT, 0).eval()
+    image = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    few = {"inverting-gradients": 150}.get(name, 15)
+    attack = attacks.get(name)(labels="joint", restarts=1, iterations=few)
+    assert attack([observe(model, image, torch.tensor([4]), input=INPUT)], model)[0].labels == (4,)
+
+
+def test_joint_labels_are_refused_by_an_attack_that_optimises_nothing():
+    with pytest.raises(ParameterError, match="'joint' optimises labels together with the images, which 'closed-form' cannot"):
+        attacks.get("closed-form")(labels="joint")
+
+
+def test_more_labels_granted_than_images_is_a_named_failure(case):
+    observation, model = case
+    [result] = Flat(labels="given", iterations=1)([replace(observation, labels=(4, 5))], model)
+    assert result.images is None
+    assert "2 labels are granted for 1 images" in result.error
 
 
 def test_loss_is_the_distance_plus_the_prior_of_pixels(case):

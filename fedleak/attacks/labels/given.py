@@ -27,4 +27,11 @@ class Given(LabelRule):
             raise AttackError(
                 "the label rule 'given' needs the labels, which the threat model does not grant; use preset 'labels-known'"
             )
-        return tuple(sorted(observation.labels))
+        labels, size, classes = observation.labels, observation.batch_size, observation.input.num_classes
+        if len(labels) != size:
+            raise AttackError(
+                f"{len(labels)} labels are granted for {size} images, expected one for each; use another label rule"
+            )
+        if not all(0 <= label < classes for label in labels):
+            raise AttackError(f"the granted labels {labels} are not all classes from 0 to {classes - 1}; use another label rule")
+        return tuple(sorted(labels))

@@ -79,6 +79,14 @@ def test_given_returns_what_the_threat_model_grants():
     observation = seen([7, 2], model, grant=GRANT | {Knowledge.LABELS})
     assert restore("given", observation, model) == (2, 7)
     assert label_rules.get("given").requires == {Knowledge.LABELS}
+    for wrong, said in (
+        ((7, 2, 1), "3 labels are granted for 2 images"),
+        ((7,), "1 labels"),
+        ((7, 10), "0 to 9"),
+        ((-1, 3), "0 to 9"),
+    ):
+        with pytest.raises(AttackError, match=said):
+            restore("given", replace(observation, labels=wrong), model)
     with pytest.raises(AttackError, match="labels-known"):
         restore("given", seen([7, 2], model), model)
 
