@@ -137,6 +137,15 @@ def test_figures_are_means_over_images_and_updates():
     assert measure(rows, "c", "psnr") is None
 
 
+def test_labels_count_as_a_set_with_repeats_whatever_their_images():
+    true, restored = [6, 6, 8, 1], [8, 6, 3, 6]
+    rows = [row(image=n, label=a, label_restored=b) for n, (a, b) in enumerate(zip(true, restored, strict=True))]
+    assert measure(rows, "a", "label-set") == 0.75
+    failed = row(client=1, image=None, label=None, label_restored=None)
+    assert measure([*rows, row(client=2, label=5, label_restored=None), failed], "a", "label-set") == pytest.approx(0.375)
+    assert measure([failed], "a", "label-set") is None
+
+
 def test_an_update_without_images_counts_as_not_rebuilt():
     failed = row(image=None, psnr=None, ssim=None, mse=None, label_correct=None, identified=None, baseline=None)
     assert measure([failed], "a", "rebuilt") == 0

@@ -46,7 +46,7 @@ from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 
 GRANT = frozenset({Knowledge.LOCAL_TRAINING, Knowledge.LABELS})
-PACED = {"inverting-gradients"}
+PACED = {"inverting-gradients", "surrogate-model"}
 """Attacks whose schedule is in iterations."""
 UNBOUNDED = 10**6
 
