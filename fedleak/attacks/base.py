@@ -115,6 +115,8 @@ class Reconstruction:
         ``"non-finite"`` where the images are the best of a start whose loss later ceased to be finite.
     flags : tuple of str
         Names of sanity flags that only the attack can know, such as ``"non-finite-restart"``.
+    method : str
+        How the result came about, where the attack chose among several ways: which one, and why; empty elsewhere.
     error : str, optional
         Why there are no images.
     round, client, attack, seconds, cpu_seconds
@@ -128,6 +130,7 @@ class Reconstruction:
     iterations: int = 0
     stop_reason: str = "solved"
     flags: tuple[str, ...] = ()
+    method: str = ""
     error: str | None = None
     round: int = 1
     client: int = 0
