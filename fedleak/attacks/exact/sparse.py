@@ -134,11 +134,12 @@ def separate(
     rows = rows if len(size) > 2 else Rows(rows.left, rows.left, rows.response)
     count, tolerance = len(size), max(1e-6, 3 * noise)
     exact: list[Tensor] = []
+    rest = estimate
     for number in range(rounds):
         guess = size[:, None] * torch.linalg.pinv(estimate)
         starts = [guess.mT, _off_rows(rows, estimate)]
         if number:
-            starts += _random(rows.distinct, guess.mT, samples, generator)
+            starts += _random(rows, guess.mT, rest, samples, generator)
         exact = _accept(rows, exact, sparsify(rows.distinct, torch.cat(starts)), tolerance)
         if len(exact) >= count or out_of_time():
             break
@@ -188,16 +189,22 @@ def _off_rows(rows: Rows, estimate: Tensor) -> Tensor:
     return torch.linalg.eigh((off @ outer).reshape(-1, estimate.shape[1], estimate.shape[1]))[1][:, :, 0]
 
 
-def _random(rows: Tensor, guess: Tensor, samples: int, generator: torch.Generator) -> list[Tensor]:
-    """Return null vectors of random B - 1 rows, and the guess disturbed."""
-    size = guess.shape[1]
+def _random(rows: Rows, guess: Tensor, rest: Tensor, samples: int, generator: torch.Generator) -> list[Tensor]:
+    """Return null vectors of random B - 1 rows, the guess disturbed, and what random mixtures of ``rest`` say is off."""
+
+    def draw(count: int, size: int) -> Tensor:
+        return torch.randn(count, size, generator=generator, dtype=torch.float64).to(guess)
+
+    size, distinct = guess.shape[1], rows.distinct
     nearby = guess.repeat(max(1, samples // len(guess)), 1)
     nearby = nearby / nearby.norm(dim=1, keepdim=True)
-    drawn = torch.randn(nearby.shape, generator=generator, dtype=torch.float64).to(nearby)
-    starts = [nearby + 0.3 * drawn / size**0.5]
-    if 2 <= size <= len(rows):
-        chosen = torch.rand(samples, len(rows), generator=generator).argsort(1)[:, : size - 1].to(rows.device)
-        starts.append(torch.linalg.qr(rows[chosen].mT, mode="complete")[0][:, :, -1])
+    starts = [nearby + 0.3 * draw(*nearby.shape) / size**0.5]
+    # Few samples left to find: their images span a small space, in which random images are near to one of them.
+    basis = torch.linalg.qr(rest.mT)[0].mT
+    starts.append(_off_rows(rows, draw(samples, len(basis)) @ basis))
+    if size <= len(distinct):
+        chosen = torch.rand(samples, len(distinct), generator=generator).argsort(1)[:, : size - 1].to(distinct.device)
+        starts.append(torch.linalg.qr(distinct[chosen].mT, mode="complete")[0][:, :, -1])
     return starts
 
 
