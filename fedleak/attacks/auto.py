@@ -136,7 +136,7 @@ class Auto(Attack):
             if result.images is None:
                 failures.append(f"{step.attack} failed: {result.error}")
                 continue
-            result = replace(result, method="; ".join([str(step), *failures]))
+            result = replace(result, method="; ".join(part for part in (str(step), result.method, *failures) if part))
             if kept is None and (step.attack not in ("exact", "closed-form") or _solved(result)):
                 return replace(result, iterations=iterations)
             if kept is not None:

@@ -86,8 +86,8 @@ class History:
             inside = slice(self._first[row] - low, self._end[row] - low)
             self._products[row, window, newest] = by_step[index, inside, 1]
             self._squares[row, window, newest] = self._squares[row, newest, window] = by_change[index, inside, 1]
-        products, squares = self._products[at, low:high, low:high], self._squares[at, low:high, low:high]
-        scale = self._scale[at]
+        products, squares = self._products[chosen, low:high, low:high], self._squares[chosen, low:high, low:high]
+        scale = self._scale[chosen]
         first = torch.linalg.solve_triangular(products, by_step[..., :1], upper=True)
         rest = scale[:, None, None] * (by_change[..., :1] - squares @ first)
         diagonal = products.diagonal(dim1=-2, dim2=-1)[..., None]

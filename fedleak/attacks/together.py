@@ -126,7 +126,7 @@ class _Program:
         """Return flat points (..., D) as views of the variables' shapes."""
         sizes = [math.prod(shape) for shape in self._shapes]
         parts = torch.split(points, sizes, -1)
-        return [part.unflatten(-1, shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        return [part.reshape(*part.shape[:-1], *shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def evaluate(self, points: Tensor) -> list[float]:
         """Return the losses at the rows of ``points``, keep their gradients, and remember the best points."""

@@ -80,6 +80,10 @@ FLAGS: Final[dict[str, Flag]] = {
         "The update holds fewer independent equations than the images have pixels, so no attack can be exact without a prior.",
         "Expect an approximation at best, and use a smaller batch or a wider model where an exact case is wanted.",
     ),
+    "mixed-images": Flag(
+        "The attack separated some of the batch's images only in part, so that each of those still mixes several.",
+        "Compare with a smaller batch or a wider first layer, and look at the images before trusting a mean over them.",
+    ),
     "fewer-images": Flag(
         "Fewer usable images were rebuilt than the client trained on, and the means cover only the images rebuilt.",
         "Grant the batch size with the preset 'local-training-known', or read the number of graded images beside the mean.",
