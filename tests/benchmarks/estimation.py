@@ -143,7 +143,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="append all results here, and take those found there as done")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    summarise(compare(options, federated_data(Data(source="cifar10", path=options.data, partition="order"), 1, 0)))
+    data = Data(source="cifar10", path=options.data, partition="order", normalize=True)
+    summarise(compare(options, federated_data(data, 1, 0)))
 
 
 if __name__ == "__main__":
