@@ -161,7 +161,9 @@ def minimise(system: SoftmaxSystem, start: Tensor, iterations: int) -> tuple[Ten
         shift = diagonal * damping[:, None] + 1e-17 * diagonal.amax(1, keepdim=True)
         factor, info = torch.linalg.cholesky_ex(normal + torch.diag_embed(shift))
         definite = info == 0
-        factor = torch.where(definite[:, None, None], factor, torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device))
+        factor = torch.where(
+            definite[:, None, None], factor, torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+        )
         step = torch.cholesky_solve(gradient[..., None], factor)[..., 0].view_as(point.q)
         attempt = system.at(point.q - step)
         success = (attempt.cost < point.cost) & definite
