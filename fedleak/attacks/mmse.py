@@ -37,7 +37,7 @@ from fedleak.threat import Knowledge
 _FEWEST = 8
 _LARGEST_BATCH = 8
 _MOST_ROUNDS = 4
-_ROUND = 2000  # samples' cost that is worth a round of its own
+_ROUND = 4000  # samples' cost that is worth a round of its own
 _PIXELS, _ENTRIES = 2**25, 2**26  # of all samples of a stage: about 1 GB with what is computed from them
 _ROWS = 3000  # of a Gram matrix, whose eigenvectors cost as much as the samples beyond that
 
@@ -53,7 +53,7 @@ class MMSEConfig(AttackConfig):
     samples: int = Field(default=2000, ge=_FEWEST, description="images drawn for an estimate, at most")
     entries: int = Field(default=1024, ge=1, description="used of each tensor of the gradient, at most")
     descent: float = Field(default=0.4, ge=0, lt=1, description="part of a round that is left to descent")
-    shrink: float = Field(default=0.7, gt=0, le=1, description="of the spread, after each descent")
+    shrink: float = Field(default=0.8, gt=0, le=1, description="of the spread, after each descent")
     learning_rate: float = Field(default=0.01, gt=0, description="first step of descent, pixels in [0, 1]")
 
 
