@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fedleak.observation import InputSpec
 
-_OPPONENT = ((1 / 3**0.5,) * 3, (1 / 2**0.5, 0.0, -1 / 2**0.5), (1 / 6**0.5, -2 / 6**0.5, 1 / 6**0.5))
-_CONTRAST = (0.95, 0.35, 0.18)  # of luminance, red against blue, green against both, in natural images
+OPPONENT = ((1 / 3**0.5,) * 3, (1 / 2**0.5, 0.0, -1 / 2**0.5), (1 / 6**0.5, -2 / 6**0.5, 1 / 6**0.5))
+CONTRAST = (0.95, 0.35, 0.18)  # of luminance, red against blue, green against both, in natural images
 _CORNER = 0.7  # cycles per two image sides, below which amplitudes stop growing
 _AMPLITUDE = 5.0
 _GREY = 0.5
@@ -68,7 +68,7 @@ class FrequencyCoordinates(Coordinates):
         frequency = (torch.arange(height)[:, None].square() + torch.arange(width)[None].square()).double().sqrt()
         self._scale = (_AMPLITUDE / (frequency + _CORNER) ** slope).to(like)
         if channels == 3:
-            self._colour = (torch.tensor(_OPPONENT).double().T * torch.tensor(_CONTRAST).double()).to(like)
+            self._colour = (torch.tensor(OPPONENT).double().T * torch.tensor(CONTRAST).double()).to(like)
         else:
             self._colour = torch.eye(channels).to(like)
 

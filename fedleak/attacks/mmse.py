@@ -6,52 +6,74 @@ Source: fedleak's own; linear MMSE over an ensemble as in Evensen 1994, "Sequent
 quasi-geostrophic model using Monte Carlo methods", J. Geophys. Res. 99(C5)
 
 For ReLU networks, whose matching loss misleads descent: an ensemble averages over the ReLU masks that differ between the
-guess and the truth. Reads one image.
+guess and the truth. Reads one image,
+or few whose features the classifier's gradient separates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from fedleak.attacks.base import Attack, AttackConfig, Budget, Reconstruction, attacks
-from fedleak.attacks.coordinates import FrequencyCoordinates
+from fedleak.attacks.estimation.ensembles import around, missed, natural
 from fedleak.attacks.estimation.network import ClampedNetwork
 from fedleak.attacks.estimation.pulled import pulled_descent
 from fedleak.attacks.estimation.ridge import estimate, whitening
 from fedleak.attacks.estimation.sample_gradients import SampleGradients
-from fedleak.attacks.exact.features import classifier_features
-from fedleak.attacks.labels.classifier import classifier_gradient
+from fedleak.attacks.estimation.signals import batch_signals, single_signal
+from fedleak.attacks.labels.base import label_rules
 from fedleak.attacks.local_steps import at_mean_point
-from fedleak.attacks.synthetic import synthetic_images
 from fedleak.errors import AttackError
-from fedleak.models.inspect import last_linear
 from fedleak.observation import Observation
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 
-_CONTRAST = 0.35  # standard deviation of the logarithm of contrast between photographs
 _FEWEST = 8
+_LARGEST_BATCH = 8
+_MOST_ROUNDS = 4
+_ROUND = 4000  # samples' cost that is worth a round of its own
+_PIXELS, _ENTRIES = 2**25, 2**26  # of all samples of a stage: about 1 GB with what is computed from them
+_ROWS = 3000  # of a Gram matrix, whose eigenvectors cost as much as the samples beyond that
 
 
 class MMSEConfig(AttackConfig):
     """Parameters, from a probe on few images of CIFAR-10 and ResNet-20."""
 
-    iterations: int = Field(default=200, ge=1, description="steps of descent; without a budget, thrice as many samples a stage")
-    stages: int = Field(default=2, ge=1, description="estimates, each around the one before it")
-    samples: int = Field(default=1000, ge=_FEWEST, description="images drawn in a stage, at most")
+    iterations: int = Field(default=200, ge=1, description="steps of each descent; without a budget, thrice as many samples")
+    rounds: int | None = Field(
+        default=None, ge=1, description="estimates and descents in turn; as many as the budget is good for"
+    )
+    stages: int = Field(default=2, ge=1, description="estimates in the first round, each around the one before it")
+    samples: int = Field(default=2000, ge=_FEWEST, description="images drawn for an estimate, at most")
     entries: int = Field(default=1024, ge=1, description="used of each tensor of the gradient, at most")
-    descent: float = Field(default=0.4, ge=0, lt=1, description="part of the budget that is left to descent")
+    descent: float = Field(default=0.4, ge=0, lt=1, description="part of a round that is left to descent")
+    shrink: float = Field(default=0.8, gt=0, le=1, description="of the spread, after each descent")
     learning_rate: float = Field(default=0.01, gt=0, description="first step of descent, pixels in [0, 1]")
+
+
+class _Phase(NamedTuple):
+    """An estimate or a descent, and the part of the budget at whose end it stops."""
+
+    estimates: bool
+    until: float
+
+
+class _Found(NamedTuple):
+    """Images (B, C, H, W) and the standard deviations of their frequencies."""
+
+    images: Tensor
+    spread: Tensor
 
 
 @attacks.register
 class MMSE(Attack):
-    """fedleak's own estimation of one image, for ReLU networks."""
+    """fedleak's own estimation of few images, for ReLU networks."""
 
     name: ClassVar[str] = "mmse"
     requires: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.LOCAL_TRAINING})
@@ -62,87 +84,106 @@ class MMSE(Attack):
     def reconstruct(
         self, observation: Observation, model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget
     ) -> Reconstruction:
-        """Estimate in stages, then descend; stop wherever the budget ends."""
-        if observation.batch_size != 1:
-            raise AttackError(
-                f"'mmse' reads one image, but {observation.batch_size} are behind the update; use gradient matching"
-            )
-        signal, label = _signal(observation, model)
-        network = ClampedNetwork(model, at_mean_point(observation), device)
-        signals = signal[None].to(device, torch.float32)
+        """Estimate in stages, then descend, and anew around the mean of both; stop wherever the budget ends."""
+        mean = at_mean_point(observation)
+        network = ClampedNetwork(model, mean, device)
+        signals, labels = self._signals(mean, model, network, rng)
         gradients = SampleGradients(network, self.config.entries, rng.derive("entries").generator())
-        observed = gradients.observed()
-        found = spread = None
-        for stage in range(self.config.stages):
-            images = self._draw(gradients, found, spread, rng.derive("stage", stage), observed)
-            rows, used = self._gradients(gradients, images, signals, stage, budget)
-            pixels = used.flatten(1)
-            weights = whitening(rows[None], gradients.sizes)
-            result = estimate(rows[None], pixels[None], observed, weights, rng.derive("projection", stage).generator())
-            found = result.images.view(1, *observation.input.shape).clamp(0, 1)
-            spread = _spread(result.residuals[:, 0].view(used.shape), observation, found)
+        phases = self._phases(gradients, signals, budget)
+        found: _Found | None = None
+        image, steps, loss, initial = None, 0, None, None
+        for number, phase in enumerate(phases):
+            if phase.estimates:
+                found = self._estimate(gradients, signals, found, rng.derive("stage", number), phase.until, budget)
+                image = found.images
+            else:
+                assert found is not None
+                clock = self._clock(phase.until, budget)
+                image, loss, first, more = pulled_descent(network, signals, *found, self.config.learning_rate, clock)
+                steps, initial = steps + more, first if initial is None else initial
+                # Their mean is better than either, as what they miss differs.
+                found = _Found((found.images + image) / 2, self.config.shrink * found.spread)
             if budget.exhausted:
-                return Reconstruction(found.cpu(), (label,), stop_reason="budget")
-        assert found is not None
-        assert spread is not None
+                break
+        assert image is not None
+        return Reconstruction(image.cpu(), labels, loss, initial, steps, "budget" if budget.exhausted else "iterations")
+
+    def _signals(
+        self, observation: Observation, model: nn.Module, network: ClampedNetwork, rng: Seed
+    ) -> tuple[Tensor, tuple[int, ...]]:
+        """Return the derivatives by the logits (B, N) and the labels."""
+        if observation.batch_size == 1:
+            signal, label = single_signal(observation, model)
+            return signal[None].to(network.device), (label,)
+        if observation.batch_size > _LARGEST_BATCH:
+            raise AttackError(
+                f"'mmse' reads at most {_LARGEST_BATCH} images, but {observation.batch_size} are behind the update; "
+                "use gradient matching"
+            )
+        rule = self.config.labels or ("bias-corrected" if observation.labels is None else "given")
+        labels = label_rules.get(rule)().restore(observation, model)
+        like = next(iter(network.parameters.values()))
+        tried = natural(1, _FEWEST, network.input, rng.derive("tried").generator(), like)[0]
+        signals, _ = batch_signals(observation, model, labels, network.features_are_nonnegative(tried), rng.derive("signals"))
+        return signals.to(network.device), labels
+
+    def _phases(self, gradients: SampleGradients, signals: Tensor, budget: Budget) -> list[_Phase]:
+        """Return estimates and descents, each with the part of the budget at whose end it stops."""
+        rounds = self.config.rounds or 1
+        if self.config.rounds is None and budget.seconds is not None:
+            begun = budget.spent
+            images = natural(len(signals), 1, gradients.input, torch.Generator().manual_seed(0), signals)
+            gradients(images.flatten(0, 1).expand(_FEWEST, *images.shape[2:]) if len(signals) == 1 else images[:, 0], signals)
+            one = (budget.spent - begun) / (_FEWEST if len(signals) == 1 else 1)
+            rounds = min(_MOST_ROUNDS, max(1, round(budget.seconds / one / _ROUND)))
+        share = (1 - self.config.descent) / self.config.stages
+        parts = []
+        for turn in range(rounds):
+            parts += [(True, share)] * (self.config.stages if turn == 0 else 1) + [(False, self.config.descent)]
+        total, gone, phases = sum(part for _, part in parts), 0.0, []
+        for estimates, part in parts:
+            gone += part
+            phases.append(_Phase(estimates, gone / total))
+        return phases
+
+    def _estimate(
+        self, gradients: SampleGradients, signals: Tensor, found: _Found | None, seed: Seed, until: float, budget: Budget
+    ) -> _Found:
+        """Return what the gradients of samples tell, natural ones or those around what was found."""
+        spec, slots = gradients.input, len(signals)
+        count = min(self.config.samples, _ROWS // slots, _PIXELS // (slots * math.prod(spec.shape)))
+        count = max(_FEWEST, min(count, _ENTRIES // (slots * sum(gradients.sizes))))
+        if budget.seconds is None:
+            count = min(count, max(_FEWEST, 3 * self.config.iterations))
+        observed, generator = gradients.observed(), seed.derive("draw").generator()
+        if found is None:
+            images = natural(slots, count, spec, generator, observed)
+        else:
+            images = around(found.images, found.spread, count, spec, generator)
+        rows: list[Tensor] = []
+        for chunk in torch.split(images, _FEWEST, dim=1):
+            wanted = signals.repeat_interleave(chunk.shape[1], dim=0)
+            rows.append(gradients(chunk.flatten(0, 1), wanted).unflatten(0, chunk.shape[:2]))
+            budget.tick(sum(row.shape[1] for row in rows), float("nan"))
+            if budget.seconds is not None and budget.spent > until * budget.seconds:
+                break
+        values = torch.cat(rows, dim=1)
+        used = images[:, : values.shape[1]]
+        weights = whitening(values, gradients.sizes)
+        result = estimate(values, used.flatten(2), observed, weights, seed.derive("projection").generator())
+        residuals = result.residuals.unflatten(2, spec.shape)
+        return _Found(result.images.unflatten(1, spec.shape).clamp(0, 1), missed(residuals, spec))
+
+    def _clock(self, until: float, budget: Budget) -> Callable[[int, float], float]:
+        """Return what tells descent which part of it is over."""
         begun = budget.spent
 
         def part(steps: int, loss: float) -> float:
             budget.tick(steps, loss)
+            done = steps / self.config.iterations
             if budget.seconds is None:
-                return steps / self.config.iterations
-            gone = (budget.spent - begun) / max(1e-9, budget.seconds - begun)
-            return max(gone, steps / self.config.iterations if steps >= self.config.iterations else 0.0)
+                return done
+            gone = (budget.spent - begun) / max(1e-9, until * budget.seconds - begun)
+            return max(gone, done if done >= 1 else 0.0)
 
-        image, loss, initial, steps = pulled_descent(network, signals, found, spread, self.config.learning_rate, part)
-        reason = "budget" if budget.exhausted else "iterations"
-        return Reconstruction(image.cpu(), (label,), loss, initial, steps, reason)
-
-    def _draw(self, gradients: SampleGradients, found: Tensor | None, spread: Tensor | None, seed: Seed, like: Tensor) -> Tensor:
-        """Return images to estimate from: natural ones, or those around an estimate."""
-        generator, spec = seed.generator(), gradients.input
-        count = self.config.samples
-        if found is None or spread is None:
-            contrast = (_CONTRAST * torch.randn(count, 1, 1, 1, generator=generator)).exp().to(like)
-            return (0.5 + contrast * (synthetic_images(count, spec, generator, like) - 0.5)).clamp(0, 1)
-        frequencies = FrequencyCoordinates(spec, like)
-        noise = torch.randn((count, *spec.shape), generator=generator).to(like)
-        return frequencies.decode(frequencies.encode(found) + spread * noise).clamp(0, 1)
-
-    def _gradients(
-        self, gradients: SampleGradients, images: Tensor, signals: Tensor, stage: int, budget: Budget
-    ) -> tuple[Tensor, Tensor]:
-        """Return the gradients of as many images as the stage's share of the budget allows, and those images."""
-        most = min(len(images), max(_FEWEST, 3 * self.config.iterations))
-        share = (1 - self.config.descent) * (stage + 1) / self.config.stages
-        rows: list[Tensor] = []
-        for chunk in torch.split(images[:most], gradients.chunk if budget.seconds is None else min(gradients.chunk, _FEWEST)):
-            rows.append(gradients(chunk, signals))
-            done = sum(map(len, rows))
-            budget.tick(done, float("nan"))
-            if budget.seconds is not None and budget.spent > share * budget.seconds:
-                break
-        return torch.cat(rows), images[: sum(map(len, rows))]
-
-
-def _signal(observation: Observation, model: nn.Module) -> tuple[Tensor, int]:
-    """Return the derivatives by the logits (N,) and the label: the bias's gradient, or else from the rank-1 weight gradient."""
-    weight, bias = classifier_gradient(observation, model)
-    if bias is not None:
-        return bias.detach(), int(bias.argmin())
-    named = last_linear(model, observation.input)
-    assert named is not None
-    sent = observation.parameters[f"{named[0]}.weight"]
-    features = classifier_features(sent.double(), weight.detach().double(), None, None)
-    return features.d, features.label
-
-
-def _spread(residuals: Tensor, observation: Observation, like: Tensor) -> Tensor:
-    """Return what residuals (n, C, H, W) leave open (C, H, W): the standard deviation in each band of frequencies and colour."""
-    frequencies = FrequencyCoordinates(observation.input, like)
-    open_ = (frequencies.encode(residuals) - frequencies.encode(torch.zeros_like(like))).square().mean(0)
-    height, width = open_.shape[1:]
-    down, across = torch.arange(height, device=like.device), torch.arange(width, device=like.device)
-    band = (down[:, None].square() + across[None].square()).sqrt().round().long().flatten()
-    sums = torch.zeros(len(open_), int(band.max()) + 1, device=like.device).index_add_(1, band, open_.flatten(1))
-    return (sums / band.bincount()).clamp_min(1e-6).sqrt()[:, band].view_as(open_)
+        return part

@@ -54,6 +54,24 @@ class ClampedNetwork:
         """The network's parameters by name."""
         return dict(self.model.named_parameters())
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.model.parameters()).device
+
+    def features_are_nonnegative(self, images: Tensor) -> bool:
+        """Return whether the inputs of the linear layer executed last are at least 0 for all of ``images`` (n, C, H, W)."""
+        inputs: list[Tensor] = []
+        linear = (module for module in self.model.modules() if isinstance(module, nn.Linear))
+        handles = [module.register_forward_hook(lambda _, args, output: inputs.append(args[0])) for module in linear]
+        try:
+            with torch.no_grad():
+                self.model(self.input.normalize(images))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return bool(inputs) and bool((inputs[-1] >= 0).all())
+
     def score(self, images: Tensor, signals: Tensor) -> Tensor:
         """Return sum_k <c_k, f(x_k)>, scalar.
 
