@@ -168,6 +168,8 @@ def claim(
             live.stop()
             _interrupted(place[-1:], f"claim {file} --out {place[-1]}" if place else "claim")
     console.print(findings_table(findings))
+    if text.verdict:
+        console.print(f"[dim]Of the run behind the file:[/dim] {escape(text.verdict)}", highlight=False, soft_wrap=True)
     console.print(f"Reports: {escape(str(folder))}", highlight=False, soft_wrap=True)
     if not all(finding.holds for finding in findings):
         errors.print("Not every figure is in its range.", highlight=False)
