@@ -67,7 +67,9 @@ class History:
         rest = self._scale * (by_change[:, :1] - self._squares[used, used] @ first)
         second = torch.linalg.solve_triangular(products.mT, products.diagonal()[:, None] * first - rest, upper=False)
         found: Tensor = (second.to(gradient).mT @ past)[0]
-        return found - self._scale * (gradient + (first.to(gradient).mT @ turns)[0])
+        rest = (first.to(gradient).mT @ turns)[0]
+        found -= self._scale * (gradient + rest)
+        return found
 
     def _store(self, step: Tensor, change: Tensor) -> None:
         first, end = self._window.start, self._window.stop
