@@ -56,6 +56,7 @@ def descend(
     scale: float = 1.0,
     edit_gradient: Callable[[], None] | None = None,
     after_step: Callable[[int], None] | None = None,
+    when_flat: Callable[[], bool] | None = None,
 ) -> Descent:
     """Minimise ``loss_of()`` over ``variables`` within the budget; keep the best point evaluated, by that loss.
 
@@ -73,6 +74,8 @@ def descend(
         Changes the variables' gradients before each step (such as taking signs).
     after_step : callable, optional
         Given the number of the step just taken, projects the variables or changes learning rates.
+    when_flat : callable, optional
+        Asked where the descent would end as flat; it goes on if this returns true, having changed something.
     """
     course = Descent()
     marker, since = math.inf, 0  # the loss that the next progress is measured from, and how long ago it was reached
@@ -112,7 +115,10 @@ def descend(
         since = 0 if course.loss < (1 - config.progress) * marker else since + 1
         marker = course.loss if since == 0 else marker
         budget.tick(iteration, loss)
-        if reason := end_reason(course.loss, since, budget, config):
+        reason = end_reason(course.loss, since, budget, config)
+        if reason == "flat" and when_flat is not None and when_flat():
+            since, reason = 0, None
+        if reason:
             course.stop_reason = reason
             break
         if not last and after_step is not None:

@@ -34,8 +34,9 @@ class InvertingGradientsConfig(MatchingConfig):
     signed: bool = Field(default=True, description="give Adam only the signs of the gradient")
     boxed: bool = Field(default=True, description="keep pixels within [0, 1]")
     tolerance: float = Field(default=1e-6, ge=0, description="stop once the loss is this small: converged")
-    # The loss stalls before each lowering of the learning rate and falls again after it, so that patience would cost quality.
-    patience: int | None = Field(default=None, ge=1, description="stop after so many iterations without progress; or never")
+    patience: int | None = Field(
+        default=100, ge=1, description="go on to the next learning rate after so many iterations without progress; or never"
+    )
 
 
 @attacks.register
@@ -66,10 +67,18 @@ class InvertingGradients(MatchingAttack):
             image.grad.sign_()
 
     def after_step(self, step: int, optimiser: torch.optim.Optimizer, unknowns: Unknowns) -> None:
-        """Project onto the box, and lower the learning rate at the paper's milestones."""
+        """Project onto the box, and lower the learning rate at the paper's milestones, unless it is that low already."""
         if self.config.boxed:
             with torch.no_grad():
                 unknowns.image.copy_(unknowns.coordinates.encode(unknowns.pixels.clamp(0, 1)))
-        if step + 1 in {int(self.config.iterations * part) for part in _DECAYS}:
-            for group in optimiser.param_groups:
-                group["lr"] *= 0.1
+        passed = sum(step + 1 >= int(self.config.iterations * part) for part in _DECAYS)
+        for group in optimiser.param_groups:
+            group["lr"] = min(group["lr"], self.config.learning_rate * 0.1**passed)
+
+    def when_flat(self, optimiser: torch.optim.Optimizer) -> bool:
+        """Go on to the next milestone's learning rate; past the last one the descent is over."""
+        group = optimiser.param_groups[0]
+        if group["lr"] < self.config.learning_rate * 0.1 ** (len(_DECAYS) - 0.5):
+            return False
+        group["lr"] *= 0.1
+        return True

@@ -2,13 +2,13 @@
 
 It takes the same steps as :class:`torch.optim.LBFGS` on each problem alone, up to rounding. Each round evaluates every
 problem once, at its own trial point, so that none waits for another's line search. The two loops over the history are
-solved as two triangular systems in the products of its vectors, which read the history twice instead of four times.
+solved as two triangular systems in the products of its vectors, a few large operations instead of many small ones.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 
 import torch
 from torch import Tensor
@@ -22,109 +22,68 @@ Search = Generator[float, Trial, tuple[float, float, Tensor]]
 
 
 class History:
-    """The last steps of each problem, and how the gradient changed over them.
+    """The last steps of one problem, and how the gradient changed over them.
 
     Parameters
     ----------
     like : Tensor
-        (N, D), gives the number of problems, their size, the device and the precision.
+        (D,), gives the size, the device and the precision.
     size : int
         Steps that are remembered.
     """
 
     def __init__(self, like: Tensor, size: int) -> None:
-        self._size, (count, width) = size, like.shape
         capacity = 2 * size
-        self._steps = like.new_zeros(count, capacity, width)
-        self._changes = like.new_zeros(count, capacity, width)
-        eye = torch.eye(capacity, dtype=torch.float64, device=like.device)
-        self._products = eye.repeat(count, 1, 1)  # step i times change j
+        self._size, self._scale = size, 1.0
+        # Zeroed memory is not touched before it is used.
+        self._steps, self._changes = like.new_zeros(capacity, len(like)), like.new_zeros(capacity, len(like))
+        self._products = like.new_zeros(capacity, capacity, dtype=torch.float64)  # step i times change j
         self._squares = torch.zeros_like(self._products)  # change i times change j
-        self._scale = like.new_ones(count, dtype=torch.float64)
-        self._first, self._end = [0] * count, [0] * count  # the window of rows in use
+        self._window = slice(0, 0)
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Forget all problems but these."""
-        at = torch.tensor(rows, device=self._scale.device)
-        for name in ("_steps", "_changes", "_products", "_squares", "_scale"):
-            setattr(self, name, getattr(self, name)[at])
-        self._first, self._end = [self._first[row] for row in rows], [self._end[row] for row in rows]
-
-    def directions(self, rows: Sequence[int], gradients: Tensor, steps: Tensor, changes: Tensor) -> Tensor:
-        """Remember the problems' latest steps and return their next directions.
+    def direction(self, gradient: Tensor, step: Tensor, change: Tensor) -> Tensor:
+        """Remember the latest step and return the next direction (D,).
 
         Parameters
         ----------
-        rows : sequence of int
-            The M problems that ask.
-        gradients, steps, changes : Tensor
-            (M, D) each: the present gradient, the step that led here, and the gradient's change over it.
-
-        Returns
-        -------
-        Tensor
-            (M, D).
+        gradient, step, change : Tensor
+            (D,) each: the present gradient, the step that led here, and the gradient's change over it.
         """
-        curvature = (steps * changes).sum(1)
-        scale = (curvature / changes.square().sum(1)).double()
-        stored = [at for at, value in enumerate(curvature.tolist()) if value > _LEAST_CURVATURE]
-        for at in stored:
-            row = rows[at]
-            end = self._slot(row)
-            self._steps[row, end], self._changes[row, end] = steps[at], changes[at]
-            self._scale[row] = scale[at]
-            self._end[row] = end + 1
-        low, high = min(self._first[row] for row in rows), max(self._end[row] for row in rows)
-        whole = len(rows) == len(self._first)
-        chosen = slice(None) if whole else torch.tensor(rows, device=gradients.device)
-        past, turns = self._steps[chosen, low:high], self._changes[chosen, low:high]
-        pair = torch.stack([-gradients, changes], -1)
+        curvature, square = float(step @ change), float(change @ change)
+        if stored := curvature > _LEAST_CURVATURE:
+            self._store(step, change)
+            self._scale = curvature / square
+        used = self._window
+        if used.start == used.stop:
+            return -gradient
+        past, turns = self._steps[used], self._changes[used]
+        pair = torch.stack([-gradient, change], -1)
         by_step, by_change = (past @ pair).double(), (turns @ pair).double()
-        for index in stored:
-            row = rows[index]
-            window, newest = slice(self._first[row], self._end[row]), self._end[row] - 1
-            inside = slice(self._first[row] - low, self._end[row] - low)
-            self._products[row, window, newest] = by_step[index, inside, 1]
-            self._squares[row, window, newest] = self._squares[row, newest, window] = by_change[index, inside, 1]
-        products, squares = self._products[chosen, low:high, low:high], self._squares[chosen, low:high, low:high]
-        scale = self._scale[chosen]
-        first = torch.linalg.solve_triangular(products, by_step[..., :1], upper=True)
-        rest = scale[:, None, None] * (by_change[..., :1] - squares @ first)
-        diagonal = products.diagonal(dim1=-2, dim2=-1)[..., None]
-        second = torch.linalg.solve_triangular(products.mT, diagonal * first - rest, upper=False)
-        weighted = (first[..., 0] * scale[:, None]).to(gradients)
-        found = -scale[:, None].to(gradients) * gradients
-        found -= (weighted[:, None] @ turns)[:, 0]
-        found += (second.mT.to(gradients) @ past)[:, 0]
+        if stored:
+            self._products[used, used.stop - 1] = by_step[:, 1]
+            self._squares[used, used.stop - 1] = self._squares[used.stop - 1, used] = by_change[:, 1]
+        products = self._products[used, used]
+        first = torch.linalg.solve_triangular(products, by_step[:, :1], upper=True)
+        rest = self._scale * (by_change[:, :1] - self._squares[used, used] @ first)
+        second = torch.linalg.solve_triangular(products.mT, products.diagonal()[:, None] * first - rest, upper=False)
+        found: Tensor = (second.to(gradient).mT @ past)[0]
+        rest = (first.to(gradient).mT @ turns)[0]
+        found -= self._scale * (gradient + rest)
         return found
 
-    def _slot(self, row: int) -> int:
-        """Return the row that takes the next pair, with the oldest one forgotten where the history is full."""
-        if self._end[row] - self._first[row] == self._size:
-            self._forget(row, self._first[row])
-            self._first[row] += 1
-        if self._end[row] == self._steps.shape[1]:
-            self._shift(row)
-        return self._end[row]
-
-    def _forget(self, row: int, oldest: int) -> None:
-        self._steps[row, oldest], self._changes[row, oldest] = 0, 0
-        self._products[row, oldest, :], self._products[row, :, oldest], self._products[row, oldest, oldest] = 0, 0, 1
-        self._squares[row, oldest, :], self._squares[row, :, oldest] = 0, 0
-
-    def _shift(self, row: int) -> None:
-        """Move a problem's window to the beginning; once in so many steps as are remembered."""
-        first, end = self._first[row], self._end[row]
-        used = end - first
-        for matrix in (self._steps, self._changes):
-            moved = matrix[row, first:end].clone()
-            matrix[row] = 0
-            matrix[row, :used] = moved
-        for square, empty in ((self._products, 1.0), (self._squares, 0.0)):
-            inner = square[row, first:end, first:end].clone()
-            square[row] = empty * torch.eye(square.shape[1], dtype=square.dtype, device=square.device)
-            square[row, :used, :used] = inner
-        self._first[row], self._end[row] = 0, used
+    def _store(self, step: Tensor, change: Tensor) -> None:
+        first, end = self._window.start, self._window.stop
+        first += end - first == self._size
+        if end == len(self._steps):
+            # The window moves back to the beginning, once in so many steps as are remembered.
+            kept = end - first
+            for rows in (self._steps, self._changes):
+                rows[:kept] = rows[first:end].clone()
+            for square in (self._products, self._squares):
+                square[:kept, :kept] = square[first:end, first:end].clone()
+            first, end = 0, kept
+        self._steps[end], self._changes[end] = step, change
+        self._window = slice(first, end + 1)
 
 
 def line_search(

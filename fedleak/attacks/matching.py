@@ -116,6 +116,10 @@ class MatchingAttack(Attack):
     def after_step(self, step: int, optimiser: torch.optim.Optimizer, unknowns: Unknowns) -> None:
         """Project the unknowns or change learning rates after step number ``step``; not by default."""
 
+    def when_flat(self, optimiser: torch.optim.Optimizer) -> bool:
+        """Change the optimiser where its descent has become flat, and return true; by default return false, which ends it."""
+        return False
+
     def minimise(self, victim: Victim, unknowns: Unknowns, seed: Seed, budget: Budget) -> Descent:
         """Descend from one start, whose other draws derive from ``seed``; by default on distance plus prior."""
         optimiser = self.optimiser(unknowns.variables)
@@ -135,6 +139,7 @@ class MatchingAttack(Attack):
             scale=self.loss_scale,
             edit_gradient=lambda: self.edit_gradient(unknowns.variables),
             after_step=lambda step: self.after_step(step, optimiser, unknowns),
+            when_flat=lambda: self.when_flat(optimiser),
         )
 
     def losses(self, tries: Sequence[Try]) -> tuple[Loss, list[Tensor]]:
@@ -169,6 +174,7 @@ class MatchingAttack(Attack):
         for one, limit in zip(tries, iterations, strict=True):
             optimiser = self.optimiser(one.unknowns.variables)
             start = Start(one.unknowns.variables, optimiser, one.budget, limit, ended=one.needless, course=one.course)
+            start.when_flat = partial(self.when_flat, optimiser)
             if type(self).edit_gradient is not MatchingAttack.edit_gradient:
                 start.edit_gradient = self.edit_gradient
             if type(self).after_step is not MatchingAttack.after_step:

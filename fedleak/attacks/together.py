@@ -38,6 +38,8 @@ class Start:
         Given the variables, changes their gradients before each step.
     after_step : callable, optional
         Given the step's number and the variables, changes them, or the optimiser's parameters.
+    when_flat : callable, optional
+        As in :func:`~fedleak.attacks.descent.descend`.
     ended : callable, optional
         Whether another start has made this one needless.
     """
@@ -47,7 +49,8 @@ class Start:
     budget: Budget
     iterations: int
     edit_gradient: Callable[[list[Tensor]], None] | None = None
-    after_step: Callable[[int, list[Tensor]], bool | None] | None = None
+    after_step: Callable[[int, list[Tensor]], None] | None = None
+    when_flat: Callable[[], bool] | None = None
     ended: Callable[[], bool] = lambda: False
     course: Descent = field(default_factory=Descent)
     marker: float = math.inf
@@ -126,7 +129,7 @@ class _Program:
         """Return flat points (..., D) as views of the variables' shapes."""
         sizes = [math.prod(shape) for shape in self._shapes]
         parts = torch.split(points, sizes, -1)
-        return [part.reshape(*part.shape[:-1], *shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        return [part.view(*part.shape[:-1], *shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def evaluate(self, points: Tensor) -> list[float]:
         """Return the losses at the rows of ``points``, keep their gradients, and remember the best points."""
@@ -170,7 +173,10 @@ class _Program:
         start.since = 0 if course.loss < (1 - config.progress) * start.marker else start.since + 1
         start.marker = course.loss if start.since == 0 else start.marker
         start.budget.tick(iteration, loss)
-        if reason := end_reason(course.loss, start.since, self._clock, config):
+        reason = end_reason(course.loss, start.since, self._clock, config)
+        if reason == "flat" and start.when_flat is not None and start.when_flat():
+            start.since, reason = 0, None
+        if reason:
             return self.end(row, reason)
         if start.ended() or iteration == start.iterations:
             return self.end(row, "iterations")
@@ -220,8 +226,7 @@ def _adam(program: _Program) -> None:
         for row, start in enumerate(program.starts):
             if program.over[row] or program.count(row, step, losses[row]) or last[row] or start.after_step is None:
                 continue
-            if start.after_step(step, program.variables(row)):
-                start.since = 0
+            start.after_step(step, program.variables(row))
         if all(program.over):
             return
         step += 1
@@ -230,9 +235,7 @@ def _adam(program: _Program) -> None:
 
 
 def _quasi_newton(program: _Program) -> None:
-    group = program.starts[0].optimiser.param_groups[0]
     walks = [_Walk(program, row) for row in range(len(program.starts))]
-    history = History(program.points, group["history_size"])
     directions = torch.zeros_like(program.points)
     while True:
         steps = torch.tensor([walk.step for walk in walks], dtype=torch.float64).to(directions)
@@ -248,31 +251,29 @@ def _quasi_newton(program: _Program) -> None:
             elif walk.proceed((program.scale * losses[row], slopes[row]), program.gradients[row], directions[row]):
                 turning.append(row)
         while turning:
-            turning = _turn(walks, history, directions, turning)
+            turning = _turn(walks, directions, turning)
         if all(program.over):
             return
         if (rows := program.thin()) is not None:
-            history.keep(rows)
             directions, walks = directions[rows], [walks[row] for row in rows]
             for row, walk in enumerate(walks):
                 walk.row = row
 
 
-def _turn(walks: Sequence[_Walk], history: History, directions: Tensor, rows: Sequence[int]) -> list[int]:
+def _turn(walks: Sequence[_Walk], directions: Tensor, rows: Sequence[int]) -> list[int]:
     """Give new directions to the starts that have ended a line search; return those that at once need another."""
-    gradients = torch.stack([walks[row].gradient for row in rows])
-    later = [at for at, row in enumerate(rows) if walks[row].before is not None]
-    found = -gradients
-    if later:
-        asking = [rows[at] for at in later]
-        changes = gradients[later] - torch.stack([walks[row].before for row in asking])  # type: ignore[misc]
-        taken = torch.tensor([walks[row].taken for row in asking], dtype=torch.float64).to(gradients)
-        found[later] = history.directions(asking, gradients[later], taken[:, None] * directions[asking], changes)
-    directions[list(rows)] = found
-    slopes, reaches = (gradients * found).sum(1).tolist(), found.abs().amax(1).tolist()
-    sums = gradients.abs().sum(1).tolist()
-    turned = zip(rows, slopes, reaches, sums, strict=True)
-    return [row for row, *facts in turned if walks[row].proceed(tuple(facts), gradients[0], directions[row])]
+    again = []
+    for row in rows:
+        walk, gradient = walks[row], walks[row].gradient
+        if walk.before is None:
+            found = -gradient
+        else:
+            found = walk.history.direction(gradient, walk.taken * directions[row], gradient - walk.before)
+        directions[row] = found
+        slope, reach, size = torch.stack([gradient @ found, found.abs().amax(), gradient.abs().sum()]).tolist()
+        if walk.proceed((slope, reach, size), gradient, directions[row]):
+            again.append(row)
+    return again
 
 
 class _Walk:
@@ -286,6 +287,8 @@ class _Walk:
         Along the direction, to be evaluated next.
     taken : float
         The step of the line search that ended last.
+    history : History
+        Of its steps.
     gradient, before : Tensor
         (D,), where it is, and where that line search began (``None`` before the first).
     """
@@ -293,6 +296,7 @@ class _Walk:
     def __init__(self, program: _Program, row: int) -> None:
         self.row, self.step, self.taken = row, 0.0, 0.0
         self.before: Tensor | None = None
+        self.history = History(program.points[row], program.starts[row].optimiser.param_groups[0]["history_size"])
         self._latest = [program.gradients[row]]
         self._program = program
         self._start = program.starts[row]
