@@ -1,7 +1,7 @@
 """Measure the attack ``closed-form`` on batches of the sample images, one thread, labels given.
 
 Each case takes 5 batches of the 20 images that foolbox ships, and draws a network anew for each: one image a class
-(tanh, relu), whatever labels come (mlp: two to four more images than classes present, as a rule), or the batches of
+(tanh, relu), whatever labels come (mlp: one or three images more than classes), or the batches of
 ``natural.py`` (lenet: images in order first). Baseline: the mean image of CIFAR-10. No parameter was chosen on these images.
 
     python tests/benchmarks/exact_batches.py
