@@ -1,9 +1,9 @@
-"""Closed form: solve the layers of a feed-forward network from the last to the first, for a single image.
+"""Closed form: solve the layers of a feed-forward network from the last to the first, for one image or a small batch.
 
 Formula: classifier dW = d h^T, d = p - y; then, layer by layer, activation inverses and least squares of a convolution's
 forward equations K u + b = z stacked on its weight-gradient equations sum_l d_l u_patch(l)^T = dK.
 Source: R-GAP (Zhu and Blaschko, "Recursive Gradient Attack on Privacy", ICLR 2021, arXiv 2010.07733), with both kinds of
-equations solved together by preconditioned conjugate gradients in float64.
+equations solved together by preconditioned conjugate gradients in float64; batches are fedleak's own (``exact/batch.py``).
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ _DIFFERENCE = 0.08
 
 @attacks.register
 class ClosedForm(Attack):
-    """Exact for one image, where the equations outnumber the unknowns in each layer; flags ``not-identifiable`` elsewhere.
+    """Exact where the equations outnumber the unknowns in each layer; flags ``not-identifiable`` elsewhere.
 
-    It needs no batch size: the rank of the classifier's gradient tells whether there is one image. ``restarts`` and
-    ``iterations`` do not apply. The loss is the norm of the difference between the observed gradient and that of the
-    solution, relative to the observed one.
+    One image needs no batch size: the rank of the classifier's gradient tells whether there is one. A batch must have fewer
+    images than classes; its labels are restored by the rule ``consistent`` unless another is given, and labels that do not
+    satisfy the equations are a named failure. ``restarts`` and ``iterations`` do not apply. The loss is the
+    norm of the difference between the observed gradient and that of the solution, relative to the observed one.
     """
 
     name = "closed-form"
@@ -43,7 +44,7 @@ class ClosedForm(Attack):
     def reconstruct(
         self, observation: Observation, model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget
     ) -> Reconstruction:
-        """Solve for the one image, or raise where there is more than one or the network is not a chain."""
+        """Solve for the images, or raise where they cannot be told apart or the network is not a chain."""
         order = execution_order(model, observation.input)
         mode = observation.local.mode if observation.local else "eval"
         check_chain(order, training=mode == "train")

@@ -148,7 +148,7 @@ def test_two_images_are_recognised_by_rank_without_knowing_the_batch_size():
     result = attack(observe(model, images, labels, grant=NOTHING), model)
     assert result.images is None
     assert "more than one image" in result.error
-    assert len(attack(observe(model, images, labels), model, labels="given", budget_seconds=0.3).images) == 2
+    assert len(attack(observe(model, images, labels), model, budget_seconds=0.3).images) == 2
 
 
 class Residual(nn.Module):
