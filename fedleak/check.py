@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 from torch import nn
 
+from fedleak.attacks.auto import plan
 from fedleak.attacks.base import Attack, attacks
-from fedleak.attacks.exact.count import LayerCount, count
+from fedleak.attacks.exact.count import LayerCount, count_update
 from fedleak.attacks.labels.base import label_rules
 from fedleak.client.batches import private_batch
 from fedleak.data.federated import FederatedData, federated_data
@@ -19,7 +20,7 @@ from fedleak.defenses.base import defenses
 from fedleak.engines.base import engine
 from fedleak.errors import ParameterError, ScenarioError
 from fedleak.models import build_model
-from fedleak.observation import LocalTraining, UpdateKind
+from fedleak.observation import UpdateKind
 from fedleak.registry import Registry
 from fedleak.report.formats import plural
 from fedleak.scenario import AttackSpec, Named, Scenario
@@ -217,13 +218,17 @@ def difficulty(checked: Checked) -> Difficulty:
         ("attacker knows", f"{', '.join(sorted(scenario.threat.granted)) or 'the updates alone'} ({scenario.threat.preset})"),
         ("attacks", ", ".join(spec.result_name for spec in scenario.attacks) if scenario.server.curious else "none: not curious"),
     ]
+    if any(spec.name == "auto" for spec in scenario.attacks):
+        kind: UpdateKind = "gradient" if scenario.federation.protocol == "fedsgd" else "weights"
+        planned = plan(model, data.input, kind, local)
+        facts.append(("auto would run", f"{', then '.join(planned.names)}: {planned.reason}"))
     blurs = {
         plural(local.steps, "local step"): local.steps > 1,
         "BatchNorm in train mode": batchnorm and mode == "train",
         "dropout in train mode": dropout and mode == "train",
         f"the defenses ({defended})": bool(scenario.defenses),
     }
-    layers = _counts(checked, len(positions), local)
+    layers = count_update(model, data.input, local)
     return Difficulty(facts, layers, _verdict(layers, [name for name, applies in blurs.items() if applies]))
 
 
@@ -233,17 +238,6 @@ def _update(scenario: Scenario, steps: int) -> str:
         if scenario.federation.protocol == "fedsgd"
         else f"weights after {plural(steps, 'local step')}"
     )
-
-
-def _counts(checked: Checked, images: int, local: LocalTraining) -> list[LayerCount]:
-    counts = count(checked.model, checked.data.input, images)
-    if local.steps == 1:
-        return counts
-    whole = counts[-1]
-    if local.steps * local.batch_size > images + local.batch_size - 1:
-        # An image that is trained on again shows itself at other weights; only the size of the update bounds that.
-        whole = replace(whole, equations=sum(p.numel() for p in checked.model.parameters()))
-    return [whole]
 
 
 def _verdict(counts: list[LayerCount], blurs: list[str]) -> str:

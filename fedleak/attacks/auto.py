@@ -105,14 +105,14 @@ class Auto(Attack):
             if kept is not None and budget.exhausted:
                 break
             rule = self.config.labels if name == "exact" else labels
-            trial = attempt(
-                name, observation, model, rng=rng, device=device, budget=budget, labels=rule, iterations=limit
-            )
+            trial = attempt(name, observation, model, rng=rng, device=device, budget=budget, labels=rule, iterations=limit)
             if trial.result is None:
                 failed.append(f"{name} failed: {trial.error}")
                 continue
             method = trial.result.method or name
-            kept = replace(trial.result, method=f"{method}: {planned.reason}" if method == name else f"{method}; {planned.reason}")
+            kept = replace(
+                trial.result, method=f"{method}: {planned.reason}" if method == name else f"{method}; {planned.reason}"
+            )
             if _good(name, trial.result, trial.loss):
                 break
             failed.append(f"{name} left its own loss at {trial.loss:.1e}")

@@ -82,9 +82,7 @@ class Spear(Attack):
         said = f"spear: {exact} of {found.rank} samples separated exactly"
         return Reconstruction(images, labels=labels, loss=loss, stop_reason=reason, flags=flags, method=said)
 
-    def _directions(
-        self, layer: FirstLayer, found: Factors, input: InputSpec, rng: Seed, budget: Budget
-    ) -> tuple[Tensor, int]:
+    def _directions(self, layer: FirstLayer, found: Factors, input: InputSpec, rng: Seed, budget: Budget) -> tuple[Tensor, int]:
         """Return the directions (B, B), a column a sample, and how many are exact."""
         if found.rank == 1:
             return found.size.new_ones(1, 1), 1

@@ -265,7 +265,7 @@ def _row(row: dict[str, Any], gallery: Gallery) -> dict[str, Any]:
         "iterations",
     )
     return {
-        **{key: row.get(key) for key in (*keys, "stop_reason", "loss", "flags", "error")},
+        **{key: row.get(key) for key in (*keys, "stop_reason", "loss", "equations", "unknowns", "method", "flags", "error")},
         "mean_image": baseline_psnr(row, "mean_image"),
         "random": baseline_psnr(row, "random"),
         "label": formats.class_name(row.get("label"), gallery.class_names),

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from fedleak.attacks.base import Reconstruction
+from fedleak.attacks.exact.count import count_update, weakest
 from fedleak.errors import ReplyError
 from fedleak.evaluation.flags import grade_flags, result_flags, update_flags
 from fedleak.evaluation.grade import ImageGrade
@@ -24,6 +25,8 @@ from fedleak.server.observing import local_training
 from fedleak.server.replies import Directory, decoded
 
 _METRICS = ("psnr", "ssim", "mse")
+COUNT = ("equations", "unknowns", "weakest_layer")
+"""The identifiability count in a row; null where the update was not counted."""
 
 
 class Grader:
@@ -51,6 +54,7 @@ class Grader:
         self._directory = directory
         self._mean_image = mean_image
         self._most_examples = most_examples
+        self._counts: dict[tuple[int, ...], Row] = {}
 
     def grade(
         self, observation: Observation, result: Reconstruction, model: nn.Module, grid: Grid, *, models_steps: bool = False
@@ -60,16 +64,18 @@ class Grader:
         if models_steps:
             flags = [flag for flag in flags if flag != "several-local-steps"]
         if result.images is None:
-            return [self._failed(result, result.error or "no images", flags)]
+            return [self._failed(observation, model, result, result.error or "no images", flags)]
         reveal = not self._truth_path(observation, 0, exists=True)
         question = self._question(observation, result, reveal)
         replies = list(grid.send_and_receive([question], timeout=self._scenario.federation.timeout))
         try:
             grades, truth_labels, duplicates = self._read(observation, result, replies[0] if replies else None)
         except ReplyError as error:
-            return [self._failed(result, f"the client did not grade the reconstruction: {error}", flags)]
+            return [self._failed(observation, model, result, f"the client did not grade the reconstruction: {error}", flags)]
         return [
-            self._row(result, grade, truth_labels, [*flags, *grade_flags([grade], duplicate_labels=duplicates)])
+            self._row(
+                observation, model, result, grade, truth_labels, [*flags, *grade_flags([grade], duplicate_labels=duplicates)]
+            )
             for grade in grades
         ]
 
@@ -113,32 +119,60 @@ class Grader:
         relative = f"images/{stem(where.round, where.client)}-truth-{number}.png"
         return relative if not exists or (self._folder.path / relative).exists() else None
 
-    def _row(self, result: Reconstruction, grade: ImageGrade, labels: list[int] | None, flags: list[str]) -> Row:
+    def _row(
+        self,
+        observation: Observation,
+        model: nn.Module,
+        result: Reconstruction,
+        grade: ImageGrade,
+        labels: list[int] | None,
+        flags: list[str],
+    ) -> Row:
         png = None
         if grade.matched is not None and result.images is not None and self._scenario.evaluation.truth == "reveal":
             name = f"{stem(result.round, result.client)}-{result.attack}-{grade.image}"
             png = self._folder.save_image(name, result.images[grade.matched])
-        return base_row(self._scenario, result) | {
-            "image": grade.image,
-            **{metric: _finite(getattr(grade, metric)) for metric in _METRICS},
-            "label": labels[grade.image] if labels is not None else None,
-            # Beside label_correct it would be the private label.
-            "label_restored": grade.label_restored if labels is not None else None,
-            "label_correct": grade.label_correct,
-            "identified": grade.identified,
-            "flags": list(dict.fromkeys(flags)),
-            "error": None,
-            "baseline": {
-                "random": {metric: _finite(getattr(grade, f"random_{metric}")) for metric in _METRICS},
-                "mean_image": {metric: _finite(getattr(grade, f"mean_{metric}")) for metric in _METRICS},
-            },
-            "truth_png": self._truth_path(result, grade.image, exists=True),
-            "png": png,
-        }
+        return (
+            base_row(self._scenario, result)
+            | self._count(observation, model)
+            | {
+                "image": grade.image,
+                **{metric: _finite(getattr(grade, metric)) for metric in _METRICS},
+                "label": labels[grade.image] if labels is not None else None,
+                # Beside label_correct it would be the private label.
+                "label_restored": grade.label_restored if labels is not None else None,
+                "label_correct": grade.label_correct,
+                "identified": grade.identified,
+                "flags": list(dict.fromkeys(flags)),
+                "error": None,
+                "baseline": {
+                    "random": {metric: _finite(getattr(grade, f"random_{metric}")) for metric in _METRICS},
+                    "mean_image": {metric: _finite(getattr(grade, f"mean_{metric}")) for metric in _METRICS},
+                },
+                "truth_png": self._truth_path(result, grade.image, exists=True),
+                "png": png,
+            }
+        )
 
-    def _failed(self, result: Reconstruction, error: str, flags: list[str]) -> Row:
+    def _failed(self, observation: Observation, model: nn.Module, result: Reconstruction, error: str, flags: list[str]) -> Row:
         row = failed_row(self._scenario, result.attack, result.round, result.client, error, flags)
-        return row | {key: value for key, value in base_row(self._scenario, result).items() if key in row}
+        known = {key: value for key, value in base_row(self._scenario, result).items() if key in row}
+        return row | known | self._count(observation, model)
+
+    def _count(self, observation: Observation, model: nn.Module) -> Row:
+        """Return equations against unknowns of this update, and the layer that falls shortest where layers can be counted."""
+        told = self._told(observation).local
+        assert told is not None
+        # By the size of the reply, and not by what the attacker was told: the count is for the reader of the report.
+        key = (told.num_examples, told.steps, told.batch_size)
+        if key not in self._counts:
+            *layers, whole = count_update(model, observation.input, told)
+            self._counts[key] = {
+                "equations": whole.equations,
+                "unknowns": whole.unknowns,
+                "weakest_layer": weakest(layers).layer if layers else None,
+            }
+        return self._counts[key]
 
 
 def base_row(scenario: Scenario, result: Reconstruction) -> Row:
@@ -154,6 +188,8 @@ def base_row(scenario: Scenario, result: Reconstruction) -> Row:
         "iterations": result.iterations,
         "stop_reason": result.stop_reason,
         "loss": _finite(result.loss),
+        "method": result.method,
+        **dict.fromkeys(COUNT),
     }
 
 

@@ -9,14 +9,14 @@ Source: a rank analysis in the manner of R-GAP (Zhu and Blaschko, arXiv 2010.077
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from torch import nn
 
 from fedleak.attacks.exact.convolution import Geometry
 from fedleak.models.inspect import ExecutionOrder, LeafCall, execution_order
-from fedleak.observation import InputSpec
+from fedleak.observation import InputSpec, LocalTraining
 
 RELU_KNOWN = 0.5
 """Share of a ReLU's inputs taken to be positive, hence known, before anything is measured."""
@@ -70,6 +70,18 @@ def count(model: nn.Module, input: InputSpec, batch_size: int) -> list[LayerCoun
     """
     order = execution_order(model, input)
     return [*count_layers(order, batch_size), _count_whole(model, order, input, batch_size)]
+
+
+def count_update(model: nn.Module, input: InputSpec, local: LocalTraining) -> list[LayerCount]:
+    """Return the count of an update after ``local`` training: the whole alone where it is not one step's gradient."""
+    counts = count(model, input, local.num_examples)
+    if local.steps == 1:
+        return counts
+    whole = counts[-1]
+    if local.steps * local.batch_size > local.num_examples + local.batch_size - 1:
+        # An image that is trained on again shows itself at other weights; only the size of the update bounds that.
+        whole = replace(whole, equations=sum(parameter.numel() for parameter in model.parameters()))
+    return [whole]
 
 
 def count_layers(order: ExecutionOrder, batch_size: int) -> list[LayerCount]:

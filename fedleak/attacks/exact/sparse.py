@@ -52,7 +52,7 @@ def sparsify(rows: Tensor, starts: Tensor, begin: float = 0.3, end: float = 1e-4
     """Return unit directions (S, B) near ``starts`` (S, B) for which ``rows @ direction`` has many zeros."""
     outer = (rows[:, :, None] * rows[:, None, :]).flatten(1)
     identity = torch.eye(rows.shape[1]).to(rows)
-    found = starts / starts.norm(dim=1, keepdim=True)
+    found: Tensor = starts / starts.norm(dim=1, keepdim=True)
     for step in range(iterations):
         width = begin * (end / begin) ** (step / max(iterations - 1, 1))
         values = found @ rows.mT
@@ -186,7 +186,8 @@ def _off_rows(rows: Rows, estimate: Tensor) -> Tensor:
     """Return the directions that vanish best on the units that each row of ``estimate`` says are off."""
     off = (estimate @ rows.response.mT <= 0).to(rows.left)
     outer = (rows.left[:, :, None] * rows.left[:, None, :]).flatten(1)
-    return torch.linalg.eigh((off @ outer).reshape(-1, estimate.shape[1], estimate.shape[1]))[1][:, :, 0]
+    vectors: Tensor = torch.linalg.eigh((off @ outer).reshape(-1, estimate.shape[1], estimate.shape[1]))[1]
+    return vectors[:, :, 0]
 
 
 def _random(rows: Rows, guess: Tensor, rest: Tensor, samples: int, generator: torch.Generator) -> list[Tensor]:
