@@ -19,7 +19,7 @@ from fedleak.errors import AttackError
 from fedleak.observation import Observation
 from fedleak.seeding import Seed
 
-_AGREE = 1e-7
+_AGREE = 1e-10
 _LEAST_BIAS = 1e-3
 
 
@@ -59,7 +59,7 @@ class Analytic(Attack):
 
 
 def _coefficients(found: Factors) -> tuple[Tensor, int]:
-    """Return rows (B, B) that turn right singular vectors into images up to scale, those of single samples first, and their number."""
+    """Return rows (B, B) that turn right vectors into images up to scale, single samples first, and how many those are."""
     norm = found.left.norm(dim=1)
     rows = (found.left * found.size)[norm > 1e-6 * norm.max()]
     unit = rows / rows.norm(dim=1, keepdim=True)

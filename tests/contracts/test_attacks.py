@@ -147,7 +147,7 @@ def test_same_seed_gives_the_same_whatever_the_global_generators(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_observation_and_model_stay_as_they_were(name):
     model = network(name).train()
-    model.conv1.eval()
+    next(model.children()).eval()
     observation = seen(model, 3)
     before = bits(vars(observation)), bits(model.state_dict(keep_vars=True)), [module.training for module in model.modules()]
     build(name)([observation], model)

@@ -103,7 +103,8 @@ def first_layer(observation: Observation, model: nn.Module, device: torch.device
         for value in (observation.parameters.get(f"{call.name}.{name}"), gradient.get(f"{call.name}.{name}"))
     ]
     weight, d_weight, bias, d_bias = values
-    assert weight is not None and d_weight is not None
+    assert weight is not None
+    assert d_weight is not None
     if not all(bool(value.isfinite().all()) for value in gradient.values()):
         raise AttackError("the update is not finite: it says nothing about the images")
     if not bool(d_weight.any()):
@@ -151,8 +152,8 @@ def refuse_several_steps(observation: Observation, attack: str) -> None:
     """
     if observation.kind == "weights" and observation.local is not None and observation.local.steps > 1:
         raise AttackError(
-            f"'{attack}' reads one step's gradient, but the client took {observation.local.steps} local steps; use 'analytic' for "
-            "one image, or gradient matching"
+            f"'{attack}' reads one step's gradient, but the client took {observation.local.steps} local steps; use 'analytic' "
+            "for one image, or gradient matching"
         )
 
 

@@ -50,4 +50,5 @@ def unmix(rows: Tensor, shape: tuple[int, int, int], generator: torch.Generator,
         before, rotation = rotation, u @ v
         if float((1 - (rotation * before).sum(1).abs()).max()) < 1e-9:
             break
-    return rotation @ whitening
+    unmixing: Tensor = rotation @ whitening
+    return unmixing

@@ -16,7 +16,8 @@ from torch import Tensor
 
 _TINY_ROW = 1e-6
 _PARALLEL = 1e-9
-_SAME = 1e-6
+_SAME = 1e-9
+_NEAR = 1e-6
 _EXPLAINED = 0.985
 
 
@@ -52,7 +53,7 @@ def sparsify(rows: Tensor, starts: Tensor, begin: float = 0.3, end: float = 1e-4
     """Return unit directions (S, B) near ``starts`` (S, B) for which ``rows @ direction`` has many zeros."""
     outer = (rows[:, :, None] * rows[:, None, :]).flatten(1)
     identity = torch.eye(rows.shape[1]).to(rows)
-    found = starts / starts.norm(dim=1, keepdim=True)
+    found: Tensor = starts / starts.norm(dim=1, keepdim=True)
     for step in range(iterations):
         width = begin * (end / begin) ** (step / max(iterations - 1, 1))
         values = found @ rows.mT
@@ -159,11 +160,18 @@ def _accept(rows: Rows, exact: list[Tensor], found: Tensor, tolerance: float) ->
     """Return ``exact`` with those of ``found`` (S, B) that are new, sparse and explained, the sparsest first."""
     candidates: list[tuple[int, Tensor]] = []
     zeros = ((found @ rows.distinct.mT).abs() < 100 * tolerance).sum(1)
-    for index in zeros.argsort(descending=True)[: 4 * found.shape[1]].tolist():
-        fitted = refit(rows.distinct, found[index], tolerance)
-        if fitted is not None and not any(
-            abs(float(fitted[0] @ other)) > 1 - _SAME for other in [*exact, *(c for _, c in candidates)]
-        ):
+    order = zeros.argsort(descending=True, stable=True)
+    found = found[order[zeros[order] >= found.shape[1] + 2]]
+    # Most starts end where others did: each end is looked at once, or the samples found hide those that are not.
+    seen = list(exact)
+    while len(found) and len(candidates) < 4 * found.shape[1]:
+        if seen:
+            found = found[((found @ torch.stack(seen).mT).abs() < 1 - _NEAR).all(1)]
+        if not len(found):
+            break
+        fitted = refit(rows.distinct, found[0], tolerance)
+        seen = [found[0]] if fitted is None else [found[0], fitted[0]]
+        if fitted is not None and not any(abs(float(fitted[0] @ other)) > 1 - _SAME for other in exact):
             candidates.append((fitted[1], fitted[0]))
     if not candidates:
         return exact
@@ -186,7 +194,8 @@ def _off_rows(rows: Rows, estimate: Tensor) -> Tensor:
     """Return the directions that vanish best on the units that each row of ``estimate`` says are off."""
     off = (estimate @ rows.response.mT <= 0).to(rows.left)
     outer = (rows.left[:, :, None] * rows.left[:, None, :]).flatten(1)
-    return torch.linalg.eigh((off @ outer).reshape(-1, estimate.shape[1], estimate.shape[1]))[1][:, :, 0]
+    vectors: Tensor = torch.linalg.eigh((off @ outer).reshape(-1, estimate.shape[1], estimate.shape[1]))[1]
+    return vectors[:, :, 0]
 
 
 def _random(rows: Rows, guess: Tensor, rest: Tensor, samples: int, generator: torch.Generator) -> list[Tensor]:
