@@ -15,7 +15,7 @@ no attacker knows.
     python tests/benchmarks/against_breaching.py --json bench.json --cases lenet-b4    # one; rows that are there are kept
 
 The CPU minutes of the full form: lenet-b1 7, lenet-b4 4, lenet-b8 3, resnet20-b1 19, resnet20-b4 6, resnet20-b8 7, convnet-b1 16,
-resnet18-b1 16, the four FedAvg cases 3, 3, 5 and 5, labels 4. ``--network breaching`` takes breaching's own networks instead,
+resnet18-b1 16, the four FedAvg cases 3, 3, 5 and 5, labels 5. ``--network breaching`` takes breaching's own networks instead,
 ``--weights FILE`` trained ones of the zoo (pixels are then not normalised), ``--images 2 --inits 1 --seconds 3`` is a trial.
 224 x 224 pixels: imagenet.py.
 
@@ -274,7 +274,7 @@ def main() -> None:
         if name == "labels":
             updates = [untrained(options.draws, options.seed)]
             updates += [trained(options.draws, options.seed, *options.trained)] if options.trained else []
-            summarise_labels(compare_labels(chain(*updates), rows.add))
+            summarise_labels(compare_labels(chain(*updates), options.seed, rows.add))
         else:
             summarise(name, compare(name, options, data, rows))
     print(f"\n{(time.process_time() - begun) / 60:.1f} CPU minutes")
