@@ -15,8 +15,9 @@ no attacker knows.
     python tests/benchmarks/against_breaching.py --json bench.json --cases lenet-b4    # one; rows that are there are kept
 
 The CPU minutes of the full form: lenet-b1 7, lenet-b4 4, lenet-b8 3, resnet20-b1 19, resnet20-b4 6, resnet20-b8 7, convnet-b1 16,
-resnet18-b1 16, the four FedAvg cases 3, 3, 5 and 5, labels 4. ``--network breaching`` takes breaching's own networks instead,
+resnet18-b1 16, the four FedAvg cases 3, 3, 5 and 5, labels 5. ``--network breaching`` takes breaching's own networks instead,
 ``--weights FILE`` trained ones of the zoo (pixels are then not normalised), ``--images 2 --inits 1 --seconds 3`` is a trial.
+``--iterations 300 --plain --images 20 --inits 1 --cases lenet-b1`` is Deep Leakage from Gradients as its authors ran it.
 224 x 224 pixels: imagenet.py.
 
 breaching's ``deepleakage`` returns the labels that it started from instead of those that it found; here those found are taken.
@@ -56,6 +57,7 @@ from fedleak.threat import Knowledge
 PACED = {"inverting-gradients"}
 """fedleak's attacks whose schedule is in iterations."""
 UNBOUNDED = 10**6
+TIMED = 20
 BASELINES = ("mean image", "own mean colour")
 THEIR_NETWORKS = {"lenet": "lenet_zhu", "convnet": "ConvNet", "resnet20": "ResNet20", "resnet18": "ResNet18"}
 
@@ -106,11 +108,24 @@ class Rows:
         return self.all[key]
 
 
-def our_config(name: str, client: Client, seconds: float, iterations: int) -> dict[str, Any]:
-    """Return the parameters of fedleak's attack ``name``: its defaults, but one start, and no end before the budget's."""
-    fields = attacks.get(name).Config.model_fields
-    chosen = {"restarts": 1, "iterations": iterations, "budget_seconds": seconds, "patience": UNBOUNDED}
+class Limit(NamedTuple):
+    """What each side may spend: CPU seconds, or a number of iterations, which is then all that ends an attack early."""
+
+    seconds: float
+    iterations: int | None = None
+
+
+def our_config(name: str, client: Client, limit: Limit, paced: int) -> dict[str, Any]:
+    """Return the parameters of fedleak's attack ``name``: its defaults, but one start, and an end by the limit alone."""
+    chosen: dict[str, Any] = {"restarts": 1}
+    if limit.iterations is not None:
+        chosen["iterations"] = limit.iterations
+    elif name in PACED:
+        chosen["iterations"] = paced
+    else:
+        chosen |= {"iterations": UNBOUNDED, "patience": UNBOUNDED, "budget_seconds": limit.seconds}
     chosen |= {"labels": "given"} if client.labels_known else {}
+    fields = attacks.get(name).Config.model_fields
     return {key: value for key, value in chosen.items() if key in fields}
 
 
@@ -122,15 +137,14 @@ def seen(client: Client) -> Observation:
     return observe(client.model, client.images, client.labels, input=client.input, grant=grant)
 
 
-def ours(name: str, client: Client, seconds: float, seed: int) -> Run:
+def ours(name: str, client: Client, limit: Limit, seed: int) -> Run:
     """Set fedleak's attack ``name`` up, and return its call."""
-    observation, iterations = seen(client), UNBOUNDED
-    if name in PACED:
-        few = 20
+    observation, paced = seen(client), TIMED
+    if name in PACED and limit.iterations is None:
         begun = time.process_time()
-        fedleak.attack(name, **our_config(name, client, seconds, few))([observation], client.model)
-        iterations = max(1, round(few * seconds / (time.process_time() - begun)))
-    attack = fedleak.attack(name, **our_config(name, client, seconds, iterations))
+        fedleak.attack(name, **our_config(name, client, limit, paced))([observation], client.model)
+        paced = max(1, round(TIMED * limit.seconds / (time.process_time() - begun)))
+    attack = fedleak.attack(name, **our_config(name, client, limit, paced))
 
     def run() -> Answer:
         [result] = attack([observation], client.model, seed=seed)
@@ -139,9 +153,10 @@ def ours(name: str, client: Client, seconds: float, seed: int) -> Run:
     return run
 
 
-def theirs(name: str, client: Client, seconds: float, seed: int) -> Run:
-    """Set breaching's attack ``name`` up for as many iterations as fill the seconds, and return its call."""
-    return breaching_arm.attack(name, client, breaching_arm.iterations_in(name, client, seconds), seed)
+def theirs(name: str, client: Client, limit: Limit, seed: int) -> Run:
+    """Set breaching's attack ``name`` up for the iterations asked for, or as many as fill the seconds; return its call."""
+    iterations = limit.iterations or breaching_arm.iterations_in(name, client, limit.seconds)
+    return breaching_arm.attack(name, client, iterations, seed)
 
 
 def scored(answer: Answer, client: Client, seconds: float) -> dict[str, Any]:
@@ -178,10 +193,10 @@ def network(case: Case, options: argparse.Namespace, data: FederatedData, seed: 
     return model.eval()
 
 
-def arms(case: Case, options: argparse.Namespace) -> dict[str, Callable[[Client, float, int], Run]]:
-    """Return who attacks: by name, what sets up an attack on a client within seconds, from a seed."""
+def arms(case: Case, options: argparse.Namespace) -> dict[str, Callable[[Client, Limit, int], Run]]:
+    """Return who attacks: by name, what sets up an attack on a client within a limit, from a seed."""
     names = [name for name in options.attacks or case.ours if name in attacks.names()]
-    chosen: dict[str, Callable[[Client, float, int], Run]] = {}
+    chosen: dict[str, Callable[[Client, Limit, int], Run]] = {}
     if options.only != "theirs":
         chosen |= {name: lambda c, s, i, name=name: ours(name, c, s, i) for name in names or ["inverting-gradients"]}
     if options.only != "ours":
@@ -199,11 +214,11 @@ def compare(name: str, options: argparse.Namespace, data: FederatedData, rows: R
         for init in range(options.inits):
             model = network(case, options, data, Seed(options.seed).derive(str(indices), init).value)
             client = Client(truth, labels, model, data.input, case.steps, labels_known=case.size > 1)
-            seconds = options.seconds or case.seconds
-            where = f"{name}|{options.network}|{options.weights}|{options.seed}|{indices}|{init}"
+            limit = Limit(options.seconds or case.seconds, options.iterations)
+            where = f"{name}|{options.network}|{options.weights}|{options.plain}|{options.seed}|{indices}|{init}"
             for arm, prepare in arms(case, options).items():
-                key = f"{where}|{arm}|{seconds:g}"
-                row = rows.add(key, lambda p=prepare, c=client, s=seconds, i=init: measured(lambda: p(c, s, i), c))
+                key = f"{where}|{arm}|{limit.iterations or limit.seconds:g}"
+                row = rows.add(key, lambda p=prepare, c=client, s=limit, i=init: measured(lambda: p(c, s, i), c))
                 done.append({"images": indices, "arm": arm, **row})
                 quality, similar = statistics.mean(row["psnr"]), statistics.mean(row["ssim"])
                 print(f"{name} images {indices} init {init} {arm:28s} {quality:6.2f} dB  SSIM {similar:.2f}  "
@@ -257,6 +272,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="at least so many images for each case; by default the case's own")
     parser.add_argument("--inits", type=int, default=3, help="networks and starts for each batch (default 3)")
     parser.add_argument("--seconds", type=float, help="CPU seconds for each attack; by default the case's own")
+    parser.add_argument("--iterations", type=int, metavar="N", help="of each attack, instead of seconds (closed forms have none)")
+    parser.add_argument("--plain", action="store_true", help="give the network pixels as they are, not normalised")
     parser.add_argument("--only", choices=["ours", "theirs"], help="run one side alone")
     parser.add_argument("--attacks", nargs="+", metavar="NAME", help="fedleak's attacks; by default the case's own")
     parser.add_argument("--network", choices=["fedleak", "breaching"], default="fedleak", help="whose networks (default fedleak)")
@@ -268,13 +285,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     breaching_arm.quiet()
-    data = federated_data(Data(source="samples", partition="order", normalize=options.weights is None), 1, 0)
+    data = federated_data(
+        Data(source="samples", partition="order", normalize=not options.plain and options.weights is None), 1, 0
+    )
     rows, begun = Rows(options.json), time.process_time()
     for name in options.cases:
         if name == "labels":
             updates = [untrained(options.draws, options.seed)]
             updates += [trained(options.draws, options.seed, *options.trained)] if options.trained else []
-            summarise_labels(compare_labels(chain(*updates), rows.add))
+            summarise_labels(compare_labels(chain(*updates), options.seed, rows.add))
         else:
             summarise(name, compare(name, options, data, rows))
     print(f"\n{(time.process_time() - begun) / 60:.1f} CPU minutes")

@@ -2,7 +2,7 @@
 
 Accuracy is the size of the overlap of the restored with the true labels, both with repeats, divided by the batch size.
 Untrained networks: image crops and independent random labels, as in label_rules.py. Trained ones (``--trained DIR``, which
-holds NAME.safetensors as trained.py leaves them): CIFAR-10's test images with their own labels, pixels not normalised.
+is trained.py's cache): CIFAR-10's test images with their own labels, pixels not normalised.
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ from typing import Any
 import torch
 from breaching_arm import STRATEGIES, Client, restored_labels
 from label_rules import IMAGENET, NETWORKS, PIXELS, RULES, accuracy, crops
-from safetensors.torch import load_file
+from trained import RECIPES, cifar10
+from trained import trained as trained_network
 
 import fedleak
 from fedleak.attacks.labels.base import label_rules
-from fedleak.data.federated import federated_data
 from fedleak.errors import AttackError
 from fedleak.models import build_model
 from fedleak.observation import InputSpec
-from fedleak.scenario import Data, Model
+from fedleak.scenario import Model
 from fedleak.seeding import Seed
 
 SIZES = (1, 4, 8, 16)
-TRAINED: dict[str, dict[str, Any]] = {"convnet": {"name": "convnet", "width": 8}, "resnet20": {"name": "resnet20"}}
 Row = dict[str, Any]
 
 
@@ -48,12 +47,11 @@ def untrained(draws: int, seed: int) -> Iterator[tuple[str, int, int, Client]]:
 
 def trained(draws: int, seed: int, weights: Path, images: Path) -> Iterator[tuple[str, int, int, Client]]:
     """Yield the same for trained networks."""
-    data = federated_data(Data(source="parquet", path=images, partition="order"), 1, 0)
+    data = cifar10(str(images))
     test = data.source.test
     assert test is not None
-    for network, parameters in TRAINED.items():
-        model = build_model(Model.model_validate(parameters), data.input, 0)
-        model.load_state_dict(load_file(weights / f"{network}.safetensors"))
+    for network in RECIPES:
+        model = trained_network(network, data, weights)
         for size in SIZES:
             for draw in range(draws):
                 chosen = Seed(seed).derive(network, size, draw).numpy().permutation(len(test))[:size]
@@ -75,10 +73,12 @@ def restored(client: Client) -> Row:
     return found | {f"breaching {name}": accuracy(tuple(restored_labels(name, client)), labels) for name in STRATEGIES}
 
 
-def compare_labels(cases: Iterator[tuple[str, int, int, Client]], add: Callable[[str, Callable[[], Row]], Row]) -> list[Row]:
+def compare_labels(
+    cases: Iterator[tuple[str, int, int, Client]], seed: int, add: Callable[[str, Callable[[], Row]], Row]
+) -> list[Row]:
     """Return one row for each update; ``add`` keeps those that are done."""
     return [
-        {"network": network, "size": size, **add(f"labels|{network}|{size}|{draw}", lambda c=client: restored(c))}
+        {"network": network, "size": size, **add(f"labels|{seed}|{network}|{size}|{draw}", lambda c=client: restored(c))}
         for network, size, draw, client in cases
     ]
 
