@@ -125,15 +125,27 @@ def test_signals_of_a_batch_sum_to_the_bias_gradient(labels):
     true = (torch.softmax(model(INPUT.normalize(images)), -1) - nn.functional.one_hot(torch.tensor(labels), 10)).detach() / 3
     bias = next(value for name, value in observation.update.items() if name.endswith("bias") and value.shape == (10,))
     assert torch.allclose(signals.sum(0), bias, atol=1e-5)
-    if certified and len(set(labels)) == 3:
-        assert torch.allclose(signals, true, atol=1e-3)
-    assert torch.allclose(signals, true, atol=0.1)
+    assert certified
+    # Images of one label stand in any order.
+    nearest = (signals[:, None] - true).abs().amax(2).min(1)
+    assert float(nearest.values.max()) < 1e-4
+    assert sorted(nearest.indices.tolist()) == [0, 1, 2]
+    assert nearest.indices.tolist() == [0, 1, 2] or len(set(labels)) == 1
+
+
+def test_without_a_separation_signals_are_those_of_the_mean_image():
+    model = build_model(Model(name="resnet20", width=8), INPUT, seed=0).eval()
+    images, labels = sample(0, 1)
+    observation = observe(model, images, labels, input=INPUT)
+    signals, certified = batch_signals(observation, model, [int(labels[0])] * 2, True, Seed(0))
+    assert not certified
+    assert torch.allclose(signals.sum(1), torch.zeros(2), atol=1e-5)
 
 
 def test_a_batch_is_read_at_once_and_found_nearer_than_grey():
     model = build_model(Model(name="resnet20", width=8), INPUT, seed=0).eval()
     images, labels = sample(2, 3)
-    [result] = fedleak.attack("mmse", iterations=60)([observe(model, images, labels, input=INPUT)], model, seed=1)
+    [result] = fedleak.attack("mmse", iterations=30)([observe(model, images, labels, input=INPUT)], model, seed=1)
     assert sorted(result.labels) == sorted(labels.tolist())
     found = result.images[pair(result.images, images)]
     assert float((psnr(found, images) - psnr(torch.full_like(images, 0.47), images)).mean()) > 0.5
@@ -146,7 +158,7 @@ def test_dead_leaves_have_edges_that_noise_of_the_same_contrast_lacks(channels):
     leaves = dead_leaves(20, spec, torch.Generator().manual_seed(0), like)
     noise = synthetic_images(20, spec, torch.Generator().manual_seed(0), like)
     assert leaves.shape == (20, *spec.shape)
-    assert 0 <= float(leaves.min())
+    assert float(leaves.min()) >= 0
     assert float(leaves.max()) <= 1
 
     def kurtosis(images):
