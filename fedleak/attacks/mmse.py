@@ -89,7 +89,7 @@ class MMSE(Attack):
         network = ClampedNetwork(model, mean, device)
         signals, labels = self._signals(mean, model, network, rng)
         gradients = SampleGradients(network, self.config.entries, rng.derive("entries").generator())
-        phases = self._phases(gradients, signals, budget)
+        phases = self._phases(gradients, signals, rng.derive("timing"), budget)
         found: _Found | None = None
         image, steps, loss, initial = None, 0, None, None
         for number, phase in enumerate(phases):
@@ -127,14 +127,14 @@ class MMSE(Attack):
         signals, _ = batch_signals(observation, model, labels, network.features_are_nonnegative(tried), rng.derive("signals"))
         return signals.to(network.device), labels
 
-    def _phases(self, gradients: SampleGradients, signals: Tensor, budget: Budget) -> list[_Phase]:
+    def _phases(self, gradients: SampleGradients, signals: Tensor, seed: Seed, budget: Budget) -> list[_Phase]:
         """Return estimates and descents, each with the part of the budget at whose end it stops."""
         rounds = self.config.rounds or 1
         if self.config.rounds is None and budget.seconds is not None:
             begun = budget.spent
-            images = natural(len(signals), 1, gradients.input, torch.Generator().manual_seed(0), signals)
-            gradients(images.flatten(0, 1).expand(_FEWEST, *images.shape[2:]) if len(signals) == 1 else images[:, 0], signals)
-            one = (budget.spent - begun) / (_FEWEST if len(signals) == 1 else 1)
+            images = natural(1, _FEWEST, gradients.input, seed.generator(), signals)[0]
+            gradients(images, signals[:1])
+            one = (budget.spent - begun) / _FEWEST * len(signals)
             rounds = min(_MOST_ROUNDS, max(1, round(budget.seconds / one / _ROUND)))
         share = (1 - self.config.descent) / self.config.stages
         parts = []
@@ -163,7 +163,7 @@ class MMSE(Attack):
         rows: list[Tensor] = []
         for chunk in torch.split(images, _FEWEST, dim=1):
             wanted = signals.repeat_interleave(chunk.shape[1], dim=0)
-            rows.append(gradients(chunk.flatten(0, 1), wanted).unflatten(0, chunk.shape[:2]))
+            rows.append(gradients(chunk.flatten(0, 1), wanted).view(*chunk.shape[:2], -1))
             budget.tick(sum(row.shape[1] for row in rows), float("nan"))
             if budget.seconds is not None and budget.spent > until * budget.seconds:
                 break
@@ -171,8 +171,8 @@ class MMSE(Attack):
         used = images[:, : values.shape[1]]
         weights = whitening(values, gradients.sizes)
         result = estimate(values, used.flatten(2), observed, weights, seed.derive("projection").generator())
-        residuals = result.residuals.unflatten(2, spec.shape)
-        return _Found(result.images.unflatten(1, spec.shape).clamp(0, 1), missed(residuals, spec))
+        residuals = result.residuals.reshape(-1, slots, *spec.shape)
+        return _Found(result.images.view(slots, *spec.shape).clamp(0, 1), missed(residuals, spec))
 
     def _clock(self, until: float, budget: Budget) -> Callable[[int, float], float]:
         """Return what tells descent which part of it is over."""

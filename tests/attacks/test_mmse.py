@@ -7,14 +7,20 @@ import torch
 from torch import nn
 
 import fedleak
+from fedleak.attacks.estimation.ensembles import around, missed
+from fedleak.attacks.estimation.leaves import dead_leaves
 from fedleak.attacks.estimation.network import ClampedNetwork
 from fedleak.attacks.estimation.ridge import LAMBDAS, estimate, whitening
 from fedleak.attacks.estimation.sample_gradients import SampleGradients
+from fedleak.attacks.estimation.signals import batch_signals
+from fedleak.attacks.synthetic import synthetic_images
 from fedleak.data.samples import Samples
 from fedleak.evaluation.metrics import psnr
+from fedleak.evaluation.pairing import pair
 from fedleak.models import build_model
 from fedleak.observation import InputSpec, LocalTraining, observe
 from fedleak.scenario import Data, Model
+from fedleak.seeding import Seed
 
 INPUT = InputSpec((3, 16, 16), 10, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 ODD = nn.Sequential(
@@ -102,12 +108,72 @@ def test_beats_grey_on_a_small_network_and_repeats():
     assert min(gains) > 1
 
 
-def test_several_images_are_refused():
+def test_more_images_than_it_can_read_are_refused_by_name():
     model = build_model(Model(name="resnet20", width=4), INPUT, seed=0).eval()
-    images, labels = sample(0, 1)
+    images, labels = sample(*range(9))
     [result] = fedleak.attack("mmse", iterations=2)([observe(model, images, labels, input=INPUT)], model)
     assert result.images is None
-    assert "one image" in result.error
+    assert "at most 8 images, but 9" in result.error
+
+
+@pytest.mark.parametrize("labels", [(1, 2, 7), (3, 3, 3)])
+def test_signals_of_a_batch_sum_to_the_bias_gradient(labels):
+    model = build_model(Model(name="resnet20", width=8), INPUT, seed=0).eval()
+    images, _ = sample(0, 1, 2)
+    observation = observe(model, images, torch.tensor(labels), input=INPUT)
+    signals, certified = batch_signals(observation, model, labels, True, Seed(0))
+    true = (torch.softmax(model(INPUT.normalize(images)), -1) - nn.functional.one_hot(torch.tensor(labels), 10)).detach() / 3
+    bias = next(value for name, value in observation.update.items() if name.endswith("bias") and value.shape == (10,))
+    assert torch.allclose(signals.sum(0), bias, atol=1e-5)
+    assert certified
+    # Images of one label stand in any order.
+    nearest = (signals[:, None] - true).abs().amax(2).min(1)
+    assert float(nearest.values.max()) < 1e-4
+    assert sorted(nearest.indices.tolist()) == [0, 1, 2]
+    assert nearest.indices.tolist() == [0, 1, 2] or len(set(labels)) == 1
+
+
+def test_without_a_separation_signals_are_those_of_the_mean_image():
+    model = build_model(Model(name="resnet20", width=8), INPUT, seed=0).eval()
+    images, labels = sample(0, 1)
+    observation = observe(model, images, labels, input=INPUT)
+    signals, certified = batch_signals(observation, model, [int(labels[0])] * 2, True, Seed(0))
+    assert not certified
+    assert torch.allclose(signals.sum(1), torch.zeros(2), atol=1e-5)
+
+
+def test_a_batch_is_read_at_once_and_found_nearer_than_grey():
+    model = build_model(Model(name="resnet20", width=8), INPUT, seed=0).eval()
+    images, labels = sample(2, 3)
+    [result] = fedleak.attack("mmse", iterations=30)([observe(model, images, labels, input=INPUT)], model, seed=1)
+    assert sorted(result.labels) == sorted(labels.tolist())
+    found = result.images[pair(result.images, images)]
+    assert float((psnr(found, images) - psnr(torch.full_like(images, 0.47), images)).mean()) > 0.5
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_dead_leaves_have_edges_that_noise_of_the_same_contrast_lacks(channels):
+    spec = InputSpec((channels, 24, 32), 10, (0.0,) * channels, (1.0,) * channels)
+    like = torch.zeros(1)
+    leaves = dead_leaves(20, spec, torch.Generator().manual_seed(0), like)
+    noise = synthetic_images(20, spec, torch.Generator().manual_seed(0), like)
+    assert leaves.shape == (20, *spec.shape)
+    assert float(leaves.min()) >= 0
+    assert float(leaves.max()) <= 1
+
+    def kurtosis(images):
+        steps = images.diff(dim=-1)
+        return float(steps.pow(4).mean() / steps.square().mean().square())
+
+    assert kurtosis(leaves) > 2 * kurtosis(noise)
+
+
+def test_what_was_missed_is_the_spread_of_what_is_drawn_next():
+    centre = torch.full((2, 3, 16, 16), 0.5)
+    spread = torch.tensor([0.02, 0.05]).view(2, 1, 1, 1).expand(-1, 3, 16, 16)
+    drawn = around(centre, spread, 400, INPUT, torch.Generator().manual_seed(0))
+    again = missed(drawn.transpose(0, 1) - centre, INPUT)
+    assert torch.allclose(again, spread, rtol=0.15)
 
 
 def test_batchnorm_over_several_images_is_refused():
