@@ -5,8 +5,12 @@ dW_c = db_c h + cov(p_c, h) - (n_c / B) (h_c - h) with the mean features h of th
 h = (db+ @ dW+) / (db+ @ db+) over the classes with db > 0; then, in six passes, p and cov are those of softmax(W h_s + b) for
 features h_s that spread around h as those of noise with natural images' spectrum spread around their mean, scaled by
 sqrt(1 - 1/B), and h = sum_c w_c (dW_c - cov_c) / sum_c w_c db_c with w_c = db_c / (n_c + 1), as the last term varies as n_c.
-Granted surrogate images give p instead, as their mean probabilities: for a calibrated model and images of the same kind
-n = B (p - db) is then the linear estimate from db of least mean squared error.
+Where those p vary so much between features that the model tells classes apart (over 0.1 of what a calibrated model that is
+always sure would give) and counts come out far from integers (over 0.25), the mean features no longer give p; p is then 1/N,
+what a calibrated model gives on average for equally likely classes. Granted surrogate images give their mean probabilities for
+p: for a calibrated model and images of the same kind, n = B (p - db) is then the linear estimate from db of least mean squared
+error; where it is far from integers and 64 or more are granted, it is averaged with the mean counts of batches of surrogate
+features that explain dW and db, drawn by Gibbs sampling.
 Source: fedleak; db_c = p_c - n_c / B as in LLG (arXiv 2105.09369), features from rows as in iLRG (Ma et al., ICLR 2023).
 """
 
@@ -19,11 +23,16 @@ from fedleak.attacks.labels.base import LabelRule, label_rules
 from fedleak.attacks.labels.classifier import BiasedClassifier, biased_classifier, steps
 from fedleak.attacks.labels.counts import labels_from_counts
 from fedleak.attacks.labels.forward import forward, natural_inputs, surrogate_inputs
+from fedleak.attacks.labels.posterior import sampled_counts
 from fedleak.errors import AttackError
 from fedleak.observation import Observation
+from fedleak.seeding import Seed
 
 PASSES = 6
 """How often the mean feature is estimated anew; four passes restore as many labels on untrained networks."""
+_TELLS_APART = 0.1
+_FAR_FROM_INTEGER = 0.25
+_LEAST_POOL = 64
 
 
 @label_rules.register
@@ -34,19 +43,39 @@ class Consistent(LabelRule):
 
     def restore(self, observation: Observation, model: nn.Module) -> tuple[int, ...]:
         """Return one label for each image, sorted."""
-        classifier = biased_classifier(observation, model, self.name)
-        images, size = surrogate_inputs(observation), observation.batch_size
-        if images is not None:
-            probabilities = _mean_probabilities(observation, model, images)
-        else:
-            features = forward(observation, model, natural_inputs(observation)).features
-            spread = (features - features.mean(dim=0)) * (1 - 1 / size) ** 0.5
-            probabilities = consistent_probabilities(classifier, spread, size)
-        return labels_from_counts(size * (probabilities - classifier.bias_gradient), size)
+        return labels_from_counts(estimated_counts(observation, model, self.name), observation.batch_size)
 
 
-def consistent_probabilities(classifier: BiasedClassifier, spread: Tensor, size: int) -> Tensor:
-    """Return a batch's mean probabilities (N,), estimated from the classifier's gradient.
+def estimated_counts(observation: Observation, model: nn.Module, rule: str) -> Tensor:
+    """Return real-valued label counts (N,), for the label rule of name ``rule``.
+
+    Raises
+    ------
+    AttackError
+        If the classifier has no bias, or its gradient cannot be that of a cross-entropy.
+    """
+    classifier, size = biased_classifier(observation, model, rule), observation.batch_size
+    images, bias = surrogate_inputs(observation), classifier.bias_gradient
+    if images is not None:
+        linear = size * (_mean_probabilities(observation, model, images) - bias)
+        if len(images) < _LEAST_POOL or not _far_from_integers(linear):
+            return linear
+        seed = Seed(0).derive("label-posterior", observation.round, observation.client)
+        return (linear + sampled_counts(classifier, forward(observation, model, images), size, seed)) / 2
+    features = forward(observation, model, natural_inputs(observation)).features
+    spread = (features - features.mean(dim=0)) * (1 - 1 / size) ** 0.5
+    probabilities, varying = consistent_probabilities(classifier, spread, size)
+    counts = size * (probabilities - bias)
+    if varying > _TELLS_APART and _far_from_integers(counts):
+        return size * (1 / len(bias) - bias)
+    return counts
+
+
+def consistent_probabilities(classifier: BiasedClassifier, spread: Tensor, size: int) -> tuple[Tensor, float]:
+    """Return a batch's mean probabilities (N,), estimated from the classifier's gradient, and how much they vary.
+
+    Of the squared distance between one-hot labels and their mean, which a calibrated model that is always sure would give,
+    the latter is the share that the probabilities have; in [0, 1].
 
     Parameters
     ----------
@@ -74,7 +103,14 @@ def consistent_probabilities(classifier: BiasedClassifier, spread: Tensor, size:
         covariance = (probabilities - mean).T @ spread / len(spread)
         weights = bias / (counts + 1)
         feature = weights @ (rows - covariance) / (weights @ bias)
-    return classifier.probabilities(feature + spread).mean(dim=0)
+    probabilities = classifier.probabilities(feature + spread)
+    mean = probabilities.mean(dim=0)
+    most = (1 - mean.square().sum()).clamp_min(torch.finfo(mean.dtype).tiny)
+    return mean, float((probabilities - mean).square().sum(dim=1).mean() / most)
+
+
+def _far_from_integers(counts: Tensor) -> bool:
+    return float((counts - counts.round()).abs().max()) > _FAR_FROM_INTEGER
 
 
 def _mean_probabilities(observation: Observation, model: nn.Module, inputs: Tensor) -> Tensor:

@@ -31,8 +31,10 @@ def test_probabilities_are_those_of_the_spread_and_not_of_its_mean(constant, cra
     observation = crafted(model, (signal.T @ features).tolist(), signal.sum(dim=0), 4000)
     spread = torch.randn(4000, 20).double()
     classifier = biased_classifier(observation, model, "consistent")
-    found = consistent_probabilities(classifier, spread, 4000)
-    at_mean = consistent_probabilities(classifier, 0 * spread, 4000)
+    found, varying = consistent_probabilities(classifier, spread, 4000)
+    at_mean, still = consistent_probabilities(classifier, 0 * spread, 4000)
+    assert still == pytest.approx(0, abs=1e-12)
+    assert 0.1 < varying < 1
     truth = probabilities.double().mean(dim=0)
     assert (found - truth).abs().max() < 0.02
     assert (found - truth).abs().max() < 0.4 * (at_mean - truth).abs().max()
