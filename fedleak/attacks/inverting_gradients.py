@@ -34,8 +34,9 @@ class InvertingGradientsConfig(MatchingConfig):
     signed: bool = Field(default=True, description="give Adam only the signs of the gradient")
     boxed: bool = Field(default=True, description="keep pixels within [0, 1]")
     tolerance: float = Field(default=1e-6, ge=0, description="stop once the loss is this small: converged")
+    # What this costs in quality has not been measured, so that it is off by default.
     patience: int | None = Field(
-        default=100, ge=1, description="go on to the next learning rate after so many iterations without progress; or never"
+        default=None, ge=1, description="go on to the next learning rate after so many iterations without progress; or never"
     )
 
 
