@@ -13,7 +13,7 @@ or few whose features the classifier's gradient separates.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -30,11 +30,12 @@ from fedleak.attacks.estimation.signals import batch_signals, single_signal
 from fedleak.attacks.labels.base import label_rules
 from fedleak.attacks.local_steps import at_mean_point
 from fedleak.errors import AttackError
-from fedleak.observation import Observation
+from fedleak.observation import InputSpec, Observation
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 
 _FEWEST = 8
+_DRAWN = 32  # images drawn at once
 _LARGEST_BATCH = 8
 _MOST_ROUNDS = 4
 _ROUND = 4000  # samples' cost that is worth a round of its own
@@ -156,21 +157,18 @@ class MMSE(Attack):
         if budget.seconds is None:
             count = min(count, max(_FEWEST, 3 * self.config.iterations))
         observed, generator = gradients.observed(), seed.derive("draw").generator()
-        if found is None:
-            images = natural(slots, count, spec, generator, observed)
-        else:
-            images = around(found.images, found.spread, count, spec, generator)
+        drawn: list[Tensor] = []
         rows: list[Tensor] = []
-        for chunk in torch.split(images, _FEWEST, dim=1):
+        for chunk in _draws(slots, count, spec, found, generator, observed):
             wanted = signals.repeat_interleave(chunk.shape[1], dim=0)
             rows.append(gradients(chunk.flatten(0, 1), wanted).view(*chunk.shape[:2], -1))
+            drawn.append(chunk)
             budget.tick(sum(row.shape[1] for row in rows), float("nan"))
             if budget.seconds is not None and budget.spent > until * budget.seconds:
                 break
-        values = torch.cat(rows, dim=1)
-        used = images[:, : values.shape[1]]
+        values, images = torch.cat(rows, dim=1), torch.cat(drawn, dim=1)
         weights = whitening(values, gradients.sizes)
-        result = estimate(values, used.flatten(2), observed, weights, seed.derive("projection").generator())
+        result = estimate(values, images.flatten(2), observed, weights, seed.derive("projection").generator())
         residuals = result.residuals.reshape(-1, slots, *spec.shape)
         return _Found(result.images.view(slots, *spec.shape).clamp(0, 1), missed(residuals, spec))
 
@@ -187,3 +185,16 @@ class MMSE(Attack):
             return max(gone, done if done >= 1 else 0.0)
 
         return part
+
+
+def _draws(
+    slots: int, count: int, spec: InputSpec, found: _Found | None, generator: torch.Generator, like: Tensor
+) -> Iterator[Tensor]:
+    """Yield samples (slots, n, C, H, W), few at a time, until there are ``count`` for each slot."""
+    for begin in range(0, count, _DRAWN):
+        wanted = min(_DRAWN, count - begin)
+        if found is None:
+            images = natural(slots, wanted, spec, generator, like)
+        else:
+            images = around(found.images, found.spread, wanted, spec, generator)
+        yield from torch.split(images, _FEWEST, dim=1)
