@@ -47,6 +47,7 @@ import json
 import statistics
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from trained import RECIPES, cifar10, trained
 
 import fedleak
 from fedleak.attacks.labels.base import label_rules
-from fedleak.data.federated import federated_data
+from fedleak.data.federated import FederatedData, federated_data
 from fedleak.errors import AttackError
 from fedleak.models import build_model
 from fedleak.observation import InputSpec, LocalTraining, Observation
@@ -71,7 +73,12 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "convnet": {"name": "convnet", "width": 16},
     "resnet20": {"name": "resnet20"},
     "mlp": {"name": "mlp"},
+    "convnet-group": {"name": "convnet", "width": 16, "norm": "group"},
+    "lenet-tanh": {"name": "lenet", "activation": "tanh"},
+    "vit": {"name": "vit"},
 }
+SHORT = ("lenet", "convnet", "resnet20", "mlp")
+AUXILIARY = 6
 RULES = ("row-min", "llg", "llg-plus", "bias-corrected", "zero-shot", "interpolated", "ilrg", "consistent")
 
 
@@ -112,56 +119,93 @@ def accuracy(restored: tuple[int, ...], labels: list[int]) -> float:
     return sum((Counter(restored) & Counter(labels)).values()) / len(labels)
 
 
-def measure(network: str, size: int, options: argparse.Namespace, pool: Tensor) -> list[dict[str, Any]]:
-    """Run all rules on one network and batch size; one row for each draw of network and batch."""
+def victims(
+    network: str, size: int, options: argparse.Namespace, pool: Tensor
+) -> Iterator[tuple[nn.Module, Observation, Tensor]]:
+    """Yield, for each draw, a network at initialisation, what the server sees of a batch, and the batch's labels."""
     spec = InputSpec((3, PIXELS, PIXELS), options.classes, **IMAGENET)
-    rows = []
     for draw in range(options.draws):
         seed = Seed(options.seed).derive(network, size, draw)
         random = seed.numpy()
         images = pool[torch.from_numpy(random.permutation(len(pool))[:size])]
         labels = torch.from_numpy(random.integers(0, options.classes, size))
-        model = build_model(Model.model_validate(NETWORKS[network]), spec, seed.value).eval()
+        model = build_model(Model.model_validate(NETWORKS[network]), spec, seed.value).train(options.mode == "train")
         observation = fedleak.observe(model, images, labels, input=spec)
         if options.steps > 1:
             observation = fedavg(model, observation, images, labels, options)
-        guess = tuple(random.integers(0, options.classes, size).tolist())
-        found: dict[str, float | None] = {"guess": accuracy(guess, labels.tolist())}
+        yield model, observation, labels
+
+
+def trained_victims(
+    network: str, size: int, options: argparse.Namespace, data: FederatedData
+) -> Iterator[tuple[nn.Module, Observation, Tensor]]:
+    """Yield the same for a trained network and CIFAR-10's test images; every sixth of these is kept as auxiliary image."""
+    test = data.source.test
+    assert test is not None, "CIFAR-10 has a test split"
+    truth = torch.as_tensor(test.labels).long()
+    held = [index for index in range(len(truth)) if index % AUXILIARY]
+    auxiliary = test.load(range(0, len(truth), AUXILIARY)) if options.auxiliary else None
+    for draw in range(options.draws):
+        random = Seed(options.seed).derive(network, size, draw).numpy()
+        chosen = random.permutation(held)[:size].tolist()
+        model = trained(network, data, options.trained).train(options.mode == "train")
+        observation = fedleak.observe(model, test.load(chosen), truth[chosen], input=data.input)
+        yield model, replace(observation, surrogate=auxiliary), truth[chosen]
+
+
+def measure(
+    network: str, size: int, options: argparse.Namespace, pool: Tensor, data: FederatedData | None
+) -> list[dict[str, Any]]:
+    """Run all rules on one network and batch size; one row for each draw of network and batch."""
+    rows = []
+    cell = victims(network, size, options, pool) if data is None else trained_victims(network, size, options, data)
+    for draw, (model, observation, labels) in enumerate(cell):
+        classes, random = observation.input.num_classes, Seed(options.seed).derive("guess", network, size, draw).numpy()
+        found: dict[str, float | None] = {"guess": accuracy(tuple(random.integers(0, classes, size).tolist()), labels.tolist())}
         for name in options.rules:
             try:
                 found[name] = accuracy(label_rules.get(name)().restore(observation, model), labels.tolist())
             except AttackError:
                 found[name] = None
-        rows.append({"network": network, "batch": size, "draw": draw, **found})
+        rows.append({"network": network, "classes": classes, "batch": size, "draw": draw, **found})
     return rows
 
 
 def main() -> None:
     """Read the options, measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, help="by default lenet convnet resnet20 mlp, or all trained")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16, 64], metavar="B", help="batch sizes")
     parser.add_argument("--rules", nargs="+", default=list(RULES), help="label rules")
-    parser.add_argument("--classes", type=int, default=10, help="number of classes (default 10)")
+    parser.add_argument("--classes", type=int, default=10, help="number of classes at initialisation (default 10)")
+    parser.add_argument("--mode", choices=["eval", "train"], default="eval", help="of the client's BatchNorm (default eval)")
     parser.add_argument("--draws", type=int, default=10, help="networks and batches for each cell (default 10)")
     parser.add_argument("--steps", type=int, default=1, help="local FedAvg steps; 1 sends the gradient (default 1)")
     parser.add_argument("--learning-rate", type=float, default=0.01, help="of the local steps (default 0.01)")
+    parser.add_argument("--trained", type=Path, metavar="DIR", help="trained networks, kept here, on CIFAR-10's test images")
+    parser.add_argument("--data", metavar="DIR", help="folder with CIFAR-10's Parquet files, for --trained")
+    parser.add_argument("--auxiliary", action="store_true", help="grant 500 other test images; for --trained")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows here")
     options = parser.parse_args()
+    if (options.trained is None) != (options.data is None) or (options.auxiliary and options.trained is None):
+        parser.error("--trained and --data go together, and --auxiliary needs both")
+    if options.trained is not None and options.steps > 1:
+        parser.error("--steps is for networks at initialisation; leave out --trained")
     torch.set_num_threads(1)
     begin = time.process_time()
+    data = None if options.data is None else cifar10(options.data)
     pool = crops(256, Seed(options.seed).derive("crops"))
     names = ["guess", *options.rules]
-    print(f"{'network':10s}{'B':>3s}" + "".join(f"{name:>15s}" for name in names))
+    print(f"{'network':14s}{'B':>3s}" + "".join(f"{name:>15s}" for name in names))
     rows: list[dict[str, Any]] = []
-    for network in options.networks:
-        for size in (size for size in options.batches if size >= options.steps):
-            cell = measure(network, size, options, pool)
+    for network in options.networks or (SHORT if data is None else RECIPES):
+        for size in (size for size in options.batches if size >= options.steps and (size > 1 or options.mode == "eval")):
+            cell = measure(network, size, options, pool, data)
             rows += cell
             columns = [[row[name] for row in cell if row[name] is not None] for name in names]
-            shown = "".join(f"{statistics.mean(column):15.2f}" if column else f"{'-':>15s}" for column in columns)
-            print(f"{network:10s}{size:3d}{shown}", flush=True)
+            shown = "".join(f"{statistics.mean(column):15.3f}" if column else f"{'-':>15s}" for column in columns)
+            print(f"{network:14s}{size:3d}{shown}", flush=True)
             if options.json is not None:
                 options.json.write_text(json.dumps({"options": vars(options), "rows": rows}, default=str, indent=1))
     print(f"{time.process_time() - begin:.0f} CPU seconds")
