@@ -178,6 +178,11 @@ class Attack(ABC):
                 f"'{JOINT}' optimises labels together with the images, which '{self.name}' cannot; name a label rule instead",
             )
 
+    @property
+    def takes_rounds(self) -> bool:
+        """Whether a round's observations are better handed over at once than one by one, so that each result is kept."""
+        return type(self).run is not Attack.run
+
     @classmethod
     def needs(cls, kind: UpdateKind) -> frozenset[Knowledge]:
         """Return the knowledge that the attack needs to read an update of ``kind``."""

@@ -186,17 +186,22 @@ class MatchingAttack(Attack):
         unknowns.image, unknowns.logits = variables[0], variables[1] if len(variables) > 1 else None
         self.after_step(step, optimiser, unknowns)
 
-    def gains(self, victim: Victim, observations: int) -> bool:
-        """Whether this attack can take starts together, and is faster so."""
+    @property
+    def takes_rounds(self) -> bool:
+        """Whether starts of several observations can go together, as far as the attack decides it."""
         own = type(self)
+        if own.run is not MatchingAttack.run:
+            return True
         for name in ("minimise", "reconstruct"):
             # A subclass that changes one of the two without the other means the one.
             one, many = (next(c for c in own.__mro__ if key in vars(c)) for key in (name, "minimise_together"))
             if not issubclass(many, one) and one is not MatchingAttack:
                 return False
-        if self.config.together == 1 or type(victim) is not Victim:
-            return False
-        return known(self.optimiser([torch.zeros(1, requires_grad=True)]))
+        return self.config.together != 1 and known(self.optimiser([torch.zeros(1, requires_grad=True)]))
+
+    def gains(self, victim: Victim, observations: int) -> bool:
+        """Whether this attack can take starts together, and is faster so."""
+        return self.takes_rounds and type(victim) is Victim
 
     def run(
         self, observations: Sequence[Observation], model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget

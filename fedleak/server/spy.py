@@ -114,7 +114,7 @@ class Spy:
                 continue
             chosen = observations if spec.clients == "all" else observations[: spec.clients]
             # An attack that does not batch clients is given them one by one, so that each result is kept at once.
-            groups = [[one] for one in chosen] if type(attack).run is Attack.run else [list(chosen)]
+            groups = [[one] for one in chosen] if not attack.takes_rounds else [list(chosen)]
             for number, group in enumerate(groups, start=1):
                 if group:
                     self._tell("attack", attack=spec.result_name, round=server_round, number=number, total=len(groups))
