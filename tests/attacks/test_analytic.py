@@ -6,15 +6,16 @@ from torch.nn import functional
 from fedleak.attacks.base import attacks
 from fedleak.evaluation.metrics import psnr
 from fedleak.evaluation.pairing import pair
-from fedleak.observation import LocalTraining, observe
-from tests.attacks.test_spear import CIFAR, batch, mlp
+from fedleak.observation import InputSpec, LocalTraining, observe
+
+CIFAR = InputSpec((3, 32, 32), 10)
 
 
 def run(observation, model):
     return attacks.get("analytic")()([observation], model)[0]
 
 
-def test_one_image_with_any_activation():
+def test_one_image_with_any_activation(mlp, batch):
     for activation in ("relu", "sigmoid", "tanh"):
         model, (images, labels) = mlp(activation=activation), batch(3, 1)
         result = run(observe(model, images, labels, input=CIFAR, grant=frozenset()), model)
@@ -23,7 +24,7 @@ def test_one_image_with_any_activation():
         assert result.loss < 1e-5
 
 
-def test_one_image_after_twenty_local_steps():
+def test_one_image_after_twenty_local_steps(mlp, batch):
     model, (images, labels) = mlp(), batch(5, 1)
     seen = observe(model, images, labels, input=CIFAR)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -39,7 +40,7 @@ def test_one_image_after_twenty_local_steps():
     assert result.loss is None
 
 
-def test_samples_with_units_of_their_own_are_exact_and_the_rest_is_flagged():
+def test_samples_with_units_of_their_own_are_exact_and_the_rest_is_flagged(mlp, batch):
     model, (images, labels) = mlp(), batch(0, 8)
     result = run(observe(model, images, labels, input=CIFAR), model)
     quality = psnr(result.images[pair(result.images, images)], images)
@@ -47,6 +48,6 @@ def test_samples_with_units_of_their_own_are_exact_and_the_rest_is_flagged():
     assert result.flags == ("mixed-images",)
 
 
-def test_a_layer_without_bias_is_refused():
+def test_a_layer_without_bias_is_refused(mlp, batch):
     model, (images, labels) = mlp(bias=False), batch(0, 1)
     assert "has no bias" in run(observe(model, images, labels, input=CIFAR), model).error

@@ -5,9 +5,10 @@ from fedleak.data.samples import CIFAR10_MEAN
 from fedleak.evaluation.metrics import psnr
 from fedleak.evaluation.pairing import pair
 from fedleak.models.zoo import build_model
-from fedleak.observation import observe
+from fedleak.observation import InputSpec, observe
 from fedleak.scenario import Model
-from tests.attacks.test_spear import CIFAR, batch, mlp
+
+CIFAR = InputSpec((3, 32, 32), 10)
 
 
 def run(observation, model):
@@ -15,7 +16,7 @@ def run(observation, model):
 
 
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])
-def test_sixteen_images_far_above_the_mean_image(activation):
+def test_sixteen_images_far_above_the_mean_image(mlp, batch, activation):
     import torch
 
     model, (images, labels) = mlp(activation=activation), batch(0, 16)
@@ -25,13 +26,13 @@ def test_sixteen_images_far_above_the_mean_image(activation):
     assert float(quality.mean()) > float(mean_image.mean()) + 6
 
 
-def test_without_a_bias_the_scale_is_a_natural_images():
+def test_without_a_bias_the_scale_is_a_natural_images(mlp, batch):
     model, (images, labels) = mlp(bias=False), batch(0, 1)
     result = run(observe(model, images, labels, input=CIFAR), model)
     assert float(psnr(result.images, images)) > 14
 
 
-def test_convolutions_are_refused():
+def test_convolutions_are_refused(batch):
     images, labels = batch(0, 2)
     lenet = build_model(Model(name="lenet"), CIFAR, seed=0).eval()
     assert "nn.Linear on the flat image" in run(observe(lenet, images, labels, input=CIFAR), lenet).error

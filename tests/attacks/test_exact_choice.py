@@ -4,31 +4,32 @@ from fedleak.attacks.base import attacks
 from fedleak.evaluation.metrics import psnr
 from fedleak.evaluation.pairing import pair
 from fedleak.models.zoo import build_model
-from fedleak.observation import observe
+from fedleak.observation import InputSpec, observe
 from fedleak.scenario import Model
-from tests.attacks.test_spear import CIFAR, batch, mlp
+
+CIFAR = InputSpec((3, 32, 32), 10)
 
 
 def run(observation, model):
     return attacks.get("exact")()([observation], model)[0]
 
 
-@pytest.mark.parametrize(("size", "by"), [(1, "analytic: "), (8, "spear: ")])
-def test_the_attack_that_fits_is_named(size, by):
-    model, (images, labels) = mlp(), batch(0, size)
+@pytest.mark.parametrize(("size", "by"), [(1, "analytic: "), (8, "closed-form: "), (16, "spear: ")])
+def test_the_attack_that_fits_is_named(mlp, batch, size, by):
+    model, (images, labels) = mlp(512), batch(0, size)
     result = run(observe(model, images, labels, input=CIFAR), model)
     assert result.method.startswith(by)
     assert float(psnr(result.images[pair(result.images, images)], images).min()) > 100
 
 
-def test_convolutions_go_to_the_closed_form():
+def test_convolutions_go_to_the_closed_form(batch):
     model, (images, labels) = build_model(Model(name="lenet", activation="tanh"), CIFAR, seed=0).eval(), batch(0, 1)
     result = run(observe(model, images, labels, input=CIFAR), model)
     assert result.method.startswith("closed-form: ")
     assert float(psnr(result.images, images)) > 100
 
 
-def test_where_none_applies_each_says_why():
+def test_where_none_applies_each_says_why(batch):
     model, (images, labels) = build_model(Model(name="resnet20"), CIFAR, seed=0).eval(), batch(0, 2)
     error = run(observe(model, images, labels, input=CIFAR), model).error
     for name in ("analytic", "closed-form", "spear", "cocktail-party"):

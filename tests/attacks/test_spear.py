@@ -5,24 +5,13 @@ import torch
 from torch import nn
 
 from fedleak.attacks.base import attacks
-from fedleak.data.samples import Samples
 from fedleak.evaluation.metrics import psnr
 from fedleak.evaluation.pairing import pair
 from fedleak.models.zoo import build_model
 from fedleak.observation import InputSpec, LocalTraining, observe
-from fedleak.scenario import Data, Model
+from fedleak.scenario import Model
 
 CIFAR = InputSpec((3, 32, 32), 10)
-
-
-def mlp(width=256, seed=0, **parameters):
-    return build_model(Model(name="mlp", hidden=[width, 256], **parameters), CIFAR, seed=seed).eval()
-
-
-def batch(first, size):
-    train = Samples(Data()).train
-    indices = list(range(first, first + size))
-    return train.load(indices), torch.from_numpy(train.labels[indices])
 
 
 def run(observation, model, **parameters):
@@ -31,7 +20,7 @@ def run(observation, model, **parameters):
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_batches_are_exact_with_their_labels(size, seed):
+def test_batches_are_exact_with_their_labels(mlp, batch, size, seed):
     model, (images, labels) = mlp(seed=seed), batch(seed * size, size)
     result = run(observe(model, images, labels, input=CIFAR), model)
     order = pair(result.images, images)
@@ -42,20 +31,20 @@ def test_batches_are_exact_with_their_labels(size, seed):
 
 
 @pytest.mark.slow
-def test_sixteen_images_on_a_wider_layer():
+def test_sixteen_images_on_a_wider_layer(mlp, batch):
     model, (images, labels) = mlp(512), batch(0, 16)
     result = run(observe(model, images, labels, input=CIFAR), model)
     assert float(psnr(result.images[pair(result.images, images)], images).min()) > 100
 
 
-def test_what_it_does_not_separate_is_flagged_and_shows_in_the_loss():
+def test_what_it_does_not_separate_is_flagged_and_shows_in_the_loss(mlp, batch):
     model, (images, labels) = mlp(32), batch(0, 16)
     result = run(observe(model, images, labels, input=CIFAR), model, iterations=2)
     assert result.flags == ("mixed-images",)
     assert result.loss > 1e-3
 
 
-def test_noise_is_refused():
+def test_noise_is_refused(mlp, batch):
     model, (images, labels) = mlp(), batch(0, 4)
     seen = observe(model, images, labels, input=CIFAR)
     drawn = {name: torch.randn(value.shape, generator=torch.Generator().manual_seed(1)) for name, value in seen.update.items()}
@@ -67,12 +56,12 @@ def test_noise_is_refused():
 @pytest.mark.parametrize(
     ("parameters", "words"), [({"activation": "sigmoid"}, "needs ReLU"), ({"bias": False}, "has no bias")], ids=str
 )
-def test_networks_without_bias_or_relu_are_refused(parameters, words):
+def test_networks_without_bias_or_relu_are_refused(mlp, batch, parameters, words):
     model, (images, labels) = mlp(**parameters), batch(0, 2)
     assert words in run(observe(model, images, labels, input=CIFAR), model).error
 
 
-def test_convolutions_and_several_steps_are_refused():
+def test_convolutions_and_several_steps_are_refused(mlp, batch):
     images, labels = batch(0, 2)
     lenet = build_model(Model(name="lenet"), CIFAR, seed=0).eval()
     assert "nn.Linear on the flat image" in run(observe(lenet, images, labels, input=CIFAR), lenet).error
