@@ -25,8 +25,8 @@ seconds, other inits, the other networks, trained weights; whether alternation p
 
 These B=1 figures are of a version that drew all samples of a stage at once, unused ones too, which cost about 1 CPU second of
 the 20; that of ``--batch 4`` draws only what it uses. The parts of noise and dead leaves were chosen on sample images 12,
-15, 16 and 17 by the first estimate from 600 images: noise 13.57 dB, leaves 13.78, half of the samples each 13.58, blended as now 13.87 (SSIM
-.12, .15, .11, .18; grey 12.52). The blend has less contrast, too, which was not told apart from its edges.
+15, 16 and 17 by the first estimate from 600 images: noise 13.57 dB, leaves 13.78, half of the samples each 13.58, blended as now
+13.87 (SSIM .12, .15, .11, .18; grey 12.52). The blend has less contrast, too, which was not told apart from its edges.
 
 ``--json`` appends a line for each result, and skips what it finds there, so that a run that was cut off goes on.
 """
