@@ -6,8 +6,9 @@ Source: fedleak's own; linear MMSE over an ensemble as in Evensen 1994, "Sequent
 quasi-geostrophic model using Monte Carlo methods", J. Geophys. Res. 99(C5)
 
 For ReLU networks, whose matching loss misleads descent: an ensemble averages over the ReLU masks that differ between the
-guess and the truth. Reads one image,
-or few whose features the classifier's gradient separates.
+guess and the truth. Reads one image, or few whose features the classifier's gradient separates. On ResNet-20 at init, in 20
+CPU seconds, four CIFAR-10 images gained 4.5 +- 2.2 dB over the mean image (SSIM .32), and one batch of four 2.7 dB
+(tests/benchmarks/estimation.py).
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class MMSE(Attack):
                 clock = self._clock(phase.until, budget)
                 image, loss, first, more = pulled_descent(network, signals, *found, self.config.learning_rate, clock)
                 steps, initial = steps + more, first if initial is None else initial
-                # Their mean is better than either, as what they miss differs.
+                # What they miss differs; whether this pays is not measured yet.
                 found = _Found((found.images + image) / 2, self.config.shrink * found.spread)
             if budget.exhausted:
                 break
