@@ -5,7 +5,7 @@ dW_c = db_c h + cov(p_c, h) - (n_c / B) (h_c - h) with the mean features h of th
 h = (db+ @ dW+) / (db+ @ db+) over the classes with db > 0; then, in six passes, p and cov are those of softmax(W h_s + b) for
 features h_s that spread around h as those of noise with natural images' spectrum spread around their mean, scaled by
 sqrt(1 - 1/B), and h = sum_c w_c (dW_c - cov_c) / sum_c w_c db_c with w_c = db_c / (n_c + 1), as the last term varies as n_c.
-Where those p vary so much between features that the model tells classes apart (over 0.1 of what a calibrated model that is
+Where those p vary so much between features that the model tells classes apart (over 0.15 of what a calibrated model that is
 always sure would give) and counts come out far from integers (over 0.25), the mean features no longer give p; p is then 1/N,
 what a calibrated model gives on average for equally likely classes. Granted surrogate images give their mean probabilities for
 p: for a calibrated model and images of the same kind, n = B (p - db) is then the linear estimate from db of least mean squared
@@ -30,7 +30,7 @@ from fedleak.seeding import Seed
 
 PASSES = 6
 """How often the mean feature is estimated anew; four passes restore as many labels on untrained networks."""
-_TELLS_APART = 0.1
+_TELLS_APART = 0.15
 _FAR_FROM_INTEGER = 0.25
 _LEAST_POOL = 64
 

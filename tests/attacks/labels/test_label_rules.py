@@ -172,3 +172,31 @@ def test_rules_that_read_the_bias_do_not_mind_the_sign_of_features(name):
     model, spec = network(0, activation="tanh")
     observation = observe(model, batch(spec, 3, 0), torch.tensor([1, 4, 8]), input=spec)
     assert restore(name, observation, model) == (1, 4, 8)
+
+
+NEEDS_BIAS = ("bias-corrected", "certified", "consistent", "ilrg")
+NEEDS_POSITIVE_FEATURES = ("llg", "llg-plus", "zero-shot", "interpolated", "row-min")
+SPEC = InputSpec((3, 16, 16), 10)
+
+
+def refusal(rule, **parameters):
+    """Return why a rule does not restore two labels of a network of the zoo."""
+    model = build_model(Model.model_validate(parameters), SPEC, seed=0).eval()
+    with pytest.raises(AttackError) as raised:
+        restore(rule, observe(model, torch.full((2, *SPEC.shape), 0.4), torch.tensor([1, 4]), input=SPEC), model)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("name", NEEDS_BIAS)
+def test_a_rule_that_reads_the_bias_says_so_in_one_line(name):
+    reason = refusal(name, name="lenet", bias=False)
+    assert "bias" in reason
+    assert "\n" not in reason
+
+
+@pytest.mark.parametrize("network", [{"name": "vit"}, {"name": "lenet", "activation": "tanh"}], ids=str)
+@pytest.mark.parametrize("name", NEEDS_POSITIVE_FEATURES)
+def test_a_rule_that_sums_features_says_so_in_one_line(name, network):
+    reason = refusal(name, **network)
+    assert "use 'consistent' or 'ilrg'" in reason
+    assert "\n" not in reason
