@@ -42,7 +42,7 @@ class GradInversionConfig(MatchingConfig):
     seeds: int = Field(default=2, ge=1, description="images optimised side by side (the paper's: 8); 1 has no group")
     learning_rate: float = Field(default=0.1, gt=0, description="Adam's highest, in units of model inputs")
     warm_up: int = Field(default=50, ge=0, description="steps over which the learning rate rises; then it falls as a cosine")
-    tv: float = Field(default=0.05, ge=0, description="weight of the total variation of pixels in [0, 1]")
+    tv: float = Field(default=0.2, ge=0, description="weight of the total variation of pixels in [0, 1]")
     l2: float = Field(default=1e-6, ge=0, description="weight of the norm of the model inputs")
     statistics: Literal["best", "running", "none"] = Field(
         default="best", description="of BatchNorm: the batch's where known, else the running ones; only these; or none"

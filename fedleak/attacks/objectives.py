@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -42,6 +43,25 @@ def layer_distance(guessed: Sequence[Tensor], observed: Sequence[Tensor]) -> Ten
     difference = torch.stack([_length(a - b) for a, b in zip(guessed, observed, strict=True)]).sum()
     lengths = torch.stack([torch.linalg.vector_norm(value) for value in observed]).sum()
     return difference / lengths.clamp_min(torch.finfo(difference.dtype).tiny)
+
+
+def largest(tensors: Sequence[Tensor], ratio: float) -> list[Tensor]:
+    """Return for each tensor the flat indices (k,), ascending, of its largest entries by magnitude.
+
+    Between equals those that come first are taken.
+
+    Parameters
+    ----------
+    ratio : float
+        Share of a tensor's entries, in (0, 1]; rounded up, so that there is at least one.
+    """
+    orders = [tensor.detach().abs().flatten().argsort(descending=True, stable=True) for tensor in tensors]
+    return [order[: math.ceil(ratio * len(order))].sort().values for order in orders]
+
+
+def select(tensors: Sequence[Tensor], chosen: Sequence[Tensor]) -> list[Tensor]:
+    """Return the entries (k,) of each tensor at flat indices (k,)."""
+    return [tensor.flatten()[indices] for tensor, indices in zip(tensors, chosen, strict=True)]
 
 
 def _length(value: Tensor) -> Tensor:
