@@ -34,8 +34,9 @@ class ClosedForm(Attack):
 
     One image needs no batch size: the rank of the classifier's gradient tells whether there is one. A batch must have fewer
     images than classes; its labels are restored by the rule ``consistent`` unless another is given, and labels that do not
-    satisfy the equations are a named failure. Several local steps are read of one image only. ``restarts`` and ``iterations`` do not apply. The loss is the
-    norm of the difference between the observed gradient and that of the solution, relative to the observed one.
+    satisfy the equations are a named failure. Several local steps are read of one image only. ``restarts`` and
+    ``iterations`` do not apply. The loss is the norm of the difference between the observed gradient and that of the
+    solution, relative to the observed one.
     """
 
     name = "closed-form"

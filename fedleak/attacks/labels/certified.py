@@ -66,7 +66,7 @@ def nearest_labels(counts: Tensor, size: int, limit: int) -> list[tuple[int, ...
             found.add(tuple(sorted((*rest[:second], *rest[second + 1 :], added, other))))
 
     def distance(labels: tuple[int, ...]) -> float:
-        return sum(count * (count - 2 * estimate[label]) for label, count in Counter(labels).items())
+        return float(sum(count * (count - 2 * estimate[label]) for label, count in Counter(labels).items()))
 
     return sorted(sorted(found), key=distance)[:limit]
 
