@@ -56,7 +56,8 @@ def nearest_labels(counts: Tensor, size: int, limit: int) -> list[tuple[int, ...
 
     All that differ from the nearest in up to two labels, replaced by classes of high counts, are considered.
     """
-    first, estimate = labels_from_counts(counts, size), counts.tolist()
+    first = labels_from_counts(counts, size)
+    estimate: list[float] = counts.tolist()
     likely = counts.argsort(descending=True, stable=True)[:_LIKELY_CLASSES].tolist()
     found = {first}
     for removed, added in itertools.product(range(size), likely):
