@@ -52,6 +52,11 @@ class AuthorsDLG(DLGFB):
         return torch.optim.LBFGS(variables, lr=self.config.learning_rate)
 
 
+def grey(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return flat grey pixels; frequencies start there anyway."""
+    return torch.full(shape, 0.5)
+
+
 @dataclass(frozen=True)
 class Optimiser:
     """An attack with its parameters.
@@ -83,6 +88,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "random": {"success_loss": 0.0},  # never a success, so that it always starts at random; the same draws as the others
     "feedback": {},
     "always": {"always_blend": True},
+    "grey": {"success_loss": 0.0},  # flat grey instead of noise, without any memory: what a start that is no noise is worth
 }
 
 
@@ -122,6 +128,8 @@ def attack_stream(optimiser: Optimiser, arm: str, network: str, images: Tensor, 
     attack = optimiser.attack(
         restarts=1, iterations=options.iterations, tolerance=optimiser.tolerance, labels=options.labels, **parameters
     )
+    if arm == "grey" and optimiser.parameters["coordinates"] == "pixel":
+        attack.start = grey  # type: ignore[method-assign]
     rows = []
     for at, (image, label) in enumerate(zip(images, labels, strict=True)):
         model = build_model(Model(name="lenet"), INPUT, options.seed * 1000 + (at if network == "fresh" else 0)).eval()
@@ -201,13 +209,17 @@ def main() -> None:
     """Read the options, compare, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--optimisers", nargs="+", choices=OPTIMISERS, default=["authors"], help="default authors")
-    parser.add_argument("--streams", nargs="+", choices=STREAMS, default=list(STREAMS), help="default all")
+    parser.add_argument(
+        "--streams", nargs="+", choices=STREAMS, default=["independent", "shifted"], help="default independent shifted"
+    )
     parser.add_argument("--networks", nargs="+", choices=("fresh", "fixed"), default=["fresh", "fixed"], help="default both")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["random", "feedback"], help="default random feedback")
-    parser.add_argument("--images", type=int, default=6, help="in a stream (default 6)")
+    parser.add_argument(
+        "--arms", nargs="+", choices=ARMS, default=["random", "feedback", "grey"], help="default random feedback grey"
+    )
+    parser.add_argument("--images", type=int, default=8, help="in a stream (default 8)")
     parser.add_argument("--repeats", type=int, default=1, help="streams for each cell (default 1)")
     parser.add_argument(
-        "--iterations", type=int, default=60, help="at most, for each image (default 60; the authors' 200 or 300)"
+        "--iterations", type=int, default=40, help="at most, for each image (default 40; the authors' 200 or 300)"
     )
     parser.add_argument("--labels", default="idlg", help="label rule, or joint as in DLG (default idlg)")
     parser.add_argument("--seed", type=int, default=0)
