@@ -74,7 +74,8 @@ class InvertingGradients(MatchingAttack):
                 unknowns.image.copy_(unknowns.coordinates.encode(unknowns.pixels.clamp(0, 1)))
         passed = sum(step + 1 >= int(self.config.iterations * part) for part in _DECAYS)
         for group in optimiser.param_groups:
-            group["lr"] = min(group["lr"], self.config.learning_rate * 0.1**passed)
+            first = group.setdefault("initial_lr", group["lr"])
+            group["lr"] = min(group["lr"], first * 0.1**passed)
 
     def when_flat(self, optimiser: torch.optim.Optimizer) -> bool:
         """Go on to the next milestone's learning rate; past the last one the descent is over."""

@@ -188,10 +188,13 @@ class MatchingAttack(Attack):
 
     @property
     def takes_rounds(self) -> bool:
-        """Whether starts of several observations can go together, as far as the attack decides it."""
+        """Whether a round is better handed over at once: where its starts go together, or the attack has a way of its own."""
+        return type(self).run is not MatchingAttack.run or self._goes_together
+
+    @property
+    def _goes_together(self) -> bool:
+        """Whether starts can go together, as far as the attack decides it."""
         own = type(self)
-        if own.run is not MatchingAttack.run:
-            return True
         for name in ("minimise", "reconstruct"):
             # A subclass that changes one of the two without the other means the one.
             one, many = (next(c for c in own.__mro__ if key in vars(c)) for key in (name, "minimise_together"))
@@ -201,7 +204,7 @@ class MatchingAttack(Attack):
 
     def gains(self, victim: Victim, observations: int) -> bool:
         """Whether this attack can take starts together, and is faster so."""
-        return self.takes_rounds and type(victim) is Victim
+        return self._goes_together and type(victim) is Victim
 
     def run(
         self, observations: Sequence[Observation], model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget

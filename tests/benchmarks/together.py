@@ -10,9 +10,9 @@ CPU seconds are for each client.
 found on one core of a busy shared machine, torch 2.14.1, 16 clients on LeNet, CPU seconds a client:
 
     attack (iterations)       one by one    together    ratio    PSNR one by one    together
-    inverting-gradients (60)       0.230       0.085      2.7              10.24       10.23
-    natural (4)                    0.412       0.158      2.6              28.15       28.15
-    dlg (10)                       0.927       0.527      1.8              36.76       36.77
+    inverting-gradients (60)       0.242       0.072      3.4              10.24       10.23
+    natural (4)                    0.397       0.136      2.9              28.15       28.15
+    dlg (10)                       0.974       0.509      1.9              36.76       36.77
 
 A gain of four is not reached: per-client convolutions take most of the time, and dlg computes in float64, where PyTorch's
 convolutions take the clients in turn. ResNet-20 has not been measured.
