@@ -1,6 +1,23 @@
 """Measure what each term of GradInversion (arXiv 2104.07586) adds: total variation, BatchNorm's statistics, the group of seeds.
 
-DOCSTRING
+A small network with BatchNorm in train mode, 16 x 16 pixels, batches of 2, labels given; each arm adds its term to those before
+it but ``running`` and ``exact``, which are alternatives. Weights were chosen on the images before these.
+
+    python tests/benchmarks/grad_inversion.py
+
+166 CPU seconds; mean PSNR in dB of 4 batches and what the term adds, with 1.96 standard errors; mean image 12.9:
+
+    arm            sigmoid                     relu
+    gradient       31.2                        13.2
+    + TV           22.9                        19.8   +6.6 +- 0.6
+    + running      23.6   +0.7 +- 1.3          19.0   -0.7 +- 0.7
+    + exact        29.6   +6.0 +- 3.2          23.0   +3.9 +- 1.1
+    + seeds        29.4   -0.3 +- 0.2          23.6   +0.6 +- 0.2
+    + lazy         30.0   +0.6 +- 0.3          22.9   -0.7 +- 0.1
+    + registered   30.0    0.0 +- 0.0          22.9    0.0 +- 0.0
+
+The exact statistics are worth far more than the paper's 1.3 dB, the running ones nothing, and the group adds nothing: the seeds
+of a batch this small end in the same place, so there is nothing to register. On a smooth network TV does harm.
 """
 
 from __future__ import annotations
