@@ -20,7 +20,8 @@ from fedleak.defenses.base import defenses
 from fedleak.engines.base import engine
 from fedleak.errors import ParameterError, ScenarioError
 from fedleak.models import build_model
-from fedleak.observation import UpdateKind
+from fedleak.models.inspect import last_linear
+from fedleak.observation import InputSpec, UpdateKind
 from fedleak.registry import Registry
 from fedleak.report.formats import plural
 from fedleak.scenario import AttackSpec, Named, Scenario
@@ -70,8 +71,23 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
             "use a source with one (cifar10, parquet or imagefolder), or the preset 'batchnorm-known'"
         )
     model = build_model(scenario.model, data.input, scenario.seed)
+    _check_label_rules(scenario, model, data.input)
     data.verify()
     return Checked(scenario, data, model)
+
+
+def _check_label_rules(scenario: Scenario, model: nn.Module, input: InputSpec) -> None:
+    """Refuse a rule that reads the classifier's bias for a network whose classifier has none."""
+    classifier = last_linear(model, input)
+    if classifier is None or classifier[1].bias is not None:
+        return
+    for number, spec in enumerate(scenario.attacks):
+        rule = spec.parameters.get("labels")
+        if rule and rule != JOINT and label_rules.get(rule).needs_bias:
+            raise ScenarioError(
+                f"attacks[{number}].labels: '{rule}' reads the bias of the classifier, but '{classifier[0]}' of model "
+                f"'{scenario.model.name}' has none; use 'zero-shot' or 'llg', or 'idlg' for one image"
+            )
 
 
 def check_device(device: str, where: str) -> None:

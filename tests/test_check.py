@@ -6,6 +6,7 @@ import pytest
 
 from fedleak.check import check, difficulty
 from fedleak.data.samples import foolbox_images
+from fedleak.errors import ScenarioError
 from fedleak.scenario import parse_scenario
 
 
@@ -100,3 +101,18 @@ def test_an_mlp_is_exact_for_one_image():
 
 def test_a_server_that_is_not_curious_attacks_nothing():
     assert fact(asked(server={"curious": False}, attacks=[{"name": "dlg"}]), "attacks") == "none: not curious"
+
+
+@pytest.mark.parametrize("rule", ["bias-corrected", "consistent", "certified", "ilrg"])
+def test_a_rule_that_reads_a_bias_is_refused_for_a_network_without(rule):
+    table = {"name": "x", "model": {"name": "lenet", "bias": False}, "attacks": [{"name": "natural", "labels": rule}]}
+    with pytest.raises(
+        ScenarioError, match=rf"attacks\[0\].labels: '{rule}' reads the bias .* 'fc' of model 'lenet' has none; use"
+    ):
+        check(parse_scenario(table))
+    check(parse_scenario(table | {"model": {"name": "lenet"}}))
+
+
+def test_auto_says_beforehand_what_it_would_run():
+    found = difficulty(check(parse_scenario({"name": "x", "attacks": [{"name": "auto"}]})))
+    assert "exact: a chain of layers" in dict(found.facts)["auto would run"]

@@ -17,6 +17,8 @@ class LabelRule(ABC):
 
     name: ClassVar[str]
     requires: ClassVar[frozenset[Knowledge]] = frozenset()
+    needs_bias: ClassVar[bool] = False
+    """Whether the rule reads the gradient of the classifier's bias."""
 
     @abstractmethod
     def restore(self, observation: Observation, model: nn.Module) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ class BiasCorrected(LabelRule):
     """For any batch size; exact where the model still gives all classes about the same probability."""
 
     name = "bias-corrected"
+    needs_bias = True
 
     def restore(self, observation: Observation, model: nn.Module) -> tuple[int, ...]:
         """Return one label for each image, sorted."""

@@ -36,6 +36,7 @@ class Certified(LabelRule):
     """For batches below half the number of classes, up to 16, and one local step; larger ones are left to 'consistent'."""
 
     name = "certified"
+    needs_bias = True
 
     def restore(self, observation: Observation, model: nn.Module) -> tuple[int, ...]:
         """Return one label for each image, sorted."""

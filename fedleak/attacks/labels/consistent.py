@@ -40,6 +40,7 @@ class Consistent(LabelRule):
     """For any batch size, with repeats, and features of any sign; needs a classifier with a bias."""
 
     name = "consistent"
+    needs_bias = True
 
     def restore(self, observation: Observation, model: nn.Module) -> tuple[int, ...]:
         """Return one label for each image, sorted."""

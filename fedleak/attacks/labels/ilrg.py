@@ -22,6 +22,7 @@ class ILRG(LabelRule):
     """For any batch size, with repeats, and features of any sign; needs a classifier with a bias."""
 
     name = "ilrg"
+    needs_bias = True
 
     def restore(self, observation: Observation, model: nn.Module) -> tuple[int, ...]:
         """Return one label for each image, sorted."""
