@@ -4,8 +4,10 @@ Formula: D(x) = sum over each tensor's top-k entries of (grad L(f(x), y) - g)^2 
 at x + r g1 / |g1|; step along (1 - lambda) g1 + lambda g2
 Source: Fan et al. 2025, "Boosting Gradient Leakage Attacks: Data Reconstruction in Realistic FL Settings", arXiv 2506.08435
 
-The mixture is the finite-difference gradient of D + lambda r |dD/dx|, a penalty on steepness. Ratio, radius and iterations
-are not the paper's, whose values we do not know; the distance is relative, and the perturbation is in model inputs.
+On LeNet (tests/benchmarks/partial_matching.py) matching the entries that survive undoes gradient pruning, by 2 to 4 dB at 90 %,
+and costs 0.7 dB where nothing was pruned; the second gradient of each step did not earn its cost, and ``regularisation = 0``
+saves it. The mixture is the finite-difference gradient of D + lambda r |dD/dx|, a penalty on steepness. Ratio, radius and
+iterations are not the paper's, whose values we do not know; the distance is relative, the perturbation in model inputs.
 """
 
 from __future__ import annotations

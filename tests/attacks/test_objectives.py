@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from fedleak.attacks.objectives import cosine_distance, squared_distance
+from fedleak.attacks.objectives import cosine_distance, largest, layer_distance, select, squared_distance
 
 SHAPES = ((4, 3, 2, 2), (4,), (5, 7), ())
 
@@ -59,3 +59,17 @@ def test_gradient_is_right_and_zeros_do_not_divide_by_zero(distance):
 def test_a_different_number_of_tensors_is_an_error():
     with pytest.raises(ValueError, match="zip"):
         squared_distance(draw(0)[:2], draw(1))
+
+
+def test_layer_distance_is_zero_when_equal_and_weighs_no_tensor_by_its_length():
+    observed = [torch.tensor([3.0, 4.0]), torch.tensor([[5.0]])]
+    assert float(layer_distance(observed, observed)) < 1e-12
+    assert float(layer_distance([torch.zeros(2), torch.zeros(1, 1)], observed)) == pytest.approx(1)
+    assert float(layer_distance([torch.tensor([3.0, 7.0]), torch.tensor([[9.0]])], observed)) == pytest.approx(0.7)
+
+
+def test_largest_entries_are_chosen_by_magnitude_and_selected_in_order():
+    tensors = [torch.tensor([[1.0, -4.0], [3.0, 2.0]]), torch.tensor([-1.0])]
+    chosen = largest(tensors, 0.75)
+    assert [indices.tolist() for indices in chosen] == [[1, 2, 3], [0]]
+    assert [values.tolist() for values in select(tensors, chosen)] == [[-4.0, 3.0, 2.0], [-1.0]]
