@@ -269,3 +269,17 @@ def test_flat_lowers_the_learning_rate_before_it_ends():
         assert {result.stop_reason for result in results} == {"flat"}
         assert {result.iterations for result in results} == {21}
     assert issubclass(Watched.Config, MatchingConfig)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "whole"),
+    [
+        ("natural", {}, True),
+        ("natural", {"together": 1}, False),
+        ("unrolled", {}, False),  # its own way down, which starts of several observations do not share
+        ("dlg-fb", {}, True),  # a stream needs its order
+        ("closed-form", {}, False),
+    ],
+)
+def test_only_attacks_that_gain_are_handed_a_whole_round(name, parameters, whole):
+    assert attacks.get(name)(**parameters).takes_rounds is whole
