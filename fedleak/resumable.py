@@ -14,9 +14,7 @@ from fedleak.runs import Row, RunFolder
 from fedleak.scenario import Scenario
 
 
-def run_into(
-    scenario: Scenario, place: Path, *, device: str = "auto", threads: int = 1, listener: Listener = silent
-) -> Result:
+def run_into(scenario: Scenario, place: Path, *, device: str = "auto", threads: int = 1, listener: Listener = silent) -> Result:
     """Run ``scenario`` into ``place``; do only what an earlier process left undone there.
 
     A finished run is read and not repeated; one that was killed goes on after its last whole round, and one that was

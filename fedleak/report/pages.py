@@ -1,4 +1,4 @@
-"""What all pages share: templates with everything escaped, the style, and the one script, whose digest the page's policy names."""
+"""What all pages share: templates in which everything is escaped, the style, and the one script that the policy allows."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from markupsafe import Markup
 
@@ -20,13 +21,18 @@ from fedleak.runs import Row
 from fedleak.sweeps import verdicts as rules
 from fedleak.sweeps.folder import SweepFolder
 from fedleak.sweeps.lines import Line, lines
-from fedleak.sweeps.verdicts import Attacked, Verdict, verdicts
+from fedleak.sweeps.verdicts import Attacked, Verdict, Word, verdicts
 
 MOST_SETTINGS = 6
 """So many settings get charts and images of their own; the tables hold all."""
 
 _PICTURES = 6
-_ORDER = ("leaks", "degrades", "blocks", "inconclusive")
+_WORDS: tuple[tuple[Word, str, str], ...] = (
+    ("leaks", "leaks", "leak"),
+    ("degrades", "degrades", "degrade"),
+    ("blocks", "blocks", "block"),
+    ("inconclusive", "is inconclusive", "are inconclusive"),
+)
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,7 @@ def _context(folder: SweepFolder) -> dict[str, Any]:
         "name": asked.get("name"),
         "about": asked.get("about"),
         "started": formats.moment(asked.get("started")),
-        "counts": _counts(judged),
-        "headline": _headline(judged),
+        **_headline(judged),
         "total": len(cells),
         "done": len(done),
         "settings": [_setting(folder, title, rows, judged, index) for index, title in enumerate(settings[:MOST_SETTINGS])],
@@ -98,16 +103,13 @@ def _context(folder: SweepFolder) -> dict[str, Any]:
     }
 
 
-def _counts(judged: Sequence[Verdict]) -> list[tuple[str, int]]:
-    found = Counter(verdict.word for verdict in judged if not verdict.control)
-    return [(word, found[word]) for word in _ORDER if found[word]]
-
-
-def _headline(judged: Sequence[Verdict]) -> str:
+def _headline(judged: Sequence[Verdict]) -> dict[str, Any]:
     defended = [verdict for verdict in judged if not verdict.control]
+    found = Counter(verdict.word for verdict in defended)
     if not defended:
-        return "No defense has been judged yet." if judged else "No run is finished yet."
-    return f"of {formats.plural(len(defended), 'defended case')}"
+        return {"headline": "No defense has been judged yet." if judged else "No run is finished yet.", "counts": []}
+    counts = [(word, found[word], plural if found[word] > 1 else one) for word, one, plural in _WORDS if found[word]]
+    return {"headline": f"Of {formats.plural(len(defended), 'defended case')},", "counts": counts}
 
 
 def _setting(folder: SweepFolder, title: str, rows: Sequence[Row], judged: Sequence[Verdict], index: int) -> Setting:
@@ -209,7 +211,7 @@ def _line(line: Line, verdict: Verdict) -> Row:
         **{key: line.mean(key) for key in ("mean_image", "random", "ssim", "label_accuracy", "identification", "chance")},
         **{key: line.mean(key) for key in ("accuracy", "epsilon", "cpu_seconds", "seconds", "bytes")},
         "word": verdict.word,
-        "runs": [(formats.plain(row["seed"]), f"{row['folder']}/report.html") for row in line.rows],
+        "runs": [(formats.plain(row["seed"]), quote(f"{row['folder']}/report.html")) for row in line.rows],
     }
 
 

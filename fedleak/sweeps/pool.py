@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -122,11 +123,9 @@ class _Worker:
         """Send a job."""
         assert self._process.stdin is not None
         self.job = job
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it has died, as its output will say
             self._process.stdin.write(f"{job.to_json()}\n".encode())
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has died, as its output will say
 
     def answers(self) -> list[tuple[str, dict[str, Any]]]:
         """Return what the worker has said since; last of all that it died."""
@@ -144,10 +143,8 @@ class _Worker:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                try:
+                with contextlib.suppress(BrokenPipeError):
                     pipe.close()
-                except BrokenPipeError:
-                    pass
 
     def _last_words(self) -> str:
         code = self._process.wait()

@@ -126,7 +126,8 @@ def _leak(rows: list[Row], folder: Path) -> Row:
     graded = [row for row in rows if number(row.get("psnr")) is not None]
     updates = {(row.get("round"), row.get("client")): row for row in rows}
     images = [
-        {"name": _name(row, folder), "gain": gain(row), "identified": row.get("identified"), "png": row.get("png")} for row in rows
+        {"name": _name(row, folder), "gain": gain(row), "identified": row.get("identified"), "png": row.get("png")}
+        for row in rows
     ]
     gains = [image["gain"] for image in images if image["gain"] is not None]
     psnrs = [psnr for row in graded if (psnr := number(row.get("psnr"))) is not None]

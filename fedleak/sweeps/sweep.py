@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from fedleak import __version__
 from fedleak.api import pick_device
@@ -54,8 +54,8 @@ class SweepResult:
         return [row for row in self.rows if row["error"] or row.get("client_errors")]
 
 
-class Unwatched:
-    """Ignore what happens to the cells."""
+class SweepWatcher(Protocol):
+    """Told what happens to the cells of a sweep."""
 
     def begin(self, total: int, finished: int, workers: int) -> None:
         """Take how many cells there are, how many are finished already, and how many run at a time."""
@@ -63,8 +63,19 @@ class Unwatched:
     def at(self, name: str, what: str) -> None:
         """Take how far a cell is."""
 
-    def done(self, name: str, error: str | None, rows: Sequence[Row] = ()) -> None:
+    def done(self, name: str, error: str | None, rows: Sequence[Row]) -> None:
         """Take that a cell is finished, with its rows, or why it is not."""
+
+
+class _Unwatched:
+    def begin(self, total: int, finished: int, workers: int) -> None:
+        pass
+
+    def at(self, name: str, what: str) -> None:
+        pass
+
+    def done(self, name: str, error: str | None, rows: Sequence[Row]) -> None:
+        pass
 
 
 def sweep(
@@ -76,7 +87,7 @@ def sweep(
     device: str = "auto",
     jobs: int | None = None,
     ray: str | None = None,
-    watcher: Unwatched | None = None,
+    watcher: SweepWatcher | None = None,
     on_start: Callable[[Path], None] = lambda folder: None,
 ) -> SweepResult:
     """Run all cells of a sweep that are not finished yet, side by side, and judge the defenses.
@@ -96,7 +107,7 @@ def sweep(
         How many cells run at a time, each in a process of its own with one thread; by default one a core.
     ray : str, optional
         Run the cells on this Ray cluster instead: ``"auto"``, ``"local"`` or ``"HOST:PORT"``.
-    watcher : Unwatched, optional
+    watcher : SweepWatcher, optional
         Told what happens to the cells.
     on_start : callable
         Told the folder before anything runs.
@@ -126,7 +137,7 @@ def sweep(
             if done_rows(place, cell.name, cell.scenario.digest) is None
         ]
         workers = jobs or _cores()
-        desk = _Desk(folder, facts, watcher or Unwatched())
+        desk = _Desk(folder, facts, watcher or _Unwatched())
         desk.begin(len(facts), len(facts) - len(left), min(workers, len(left)))
         runner = Cluster(ray, jobs) if ray else Pool(workers, place / "workers.log")
         try:
@@ -178,7 +189,7 @@ def cell_facts(cell: Cell, checked: Checked) -> Row:
 class _Desk:
     """Keeps the table up to date while cells finish."""
 
-    def __init__(self, folder: SweepFolder, facts: list[Row], watcher: Unwatched) -> None:
+    def __init__(self, folder: SweepFolder, facts: list[Row], watcher: SweepWatcher) -> None:
         self._folder, self._facts, self._watcher = folder, facts, watcher
         self._errors: dict[str, str] = {}
 

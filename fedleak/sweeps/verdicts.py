@@ -168,10 +168,8 @@ def attacked(rows: Iterable[Row]) -> list[Attacked]:
 
 
 def _attacked(rows: Sequence[Row]) -> Attacked:
-    gains = [_by_image(row["images"], lambda image: image["gain"] if image["gain"] is not None else 0.0) for row in rows]
-    identified = [
-        _by_image(row["images"], lambda image: None if image["identified"] is None else float(image["identified"])) for row in rows
-    ]
+    gains = [_by_image(row["images"], _gain) for row in rows]
+    identified = [_by_image(row["images"], _identified) for row in rows]
     images = [image for row in rows for image in row["images"]]
     chances = [row["chance"] for row in rows if row.get("chance") is not None]
     mean = interval([[statistics.fmean(values) for values in found.values()] for found in gains])
@@ -186,6 +184,14 @@ def _attacked(rows: Sequence[Row]) -> Attacked:
         identified=interval([[statistics.fmean(values) for values in found.values()] for found in identified]),
         chance=statistics.fmean(chances) if chances else None,
     )
+
+
+def _gain(image: Row) -> float:
+    return 0.0 if image["gain"] is None else float(image["gain"])
+
+
+def _identified(image: Row) -> float | None:
+    return None if image["identified"] is None else float(image["identified"])
 
 
 def _by_image(images: Iterable[Row], value: Callable[[Row], float | None]) -> dict[str, list[float]]:

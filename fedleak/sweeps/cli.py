@@ -1,0 +1,116 @@
+"""The commands ``fedleak sweep`` and ``fedleak leaderboard``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.markup import escape
+
+from fedleak.terminal import Device, Overrides, Quiet, Verbose, console, errors, interrupted, quieten
+
+if TYPE_CHECKING:
+    from fedleak.check import Checked
+    from fedleak.sweeps.plan import Cell
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(show_default=False)],
+    full: Annotated[bool, typer.Option("--full", help="The file's full form, for a GPU; the small one is the default.")] = False,
+    set_: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the sweep; what is finished there is kept. [default: runs/NAME]", show_default=False),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time, one thread each. [default: the cores]", show_default=False)
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: auto, local or HOST:PORT.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list all runs, and start none.")] = False,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run a scenario under many defenses, strengths, threats, models and seeds, and judge each defense.
+
+    FILE is a TOML file, such as scenarios/sweeps/defenses.toml: a scenario, axes to vary, and defenses. Every combination
+    is one run; the undefended control is always among them. Runs go side by side. Start the same command again after an
+    interrupt or a kill, and it goes on: nothing finished is repeated, and what failed is tried again.
+
+    The folder holds sweep.html (verdicts, charts, images), sweep.jsonl and sweep.csv (one line for each run and attack),
+    and cells/ (one run folder each). `fedleak explain verdicts` gives the rules: leaks, degrades, blocks, inconclusive.
+
+    Exit code: 0 done; 1 done, but runs or clients failed; 2 wrong input, nothing started; 130 interrupted.
+    """
+    quieten(verbose)
+    from fedleak.report.sweep_live import LiveSweep, verdict_table
+    from fedleak.sweeps.plan import load_sweep
+    from fedleak.sweeps.sweep import check_cells
+    from fedleak.sweeps.sweep import sweep as run_sweep
+
+    form: Literal["small", "full"] = "full" if full else "small"
+    if dry_run:
+        _list_cells(check_cells(load_sweep(file, form, set_ or []), str(file)))
+        return
+    place: list[Path] = []
+    with LiveSweep(errors, quiet=quiet) as live:
+        try:
+            result = run_sweep(
+                file,
+                form=form,
+                overrides=set_ or [],
+                out=out,
+                device=device,
+                jobs=jobs,
+                ray=ray,
+                watcher=live,
+                on_start=place.append,
+            )
+        except KeyboardInterrupt:
+            live.stop()
+            interrupted(place, f"sweep {file}" + (" --full" if full else "") + "".join(f" --set '{item}'" for item in set_ or []))
+    console.print(verdict_table(result.verdicts))
+    console.print(f"Report: {escape(str(result.report))}", highlight=False, soft_wrap=True)
+    if result.failed:
+        cells = len({row["cell"] for row in result.failed})
+        errors.print(
+            f"[red]{cells} run(s) failed[/red]; the report names them. Start it again to try them again.", highlight=False
+        )
+        sys.exit(1)
+
+
+def leaderboard(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("leaderboard.html"),
+) -> None:
+    """Make one static page out of many runs: each attack undefended and against each defense, by threat model.
+
+    DIR is a run folder, or the folder of a sweep, of which every finished run counts.
+    """
+    quieten(False)
+    from fedleak.sweeps.leaderboard import leaderboard as make
+
+    board = make(folders, out)
+    if board.unfinished:
+        errors.print(f"{len(board.unfinished)} unfinished run(s) left out; the page names them.", highlight=False)
+    console.print(f"{len(board.lines)} lines: {escape(str(board.page))}", highlight=False, soft_wrap=True)
+
+
+def _list_cells(cells: list[tuple[Cell, Checked]]) -> None:
+    for number, (cell, checked) in enumerate(cells, start=1):
+        attacks = ", ".join(spec.result_name for spec in checked.scenario.attacks) or "no attack"
+        console.print(f"{number:>4}  {escape(cell.name)}  [dim]{escape(attacks)}[/dim]", highlight=False, soft_wrap=True)
+    control = sum(cell.control for cell, _ in cells)
+    console.print(f"{len(cells)} runs can start, {control} of them undefended.", highlight=False)
+
+
+def _again(file: Path, full: bool, overrides: list[str], out: Path | None, ray: str | None) -> str:
+    words = ["sweep", str(file), *(["--full"] if full else []), *(word for item in overrides for word in ("--set", item))]
+    words += ["--out", str(out)] if out is not None else []
+    words += ["--ray", ray] if ray is not None else []
+    return shlex.join(words)
