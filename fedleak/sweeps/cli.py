@@ -23,10 +23,10 @@ def sweep(
     set_: Overrides = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the sweep; what is finished there is kept. [default: runs/NAME]", show_default=False),
+        typer.Option(help="Folder of the sweep; what is finished there is kept; runs/NAME by default.", show_default=False),
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time, one thread each. [default: the cores]", show_default=False)
+        int | None, typer.Option(min=1, help="Runs at a time, one thread each; as many as cores by default.", show_default=False)
     ] = None,
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: auto, local or HOST:PORT.", show_default=False)
@@ -36,16 +36,43 @@ def sweep(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run a scenario under many defenses, strengths, threats, models and seeds, and judge each defense.
+    """Run a scenario under many defenses, threats, networks and seeds; judge each.
 
-    FILE is a TOML file, such as scenarios/sweeps/defenses.toml: a scenario, axes to vary, and defenses. Every combination
-    is one run; the undefended control is always among them. Runs go side by side. Start the same command again after an
-    interrupt or a kill, and it goes on: nothing finished is repeated, and what failed is tried again.
+    FILE is TOML: a scenario, what to vary, and the defenses. For example:
 
-    The folder holds sweep.html (verdicts, charts, images), sweep.jsonl and sweep.csv (one line for each run and attack),
-    and cells/ (one run folder each). `fedleak explain verdicts` gives the rules: leaks, degrades, blocks, inconclusive.
+    \b
+      name = "noise"
+      \\[scenario.data]                   # as in a scenario's own file
+      source = "samples"
+      [\\[scenario.attacks]]
+      name = "closed-form"
+      [\\[axes]]                          # every combination is one run
+      key = "seed"
+      values = \\[1, 2]
+      [\\[axes]]
+      name = "network"
+      variants = \\[{name = "narrow", set = \\["model.channels=6"]},
+                  {name = "wide", set = \\["model.channels=12"]}]
+      [\\[defenses]]                      # each on its own, and none, unasked
+      name = "gaussian-noise"
+      strengths.std = \\[1e-4, 1e-2]
+      [\\[defenses]]
+      title = "clip+noise"
+      chain = \\[{name = "clipping", max_norm = 1.0},
+               {name = "gaussian-noise", std = 1e-3}]
 
-    Exit code: 0 done; 1 done, but runs or clients failed; 2 wrong input, nothing started; 130 interrupted.
+    Runs go side by side on the cores. Start the same command again after an
+    interrupt or a kill and it goes on: nothing finished is repeated, a run that
+    was broken off goes on after its last whole round, one that failed is tried
+    again. Two sweeps cannot work in one folder at a time.
+
+    The folder holds sweep.html (verdicts, charts, images), sweep.jsonl and
+    sweep.csv (one line for each run and attack), and cells/ (the run folders).
+    The rules of the verdicts (leaks, degrades, blocks, inconclusive):
+    fedleak explain verdicts.
+
+    Exit code: 0 done; 1 done, but runs or clients failed; 2 wrong input,
+    nothing started; 130 interrupted.
     """
     quieten(verbose)
     from fedleak.report.sweep_live import LiveSweep, verdict_table
@@ -88,9 +115,12 @@ def leaderboard(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", show_default=False)],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("leaderboard.html"),
 ) -> None:
-    """Make one static page out of many runs: each attack undefended and against each defense, by threat model.
+    """Make one static page out of many runs, by threat model.
 
-    DIR is a run folder, or the folder of a sweep, of which every finished run counts.
+    DIR is a run folder, or the folder of a sweep, of which every finished run
+    counts. The page shows each attack undefended and against each defense, with
+    data, network and batch beside it; runs that differ in the seed alone are
+    one line. Unfinished runs are left out, and named.
     """
     quieten(False)
     from fedleak.sweeps.leaderboard import leaderboard as make
