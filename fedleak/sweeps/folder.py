@@ -23,6 +23,7 @@ from fedleak.errors import ScenarioError
 from fedleak.runs import Row
 from fedleak.sweeps.cell import CELLS, done_rows
 
+_FIRST = {"sweep.lock", "sweep.json.tmp"}  # all that a start killed at once has left
 _COLUMNS = (
     "cell",
     "defense",
@@ -78,8 +79,8 @@ class SweepFolder:
         self.path = path
 
     @classmethod
-    def prepare(cls, path: Path, name: str) -> SweepFolder:
-        """Make the folder, or take that of an earlier start of the same sweep.
+    def prepare(cls, path: Path) -> SweepFolder:
+        """Make the folder, or take that of an earlier start.
 
         Raises
         ------
@@ -87,16 +88,13 @@ class SweepFolder:
             If something else is there, or the folder cannot be made.
         """
         try:
-            taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+            taken = path.exists() and (not path.is_dir() or {found.name for found in path.iterdir()} - _FIRST)
             if taken and not (path / "sweep.json").is_file():
                 raise ScenarioError(f"{path}: exists and is no sweep's folder; choose another --out")
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise ScenarioError(f"{path}: cannot be made ({error.strerror}); choose another --out") from error
-        folder = cls(path)
-        if taken and (other := folder.asked().get("name")) != name:
-            raise ScenarioError(f"{path}: holds the sweep '{other}', not '{name}'; choose another --out")
-        return folder
+        return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> SweepFolder:
@@ -127,7 +125,16 @@ class SweepFolder:
         return found
 
     def ask(self, content: Row) -> None:
-        """Write ``sweep.json``."""
+        """Write ``sweep.json``; call it with the folder locked.
+
+        Raises
+        ------
+        ScenarioError
+            If the folder holds another sweep.
+        """
+        other = self.asked().get("name") if (self.path / "sweep.json").is_file() else content["name"]
+        if other != content["name"]:
+            raise ScenarioError(f"{self.path}: holds the sweep '{other}', not '{content['name']}'; choose another --out")
         self._replace("sweep.json", json.dumps(content, indent=1, allow_nan=False))
 
     def rows(self) -> list[Row]:

@@ -127,7 +127,7 @@ def sweep(
     device = pick_device(device)
     facts = [cell_facts(cell, checked) for cell, checked in check_cells(plan, str(path), device)]
     place = Path(out) if out is not None else Path("runs") / plan.name
-    folder = SweepFolder.prepare(place, plan.name)
+    folder = SweepFolder.prepare(place)
     with Lock(place / "sweep.lock", f"{place}: another sweep is at work there"):
         folder.ask(_asked(plan, Path(path), facts))
         on_start(place)
