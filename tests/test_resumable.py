@@ -52,12 +52,12 @@ def test_a_run_broken_off_goes_on_after_its_last_whole_round(scenario, tmp_path)
     assert finished(scenario, place) is None
     assert len(lines(place)) == 2
     rounds = []
-    run_into(
-        scenario,
-        place,
-        device="cpu",
-        listener=lambda event: rounds.append(event.facts["round"]) if event.kind == "round" else None,
-    )
+
+    def listen(event: Event) -> None:
+        if event.kind == "round":
+            rounds.append(event.facts["round"])
+
+    run_into(scenario, place, device="cpu", listener=listen)
     assert rounds == [2]
     assert len(lines(place)) == 4
     assert finished(scenario, place)["rounds"] == 2

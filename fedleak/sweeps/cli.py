@@ -36,29 +36,28 @@ def sweep(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run a scenario under many defenses, threats, networks and seeds; judge each.
+    r"""Run a scenario under many defenses, threats, networks and seeds; judge each.
 
     FILE is TOML: a scenario, what to vary, and the defenses. For example:
 
-    \b
       name = "noise"
-      \\[scenario.data]                   # as in a scenario's own file
+      \[scenario.data]                   # as in a scenario's own file
       source = "samples"
-      [\\[scenario.attacks]]
+      [\[scenario.attacks]]
       name = "closed-form"
-      [\\[axes]]                          # every combination is one run
+      [\[axes]]                          # every combination is one run
       key = "seed"
-      values = \\[1, 2]
-      [\\[axes]]
+      values = \[1, 2]
+      [\[axes]]
       name = "network"
-      variants = \\[{name = "narrow", set = \\["model.channels=6"]},
-                  {name = "wide", set = \\["model.channels=12"]}]
-      [\\[defenses]]                      # each on its own, and none, unasked
+      variants = \[{name = "narrow", set = \["model.channels=6"]},
+                  {name = "wide", set = \["model.channels=12"]}]
+      [\[defenses]]                      # each on its own, and none, unasked
       name = "gaussian-noise"
-      strengths.std = \\[1e-4, 1e-2]
-      [\\[defenses]]
+      strengths.std = \[1e-4, 1e-2]
+      [\[defenses]]
       title = "clip+noise"
-      chain = \\[{name = "clipping", max_norm = 1.0},
+      chain = \[{name = "clipping", max_norm = 1.0},
                {name = "gaussian-noise", std = 1e-3}]
 
     Runs go side by side on the cores. Start the same command again after an

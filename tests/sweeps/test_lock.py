@@ -24,10 +24,8 @@ def test_a_second_holder_is_refused_with_who_holds_it_and_a_killed_one_holds_not
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "held\n"
-        with (
-            pytest.raises(ScenarioError, match=rf"at work there \(process {process.pid} on .*; wait for it"),
-            Lock(path, "at work there"),
-        ):
+        busy = rf"at work there \(process {process.pid} on .*; wait for it"
+        with pytest.raises(ScenarioError, match=busy), Lock(path, "at work there"):
             pass
     finally:
         process.kill()
