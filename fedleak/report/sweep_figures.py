@@ -15,6 +15,7 @@ from fedleak.report.figures import _INK, _LINE, _TEXT, MARKERS, _render
 
 _DOTTED, _DASHED = (0, (1, 2.5)), (0, (5, 3))
 _ROW = 0.34  # inches of a defense in the chart by defense
+_LONGEST = 36  # letters of a label
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def trade_chart(points: Sequence[Point], guesses: dict[str, float], name: str) -
         x = 100 * (point.accuracy or 0.0)
         _mark(axes, x, point.gain, point, horizontal=False)
         axes.annotate(
-            point.label,
+            _short(point.label),
             (x, point.gain),
             xytext=(7, 5),
             textcoords="offset points",
@@ -121,11 +122,15 @@ def gain_chart(rows: Sequence[tuple[str, Sequence[Point]]], guesses: dict[str, f
         for rank, point in enumerate(points):
             offset = 0.5 * ((rank + 0.5) / len(points) - 0.5)
             _mark(axes, point.gain, position + offset, point, horizontal=True)
-    axes.set_yticks(range(len(rows)), [label for label, _ in rows], parse_math=False)
+    axes.set_yticks(range(len(rows)), [_short(label) for label, _ in rows], parse_math=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("Gain over a guess, dB", fontsize=13, color=_TEXT)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
     return _render(figure, f"gain-{name}", "Gain of every attack over a guess, by defense")
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= _LONGEST else label[: _LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _mark(axes: Axes, x: float, y: float, point: Point, *, horizontal: bool) -> None:

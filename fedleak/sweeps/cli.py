@@ -99,7 +99,7 @@ def sweep(
             )
         except KeyboardInterrupt:
             live.stop()
-            interrupted(place, f"sweep {file}" + (" --full" if full else "") + "".join(f" --set '{item}'" for item in set_ or []))
+            interrupted(place, _again(file, full, set_ or [], out, ray))
     console.print(verdict_table(result.verdicts))
     console.print(f"Report: {escape(str(result.report))}", highlight=False, soft_wrap=True)
     if result.failed:
@@ -139,6 +139,7 @@ def _list_cells(cells: list[tuple[Cell, Checked]]) -> None:
 
 
 def _again(file: Path, full: bool, overrides: list[str], out: Path | None, ray: str | None) -> str:
+    """Return the command that goes on, to be pasted into a shell."""
     words = ["sweep", str(file), *(["--full"] if full else []), *(word for item in overrides for word in ("--set", item))]
     words += ["--out", str(out)] if out is not None else []
     words += ["--ray", ray] if ray is not None else []

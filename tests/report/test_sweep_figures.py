@@ -23,12 +23,13 @@ def test_no_accuracy_no_trade_chart():
 def test_charts_carry_their_labels_their_theme_and_no_foreign_markup():
     hostile = "<script>$\\alpha$"
     trade = trade_chart([point(0.5, 3.0, hostile), point(0.6, 9.0)], {"mean_image": 0.0, "random": -4.0}, "0")
-    gains = gain_chart(
-        [(hostile, [point(None, 3.0), point(None, 1.0, low=-math.inf, high=math.inf)])], {"random": -4.0}, 2.0, "1"
-    )
+    endless = point(None, 1.0, low=-math.inf, high=math.inf)
+    gains = gain_chart([(hostile, [point(None, 3.0), endless]), ("y" * 99, [])], {"random": -4.0}, 2.0, "1")
     for chart in (trade, gains):
         assert "<script" not in chart
         assert "&lt;script&gt;$\\alpha$" in chart
         assert "var(--series-0)" in chart
         assert "#0000" not in chart
         assert "inf" not in chart.replace("info", "")
+    assert "y" * 35 + "…" in gains
+    assert "y" * 37 not in gains
