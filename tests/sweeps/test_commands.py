@@ -100,7 +100,7 @@ def test_an_interrupt_gives_130_and_the_command_that_goes_on(command, small, tmp
     out = tmp_path / "a folder"
     code, _, err = command("sweep", small, "--out", out, "--full", "--set", "data.shard_size=4", "--jobs", "1", "--device", "cpu")
     assert code == 130
-    assert f"go on with: fedleak sweep {small} --full --set 'data.shard_size=4' --out '{out}'" in err
+    assert f"go on with: fedleak sweep {small} --full --set data.shard_size=4 --out '{out}'" in err
 
 
 def test_a_folder_that_is_no_run_is_refused(command, tmp_path):

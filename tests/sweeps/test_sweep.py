@@ -276,7 +276,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tiny, tmp_path):
     process.send_signal(signal.SIGINT)
     _, complained = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"go on with: fedleak sweep {tiny} --set 'local.batch_size=1' --out {tmp_path / 'out'}" in complained
+    assert f"go on with: fedleak sweep {tiny} --set local.batch_size=1 --out {tmp_path / 'out'}" in complained
     assert "Traceback" not in complained
     assert 2 <= len(rows_of(tmp_path / "out")) < 30
     assert "not finished" in (tmp_path / "out" / "sweep.html").read_text()
