@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from fedleak.errors import ScenarioError
-from fedleak.report.leaderboard_html import write_page
+from fedleak.report.leaderboard_html import spelt, write_page
 from fedleak.report.records import read_records
 from fedleak.runs import Row
 from fedleak.scenario import DefenseSpec, Scenario
@@ -103,8 +102,3 @@ def _rows(run: Path, page: Path) -> list[Row]:
 
 def _spelt(defense: DefenseSpec) -> str:
     return " ".join([defense.name, *spelt(defense.parameters)])
-
-
-def spelt(parameters: dict[str, Any]) -> Sequence[str]:
-    """Return parameters as ``key=value``."""
-    return [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in parameters.items()]

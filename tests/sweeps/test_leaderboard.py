@@ -48,6 +48,9 @@ def test_runs_that_differ_in_the_seed_alone_are_one_line(runs, tmp_path):
     assert page.index("local-training-known") < page.index("labels-known</h2>")
     assert "2 attacks in 4 finished runs" in page
     assert "iterations=1" in page
+    assert "built-in method" not in page
+    for shown in ("samples", "16 px", "mlp", "hidden=8", "fedsgd, 2 clients"):
+        assert shown in page
 
 
 def test_an_attack_with_other_parameters_is_another_line(runs, tmp_path):
