@@ -141,7 +141,8 @@ def _setting(folder: SweepFolder, title: str, rows: Sequence[Row], judged: Seque
 
 
 def _mark_name(verdict: Verdict) -> str:
-    return verdict.strength.rpartition("=")[2] or verdict.family
+    """Return what tells the mark from others of its colour."""
+    return verdict.strength.rpartition("=")[2]
 
 
 def _guesses(found: Sequence[Line]) -> dict[str, float]:

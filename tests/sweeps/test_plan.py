@@ -1,9 +1,14 @@
 """From a sweep's file to its cells, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 
 from fedleak.errors import ScenarioError
 from fedleak.sweeps.plan import load_sweep
+from fedleak.sweeps.sweep import check_cells
+
+SWEEPS = sorted((Path(__file__).parents[2] / "scenarios" / "sweeps").glob("*.toml"))
 
 
 def changed(path, old, new):
@@ -127,3 +132,10 @@ def test_overrides_cannot_undo_the_sweep(tiny):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ScenarioError, match=r"no such file; expected a sweep in TOML"):
         load_sweep(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("form", ["small", "full"])
+def test_every_sweep_passes_its_check(path, form):
+    cells = check_cells(load_sweep(path, form), path.name)
+    assert any(cell.control for cell, _ in cells)
