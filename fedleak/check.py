@@ -17,9 +17,9 @@ from fedleak.attacks.labels.base import JOINT, label_rules
 from fedleak.client.batches import private_batch
 from fedleak.data.federated import FederatedData, federated_data
 from fedleak.defenses.base import defenses
+from fedleak.defenses.chain import check_combination, defended_model
 from fedleak.engines.base import engine
-from fedleak.errors import ParameterError, ScenarioError
-from fedleak.models import build_model
+from fedleak.errors import DefenseError, ParameterError, ScenarioError
 from fedleak.models.inspect import last_linear
 from fedleak.observation import InputSpec, UpdateKind
 from fedleak.registry import Registry
@@ -70,7 +70,7 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
             f"threat.preset: 'surrogate-data' grants public images, but data source '{scenario.data.source}' has no test split; "
             "use a source with one (cifar10, parquet or imagefolder), or the preset 'batchnorm-known'"
         )
-    model = build_model(scenario.model, data.input, scenario.seed)
+    model = defended_model(scenario, data.input, verify=True)
     _check_label_rules(scenario, model, data.input)
     data.verify()
     return Checked(scenario, data, model)
@@ -182,6 +182,10 @@ def _check_plugins(scenario: Scenario) -> None:
                 f"defenses[{number}]: defense '{defense.name}' cannot be used with federation.protocol = '{protocol}'; "
                 f"leave it out, or set the protocol to {fitting}"
             )
+    try:
+        check_combination([defenses.get(spec.name) for spec in scenario.defenses])
+    except DefenseError as error:
+        raise ScenarioError(f"defenses: {error}") from error
     if protocol == "fedsgd" and (scenario.local.steps or scenario.local.epochs > 1):
         raise ScenarioError(
             f"local.{'steps' if scenario.local.steps else 'epochs'}: FedSGD sends the gradient of one batch and takes no local "

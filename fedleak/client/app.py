@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 
 from fedleak.client.batches import client_data, private_batch
-from fedleak.client.mod import chain_for, defense_mod, scenario_of
+from fedleak.client.mod import chain_for, defense_mod, remembering, scenario_of
 from fedleak.client.training import train
 from fedleak.errors import FedleakError
 from fedleak.evaluation.grade import grade
@@ -30,7 +30,9 @@ def on_train(msg: Message, context: Context) -> Message:
     config: dict[str, Any] = dict(_config(msg))
     received = dict(msg.content.array_records["arrays"].to_torch_state_dict())
     mu = float(config.get("proximal-mu", 0.0))
-    trained = train(scenario, chain_for(context), received, client, int(config["server-round"]), mu)
+    chain, server_round = chain_for(context), int(config["server-round"])
+    with remembering(context, chain) as memory:
+        trained = train(scenario, chain.at(server_round, client, memory), received, client, server_round, mu)
     content = RecordDict(
         {
             "arrays": ArrayRecord(trained.arrays),

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from fedleak.data.federated import FederatedData, federated_data
 from fedleak.data.statistics import evenly_spaced
+from fedleak.defenses.chain import defended_model
 from fedleak.events import Event, Listener, silent
-from fedleak.models import build_model
 from fedleak.runs import Arrays, RunFolder
 from fedleak.scenario import Scenario
 from fedleak.seeding import Seed
@@ -92,7 +92,7 @@ def federate(serving: Serving, grid: Grid, directory: Directory) -> None:
     """
     scenario = serving.scenario
     data = federated_data(scenario.data, scenario.federation.clients, scenario.seed)
-    model = build_model(scenario.model, data.input, scenario.seed)
+    model = defended_model(scenario, data.input)
     buffers = frozenset(model.state_dict()) - {name for name, _ in model.named_parameters()}
     trainer = build_strategy(scenario)
     arrays = ArrayRecord(model.state_dict())
