@@ -33,7 +33,9 @@ class AdaptiveConfig(AttackConfig):
     """Parameters; the base's own stand beside them."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    base: str = Field(default="inverting-gradients", description="attack by gradient matching that it extends")
+    base: str = Field(
+        default="inverting-gradients", description="attack by gradient matching that it extends, with its own defaults"
+    )
     rounds: int = Field(
         default=1, ge=1, description="updates of one client that are matched together, the latest and those before"
     )
