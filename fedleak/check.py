@@ -173,7 +173,8 @@ def _check_plugins(scenario: Scenario) -> None:
         unknown = [defense.name for defense in scenario.defenses if defense.name not in counters.names()]
         if spec.name == Adaptive.name and unknown:
             raise ScenarioError(
-                f"attacks[{number}]: '{spec.name}' has no counter to the defense '{unknown[0]}'; it has for {', '.join(counters.names())}"
+                f"attacks[{number}]: '{spec.name}' has no counter to the defense '{unknown[0]}'; it has one for each of "
+                f"{', '.join(counters.names())}"
             )
         late = [r for r in spec.rounds if r > scenario.federation.rounds] if spec.rounds != "all" else []
         if late:

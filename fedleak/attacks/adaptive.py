@@ -34,7 +34,7 @@ class AdaptiveConfig(AttackConfig):
 
     model_config = ConfigDict(frozen=True, extra="allow")
     base: str = Field(
-        default="inverting-gradients", description="attack by gradient matching that it extends, with its own defaults"
+        default="inverting-gradients", description="attack by gradient matching, with its own parameters and defaults"
     )
     rounds: int = Field(
         default=1, ge=1, description="updates of one client that are matched together, the latest and those before"
