@@ -247,7 +247,8 @@ def difficulty(checked: Checked) -> Difficulty:
         ("attacks", ", ".join(spec.result_name for spec in scenario.attacks) if scenario.server.curious else "none: not curious"),
     ]
     if any(spec.name == Auto.name for spec in scenario.attacks):
-        chosen = plan(model, data.input, local, "gradient" if scenario.federation.protocol == "fedsgd" else "weights")
+        known = [defense.name for defense in scenario.defenses if Knowledge.DEFENSE in scenario.threat.granted]
+        chosen = plan(model, data.input, local, "gradient" if scenario.federation.protocol == "fedsgd" else "weights", known)
         facts.append(("auto would run", "; if that fails, ".join(str(step) for step in chosen)))
     blurs = {
         plural(local.steps, "local step"): local.steps > 1,
