@@ -17,6 +17,7 @@ from fedleak.attacks.labels.base import JOINT, label_rules
 from fedleak.client.batches import private_batch
 from fedleak.data.federated import FederatedData, federated_data
 from fedleak.defenses.base import defenses
+from fedleak.defenses.secagg_view import check_sums
 from fedleak.engines.base import engine
 from fedleak.errors import ParameterError, ScenarioError
 from fedleak.models import build_model
@@ -65,6 +66,7 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
     check_device(device, "--device")
     build_strategy(scenario)
     data = federated_data(scenario.data, scenario.federation.clients, scenario.seed)
+    check_sums(scenario, data.largest_shard)
     if Knowledge.SURROGATE in scenario.threat.granted and data.source.test is None:
         raise ScenarioError(
             f"threat.preset: 'surrogate-data' grants public images, but data source '{scenario.data.source}' has no test split; "

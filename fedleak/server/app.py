@@ -16,6 +16,8 @@ from torch.nn import functional
 
 from fedleak.data.federated import FederatedData, federated_data
 from fedleak.data.statistics import evenly_spaced
+from fedleak.defenses.secure_aggregation import most_weight, secure_aggregation
+from fedleak.engines.secagg_grid import Exchange, SecureGrid
 from fedleak.events import Event, Listener, silent
 from fedleak.models import build_model
 from fedleak.runs import Arrays, RunFolder
@@ -99,10 +101,23 @@ def federate(serving: Serving, grid: Grid, directory: Directory) -> None:
     done = None
     if (serving.folder.path / "checkpoint.safetensors").exists():
         done, arrays = _restore(serving.folder, trainer)
-    referee = Referee(trainer, directory, Seed(scenario.seed), buffers=buffers, most_examples=data.largest_shard)
+    secure = secure_aggregation(scenario)
+    referee = Referee(
+        trainer, directory, Seed(scenario.seed), buffers=buffers, most_examples=data.largest_shard, summed=secure is not None
+    )
     spy = make_spy(serving, directory, model, data) if scenario.server.curious else None
     strategy: Strategy = HonestButCurious(referee, spy) if spy else referee
     ledger = Ledger(serving, trainer, referee, spy, model, data, done)
+    if secure is not None:
+        grid = SecureGrid(
+            grid,
+            directory,
+            secure,
+            Seed(scenario.seed).derive("secure-aggregation"),
+            weight=most_weight(scenario, data.largest_shard),
+            gradients=[name for name in arrays if name not in buffers] if scenario.federation.protocol == "fedsgd" else (),
+            announce=ledger.take,
+        )
     left = scenario.federation.rounds - (done or 0)
     Resumed(strategy, done or 0).start(
         grid, arrays, num_rounds=left, timeout=scenario.federation.timeout, evaluate_fn=ledger.close
@@ -142,6 +157,11 @@ class Ledger:
         self._resumed = rounds_done is not None
         self._done = rounds_done or 0
         self._since = time.perf_counter()
+        self._exchange: Exchange | None = None
+
+    def take(self, exchange: Exchange) -> None:
+        """Take the account of the round's secure aggregation."""
+        self._exchange = exchange
 
     def close(self, flower_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Account for one finished round."""
@@ -159,6 +179,8 @@ class Ledger:
                 "attack_seconds": round(spent, 4),
                 "bytes_received": self._referee.bytes_received,
             }
+            if self._exchange is not None:
+                row |= {"bytes_received": self._exchange.bytes_received, "bytes_sent": self._exchange.bytes_sent}
         # In this order: what a kill in between leaves of the round is dropped when the run goes on.
         self._serving.folder.append("rounds.jsonl", [row])
         self._checkpoint(server_round, arrays)
