@@ -8,7 +8,7 @@ Broken by: any attack that rebuilds large batches; several sums with different c
 
 from __future__ import annotations
 
-from fedleak.defenses.base import Defense, DefenseConfig, defenses
+from fedleak.defenses.base import Defense, defenses
 from fedleak.defenses.secure_aggregation import FEWEST, MODULUS, SecureAggregation, most_weight, secure_aggregation
 from fedleak.errors import ScenarioError
 from fedleak.scenario import Scenario
@@ -23,7 +23,6 @@ class SecAggView(Defense):
 
     name = "secagg-view"
     identity = {}
-    Config: type[DefenseConfig] = DefenseConfig
 
 
 def only_sums(scenario: Scenario) -> bool:
@@ -63,8 +62,8 @@ def check_sums(scenario: Scenario, largest_shard: int) -> None:
     strategy = scenario.federation.strategy.name
     if strategy not in _SUMMING:
         raise ScenarioError(
-            f"federation.strategy: '{strategy}' needs each client's update, but defense '{name}' gives the server only their sum; "
-            f"use one of {', '.join(sorted(_SUMMING - {'FedSGD'}))}"
+            f"federation.strategy: '{strategy}' needs each client's update, but defense '{name}' gives the server only their "
+            f"sum; use one of {', '.join(sorted(_SUMMING - {'FedSGD'}))}"
         )
     if scenario.federation.sampled < FEWEST:
         raise ScenarioError(
@@ -84,13 +83,13 @@ def _check_protocol(secure: SecureAggregation, where: str, sampled: int, most: i
         )
     if threshold >= shares:
         raise ScenarioError(
-            f"{where}.reconstruction_threshold: expected less than num_shares = {shares}, got {threshold}; with that no client may "
-            "drop out"
+            f"{where}.reconstruction_threshold: expected less than num_shares = {shares}, got {threshold}; with that no "
+            "client may drop out"
         )
     if config.quantization_range * sampled > MODULUS:
         raise ScenarioError(
-            f"{where}.quantization_range: {config.quantization_range} levels of {sampled} clients overflow 2**32; expected at most "
-            f"{MODULUS // sampled}"
+            f"{where}.quantization_range: {config.quantization_range} levels of {sampled} clients overflow 2**32; expected at "
+            f"most {MODULUS // sampled}"
         )
     if config.max_weight is not None and config.max_weight < most:
         raise ScenarioError(

@@ -47,7 +47,7 @@ class SecureAggregation(Defense):
         num_shares: int | None = Field(
             default=None,
             ge=FEWEST,
-            description="clients that each client's keys are shared among, itself included: odd, or all that are sampled (default)",
+            description="clients that each one's keys are shared among, itself included: odd, or all that are sampled (default)",
         )
         reconstruction_threshold: int | None = Field(
             default=None, ge=2, description="shares that open a key, fewer than num_shares; a majority by default"

@@ -58,8 +58,7 @@ def masked(message: Message, context: Context, app: App, secure: SecureAggregati
         If the update does not fit the protocol's ranges; no update is sent then.
     """
     stage = message.content.config_records[RECORD_KEY_CONFIGS].get(Key.STAGE)
-    scenario, client = scenario_of(context), context.node_config.get("partition-id", -1)
-    seed = Seed(scenario.seed).derive("client", "secure-aggregation", int(client), message.metadata.group_id)
+    scenario = scenario_of(context)
 
     def train(request: Message, at: Context) -> Message:
         # Taken before the app runs, which may empty the record that it was sent.
@@ -71,8 +70,10 @@ def masked(message: Message, context: Context, app: App, secure: SecureAggregati
 
     if stage != Stage.COLLECT_MASKED_VECTORS:
         return secaggplus_mod(message, context, train)
+    server_round = int(cast(int, message.content.config_records["config"]["server-round"]))
+    client = int(context.node_config["partition-id"])
     # The quantiser draws from NumPy's global generator; keys, mask seeds and shares come from the system.
-    with seed.isolated():
+    with Seed(scenario.seed).derive("client", "quantiser", client, server_round).isolated():
         reply = secaggplus_mod(message, context, train)
     # The mod leaves metrics, such as the number of examples and the loss, beside the masked vector.
     reply.content = RecordDict({RECORD_KEY_CONFIGS: reply.content.config_records[RECORD_KEY_CONFIGS]})

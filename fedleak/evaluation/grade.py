@@ -154,7 +154,7 @@ def _check(images: Tensor, labels: Sequence[int] | None, truth: Tensor) -> None:
 
 def _named(matched: Sequence[int | None], images: Tensor, truth: Tensor) -> Sequence[int | None]:
     if len(matched) != len(truth) or any(place is not None and not 0 <= place < len(images) for place in matched):
-        raise AttackError(f"expected one of {len(images)} reconstructions for each of {len(truth)} images, got {list(matched)[:8]}")
+        raise AttackError(f"expected one of {len(images)} rebuilt images for each of {len(truth)}, got {list(matched)[:8]}")
     return matched
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from fedleak.data.federated import FederatedData, federated_data
 from fedleak.data.statistics import evenly_spaced
 from fedleak.defenses.secure_aggregation import most_weight, secure_aggregation
-from fedleak.engines.secagg_grid import Exchange, SecureGrid
+from fedleak.engines.secagg_grid import SecureGrid
 from fedleak.events import Event, Listener, silent
 from fedleak.models import build_model
 from fedleak.runs import Arrays, RunFolder
@@ -107,17 +107,17 @@ def federate(serving: Serving, grid: Grid, directory: Directory) -> None:
     )
     spy = make_spy(serving, directory, model, data) if scenario.server.curious else None
     strategy: Strategy = HonestButCurious(referee, spy) if spy else referee
-    ledger = Ledger(serving, trainer, referee, spy, model, data, done)
+    secured = None
     if secure is not None:
-        grid = SecureGrid(
+        grid = secured = SecureGrid(
             grid,
             directory,
             secure,
             Seed(scenario.seed).derive("secure-aggregation"),
-            weight=most_weight(scenario, data.largest_shard),
+            most_examples=most_weight(scenario, data.largest_shard),
             gradients=[name for name in arrays if name not in buffers] if scenario.federation.protocol == "fedsgd" else (),
-            announce=ledger.take,
         )
+    ledger = Ledger(serving, trainer, referee, spy, model, data, done, secured)
     left = scenario.federation.rounds - (done or 0)
     Resumed(strategy, done or 0).start(
         grid, arrays, num_rounds=left, timeout=scenario.federation.timeout, evaluate_fn=ledger.close
@@ -135,7 +135,8 @@ class Ledger:
     """Closes each round: test accuracy, checkpoint, one line in rounds.jsonl.
 
     Flower calls :meth:`close` with the global model before the first round and after each round. ``rounds_done`` is how
-    many an earlier process finished; ``None`` if there was none.
+    many an earlier process finished; ``None`` if there was none. Where secure aggregation carries the updates, ``secured`` knows
+    how many bytes a round took.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class Ledger:
         model: nn.Module,
         data: FederatedData,
         rounds_done: int | None,
+        secured: SecureGrid | None = None,
     ) -> None:
         self._serving = serving
         self._trainer = trainer
@@ -156,12 +158,8 @@ class Ledger:
         self._data = data
         self._resumed = rounds_done is not None
         self._done = rounds_done or 0
+        self._secured = secured
         self._since = time.perf_counter()
-        self._exchange: Exchange | None = None
-
-    def take(self, exchange: Exchange) -> None:
-        """Take the account of the round's secure aggregation."""
-        self._exchange = exchange
 
     def close(self, flower_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Account for one finished round."""
@@ -179,8 +177,8 @@ class Ledger:
                 "attack_seconds": round(spent, 4),
                 "bytes_received": self._referee.bytes_received,
             }
-            if self._exchange is not None:
-                row |= {"bytes_received": self._exchange.bytes_received, "bytes_sent": self._exchange.bytes_sent}
+            if self._secured is not None:
+                row |= {"bytes_received": self._secured.bytes_received, "bytes_sent": self._secured.bytes_sent}
         # In this order: what a kill in between leaves of the round is dropped when the run goes on.
         self._serving.folder.append("rounds.jsonl", [row])
         self._checkpoint(server_round, arrays)

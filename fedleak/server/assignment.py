@@ -39,9 +39,14 @@ def assign_over(
     errors : dict of int to str
         Why a client is not in ``assigned``.
     """
-    content = {"reconstruction": ArrayRecord({"images": images}), "config": ConfigRecord({"server-round": server_round})}
+    arrays, config = ArrayRecord({"images": images}), ConfigRecord({"server-round": server_round})
     questions = [
-        Message(RecordDict(dict(content)), dst_node_id=directory.node(client), message_type="query.distances") for client in clients
+        Message(
+            RecordDict({"reconstruction": arrays, "config": config}),
+            dst_node_id=directory.node(client),
+            message_type="query.distances",
+        )
+        for client in clients
     ]
     usable = images.isfinite().flatten(1).all(dim=1).numpy()
     errors = dict.fromkeys(clients, "no answer")
@@ -68,7 +73,7 @@ def _distances(reply: Message, usable: np.ndarray[Any, Any]) -> np.ndarray[Any, 
     record = reply.content.array_records.get("distances", ArrayRecord())
     values = decoded("distances", record.get("mse"))
     if values.ndim != 2 or not len(values) or values.shape[1] != len(usable) or values.dtype != np.float64:
-        raise ReplyError(f"its distances are {values.dtype} {values.shape}, expected one float64 for each of {len(usable)} images")
+        raise ReplyError(f"its distances are {values.dtype} {values.shape}, expected float64 and {len(usable)} columns")
     if not np.isfinite(values[:, usable]).all():
         raise ReplyError("its distances hold NaN or infinity")
     return values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any, cast
 
 import numpy as np
@@ -45,7 +46,9 @@ def mean_reply(replies: Mapping[int, Message]) -> Message:
             COHORT: ConfigRecord({"clients": sorted(replies)}),
         }
     )
-    return Message(content, metadata=replies[min(replies)].metadata)
+    mean = copy(replies[min(replies)])  # the replies themselves go on to the strategy
+    mean.content = content
+    return mean
 
 
 def _examples(reply: Message) -> int:

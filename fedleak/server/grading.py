@@ -89,9 +89,7 @@ class Grader:
         assigned: dict[int, list[int]] = {}
         answers: dict[int, _Answer | str] = dict.fromkeys(observation.cohort, "no answer")
         if observation.clients:
-            assigned, errors = assign_over(
-                observation.clients, result.images, observation.round, self._directory, grid, timeout
-            )
+            assigned, errors = assign_over(observation.clients, result.images, observation.round, self._directory, grid, timeout)
             answers |= errors
         asked = assigned if observation.clients else answers
         questions = [self._question(observation, result, client, assigned.get(client)) for client in asked]

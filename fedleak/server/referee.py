@@ -89,9 +89,7 @@ class Referee(StrategyWrapper):
         received = list(replies)
         contents = [reply.content for reply in received if not reply.has_error()]
         self.bytes_received = sum(record.count_bytes() for content in contents for record in content.array_records.values())
-        good, self.failures = sift(
-            received, self._sent, self._directory, self.asked, self._most_examples, summed=self._summed
-        )
+        good, self.failures = sift(received, self._sent, self._directory, self.asked, self._most_examples, summed=self._summed)
         if not good:
             return None, None
         buffers = self._averaged_buffers([reply.content for reply in good.values()])
