@@ -229,14 +229,15 @@ class SecAggPlusRound:
         """Refuse to go on where the keys of one of ``nodes`` have too few holders left."""
         left = min((len(self._neighbours[node] & self.active) for node in nodes), default=0)
         if left < self._threshold:
-            raise self._failure(stage, f"{left} holders of a client's key shares are left")
+            raise self._failure(stage, f"{left} shares of a key where {self._threshold} are needed")
 
     def _failure(self, stage: str, what: str) -> ProtocolError:
-        lost = "; ".join(f"client {self._directory.partition(node)} {self.reasons[node]}" for node in self._ordered(self.reasons))
-        return ProtocolError(
-            f"secure aggregation failed after stage '{stage}': {len(self.active)} of {len(self._messages)} clients left, {what}, and "
-            f"reconstruction_threshold is {self._threshold}; {lost or 'no client raised an error'}"
-        )
+        said: dict[str, list[str]] = {}
+        for node in self._ordered(self.reasons):
+            said.setdefault(self.reasons[node], []).append(str(self._directory.partition(node)))
+        lost = "; ".join(f"client{'s' if clients[1:] else ''} {', '.join(clients)} {reason}" for reason, clients in said.items())
+        left = f"{len(self.active)} of {len(self._messages)} clients left"
+        return ProtocolError(f"secure aggregation failed, {left} after stage '{stage}': {what}; {lost or 'none raised an error'}")
 
     def _ordered(self, nodes: Iterable[int]) -> list[int]:
         return sorted(nodes, key=self._directory.partition)
