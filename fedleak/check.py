@@ -20,6 +20,7 @@ from fedleak.client.batches import private_batch
 from fedleak.data.federated import FederatedData, federated_data
 from fedleak.defenses.base import defenses
 from fedleak.defenses.chain import check_combination, defended_model
+from fedleak.defenses.secagg_view import check_sums
 from fedleak.engines.base import engine
 from fedleak.errors import DefenseError, ParameterError, ScenarioError
 from fedleak.models.inspect import last_linear
@@ -67,6 +68,7 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
     check_device(device, "--device")
     build_strategy(scenario)
     data = federated_data(scenario.data, scenario.federation.clients, scenario.seed)
+    check_sums(scenario, data.largest_shard)
     if Knowledge.SURROGATE in scenario.threat.granted and data.source.test is None:
         raise ScenarioError(
             f"threat.preset: 'surrogate-data' grants public images, but data source '{scenario.data.source}' has no test split; "

@@ -15,6 +15,7 @@ from fedleak.client.mod import chain_for, defense_mod, remembering, scenario_of
 from fedleak.client.training import train
 from fedleak.errors import FedleakError
 from fedleak.evaluation.grade import grade
+from fedleak.evaluation.pairing import mse_matrix
 from fedleak.evaluation.wire import grades_to_record
 from fedleak.scenario import Scenario
 from fedleak.seeding import Seed
@@ -72,6 +73,7 @@ def on_grade(msg: Message, context: Context) -> Message:
     shard = data.shard(client)
     positions = private_batch(scenario, len(shard), client, server_round)
     truth, labels = data.images(shard[positions]), data.labels(shard[positions])
+    assigned: list[int] | None = config.get("assigned")  # type: ignore[assignment]
     arrays = msg.content.array_records["reconstruction"].to_torch_state_dict()
     grades = grade(
         arrays.get("images"),
@@ -82,6 +84,7 @@ def on_grade(msg: Message, context: Context) -> Message:
         positions.tolist(),
         arrays["mean_image"],
         Seed(scenario.seed).derive("baseline", client, server_round),
+        matched=None if assigned is None else [None if place < 0 else place for place in assigned],
     )
     record = grades_to_record(grades)
     record["duplicate-labels"] = int(len(set(labels.tolist())) < len(labels))
@@ -91,6 +94,18 @@ def on_grade(msg: Message, context: Context) -> Message:
         if config.get("reveal"):
             content["images"] = ArrayRecord({"images": truth})
     return Message(content, reply_to=msg)
+
+
+@app.query("distances")
+def on_distances(msg: Message, context: Context) -> Message:
+    """Reply with the MSE of each image of the round's batch to each one sent: what an assignment over clients needs."""
+    scenario, client = scenario_of(context), partition_of(context)
+    data = client_data(scenario)
+    shard = data.shard(client)
+    positions = private_batch(scenario, len(shard), client, int(_config(msg)["server-round"]))  # type: ignore[arg-type]
+    images = msg.content.array_records["reconstruction"].to_torch_state_dict()["images"]
+    distances = mse_matrix(data.images(shard[positions]), images)
+    return Message(RecordDict({"distances": ArrayRecord({"mse": distances})}), reply_to=msg)
 
 
 def partition_of(context: Context) -> int:

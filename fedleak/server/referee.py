@@ -38,6 +38,8 @@ class Referee(StrategyWrapper):
         Names of the model's buffers.
     most_examples : int
         A reply that claims more images than this is refused.
+    summed : bool
+        Whether secure aggregation sends one reply for all clients of a round.
 
     Attributes
     ----------
@@ -50,7 +52,14 @@ class Referee(StrategyWrapper):
     """
 
     def __init__(
-        self, strategy: Strategy, directory: Directory, seed: Seed, *, buffers: Collection[str], most_examples: int
+        self,
+        strategy: Strategy,
+        directory: Directory,
+        seed: Seed,
+        *,
+        buffers: Collection[str],
+        most_examples: int,
+        summed: bool = False,
     ) -> None:
         super().__init__(strategy)
         self.asked: list[int] = []
@@ -60,6 +69,7 @@ class Referee(StrategyWrapper):
         self._seed = seed
         self._buffers = frozenset(buffers)
         self._most_examples = most_examples
+        self._summed = summed
         self._sent = ArrayRecord()
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
@@ -79,7 +89,7 @@ class Referee(StrategyWrapper):
         received = list(replies)
         contents = [reply.content for reply in received if not reply.has_error()]
         self.bytes_received = sum(record.count_bytes() for content in contents for record in content.array_records.values())
-        good, self.failures = sift(received, self._sent, self._directory, self.asked, self._most_examples)
+        good, self.failures = sift(received, self._sent, self._directory, self.asked, self._most_examples, summed=self._summed)
         if not good:
             return None, None
         buffers = self._averaged_buffers([reply.content for reply in good.values()])
