@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from fedleak.evaluation.flags import FLAGS
 from fedleak.report import asked, formats
 from fedleak.report.figures import MARKERS, fidelity_chart, psnr_chart, series_colour, utility_chart
 from fedleak.report.gallery import CLOSE_DB, Cell, Gallery, Place, Series, bands
+from fedleak.report.pages import asset, render
 from fedleak.report.records import RunRecords, baseline_psnr, number, read_records, rows_of, table
 from fedleak.report.verdict import verdict
 
@@ -80,32 +76,14 @@ def write_report(folder: Path) -> Path:
         If ``folder`` is not a run folder.
     """
     folder = Path(folder)
-    page = _environment().get_template("report.html.j2").render(_context(read_records(folder)))
+    page = render("report.html.j2", _context(read_records(folder)))
     target = folder / "report.html"
     target.write_text(page, encoding="utf-8", errors="replace")
     return target
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("fedleak.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    names = ("decimals", "scientific", "percent", "count", "duration", "yes_no", "enumerated", "plain")
-    environment.filters.update({name: getattr(formats, name) for name in names})
-    return environment
-
-
-def _asset(name: str) -> Markup:
-    return Markup((Path(__file__).parent / "templates" / name).read_text(encoding="utf-8"))
-
-
 def _context(records: RunRecords) -> dict[str, Any]:
     gallery = Gallery(records)
-    script = _asset("sort.js")
     truth = table(records.scenario, "evaluation").get("truth")
     return {
         "name": formats.plain(records.scenario.get("name") or records.folder.resolve().name),
@@ -136,9 +114,7 @@ def _context(records: RunRecords) -> dict[str, Any]:
         "rows": [_row(row, gallery) for row in records.rows],
         "private": gallery.reveals or truth == "reveal",
         "scenario_file": asked.to_toml(records.scenario) if records.scenario else None,
-        "style": _asset("style.css"),
-        "script": script,
-        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "style": asset("style.css"),
     }
 
 
