@@ -21,6 +21,7 @@ from fedleak.defenses.chain import check_combination, defended_model
 from fedleak.engines.base import engine
 from fedleak.errors import DefenseError, ParameterError, ScenarioError
 from fedleak.models.inspect import last_linear
+from fedleak.models.weights import load_weights
 from fedleak.observation import InputSpec, UpdateKind
 from fedleak.registry import Registry
 from fedleak.report.formats import plural
@@ -71,6 +72,8 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
             "use a source with one (cifar10, parquet or imagefolder), or the preset 'batchnorm-known'"
         )
     model = defended_model(scenario, data.input, verify=True)
+    if scenario.model.weights is not None:
+        load_weights(model, scenario.model.weights)
     _check_label_rules(scenario, model, data.input)
     data.verify()
     return Checked(scenario, data, model)

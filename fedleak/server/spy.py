@@ -97,10 +97,11 @@ class Spy:
         clients = [self._directory.partition(node) for node in asked]
         good, failures = sift(replies, sent, self._directory, clients, self._most_examples)
         self.record_failures(server_round, failures)
-        observations = self._observe(server_round, sent, good, grid)
-        for observation in observations:
-            self._folder.save_capture(observation)
-        self.attack(server_round, observations, grid)
+        if self._scenario.server.captures == "all" or self._scenario.attacked(server_round):
+            observations = self._observe(server_round, sent, good, grid)
+            for observation in observations:
+                self._folder.save_capture(observation)
+            self.attack(server_round, observations, grid)
         self.seconds = time.perf_counter() - started
 
     def complete(self, observation: Observation) -> Observation:
