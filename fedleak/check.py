@@ -20,6 +20,7 @@ from fedleak.defenses.base import defenses
 from fedleak.defenses.chain import check_combination, defended_model
 from fedleak.engines.base import engine
 from fedleak.errors import DefenseError, ParameterError, ScenarioError
+from fedleak.evaluation.lpips import load_lpips
 from fedleak.models.inspect import last_linear
 from fedleak.models.weights import load_weights
 from fedleak.observation import InputSpec, UpdateKind
@@ -75,6 +76,8 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
     if scenario.model.weights is not None:
         load_weights(model, scenario.model.weights)
     _check_label_rules(scenario, model, data.input)
+    if scenario.evaluation.lpips is not None:
+        load_lpips(scenario.evaluation.lpips, data.input.shape)
     data.verify()
     return Checked(scenario, data, model)
 

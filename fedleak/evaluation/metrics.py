@@ -98,7 +98,8 @@ def _ssim(a: Tensor, b: Tensor, sums: tuple[Tensor, Tensor]) -> Tensor:
     variances = (square_a - mean_a**2).clamp(min=0) + (square_b - mean_b**2).clamp(min=0)
     covariance = product - mean_a * mean_b
     luminance = (2 * mean_a * mean_b + _K1**2) / (mean_a**2 + mean_b**2 + _K1**2)
-    return (luminance * (2 * covariance + _K2**2) / (variances + _K2**2)).mean(dim=(1, 2, 3))
+    similarity: Tensor = luminance * (2 * covariance + _K2**2) / (variances + _K2**2)
+    return similarity.mean(dim=(1, 2, 3))
 
 
 def _blur(side: int, window: int) -> Tensor:

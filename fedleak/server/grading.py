@@ -24,7 +24,7 @@ from fedleak.scenario import Scenario
 from fedleak.server.observing import local_training
 from fedleak.server.replies import Directory, decoded
 
-_METRICS = ("psnr", "ssim", "mse")
+_METRICS = ("psnr", "ssim", "mse", "lpips")
 
 
 class Grader:
@@ -62,16 +62,18 @@ class Grader:
         flags = [*update_flags(told, model), *result_flags(result)]
         if models_steps:
             flags = [flag for flag in flags if flag != "several-local-steps"]
-        counted = self._counted(told, model)
+        counted = dict(self._counted(told, model))
         if result.images is None:
             return [self._failed(result, result.error or "no images", flags) | counted]
         reveal = not self._truth_path(observation, 0, exists=True)
         question = self._question(observation, result, reveal)
         replies = list(grid.send_and_receive([question], timeout=self._scenario.federation.timeout))
         try:
-            grades, truth_labels, duplicates = self._read(observation, result, replies[0] if replies else None)
+            grades, truth_labels, facts = self._read(observation, result, replies[0] if replies else None)
         except ReplyError as error:
             return [self._failed(result, f"the client did not grade the reconstruction: {error}", flags) | counted]
+        counted["label_counts"] = facts["label-counts"]
+        duplicates = bool(facts["duplicate-labels"])
         return [
             self._row(result, grade, truth_labels, [*flags, *grade_flags([grade], duplicate_labels=duplicates)]) | counted
             for grade in grades
@@ -102,13 +104,15 @@ class Grader:
         config: dict[str, Any] = {"server-round": observation.round, "reveal": reveal}
         if result.labels is not None:
             config["labels"] = list(result.labels)
-        content = RecordDict({"reconstruction": ArrayRecord(arrays), "config": ConfigRecord(config)})
+        # The model that was attacked, in whose feature space the client looks for the nearest of its images.
+        model = ArrayRecord({**observation.parameters, **observation.buffers})
+        content = RecordDict({"reconstruction": ArrayRecord(arrays), "model": model, "config": ConfigRecord(config)})
         return Message(content, dst_node_id=self._directory.node(observation.client), message_type="query.grade")
 
     def _read(
         self, observation: Observation, result: Reconstruction, reply: Message | None
-    ) -> tuple[list[ImageGrade], list[int] | None, bool]:
-        """Return the grades, the true labels if they came, and whether labels recur; save the true images, if they came."""
+    ) -> tuple[list[ImageGrade], list[int] | None, dict[str, float | None]]:
+        """Return the grades, the true labels if they came, and facts of the batch; save the true images, if they came."""
         if reply is None or reply.has_error():
             raise ReplyError("no answer" if reply is None else str(reply.error.reason))
         metrics, arrays = reply.content.metric_records, reply.content.array_records
@@ -125,7 +129,7 @@ class Grader:
                 raise ReplyError(f"its images are {images.dtype} {images.shape}")
             for number, image in enumerate(torch.from_numpy(images)):
                 self._folder.save_image(f"{stem(observation.round, observation.client)}-truth-{number}", image)
-        return grades, labels, bool(metrics["grades"].get("duplicate-labels"))
+        return grades, labels, {key: _share(metrics["grades"], key) for key in ("duplicate-labels", "label-counts")}
 
     def _truth_path(self, where: Observation | Reconstruction, number: int, *, exists: bool) -> str | None:
         relative = f"images/{stem(where.round, where.client)}-truth-{number}.png"
@@ -144,6 +148,7 @@ class Grader:
             "label_restored": grade.label_restored if labels is not None else None,
             "label_correct": grade.label_correct,
             "identified": grade.identified,
+            "identified_features": grade.identified_features,
             "flags": list(dict.fromkeys(flags)),
             "error": None,
             "baseline": {
@@ -179,9 +184,19 @@ def base_row(scenario: Scenario, result: Reconstruction) -> Row:
 def failed_row(scenario: Scenario, attack: str, server_round: int, client: int, error: str, flags: list[str]) -> Row:
     """Return the row of an update that gave no images."""
     empty = Reconstruction(None, attack=attack, round=server_round, client=client, stop_reason="failed")
-    missing = dict.fromkeys(("image", *_METRICS, "label", "label_restored", "label_correct", "identified", "truth_png", "png"))
-    missing |= dict.fromkeys(("unknowns", "equations", "weakest_layer"))
+    missing = dict.fromkeys(("image", *_METRICS, "label", "label_restored", "label_correct", "label_counts", "identified"))
+    missing |= dict.fromkeys(("identified_features", "truth_png", "png", "unknowns", "equations", "weakest_layer"))
     return base_row(scenario, empty) | missing | {"flags": list(dict.fromkeys(flags)), "error": error, "baseline": None}
+
+
+def _share(metrics: MetricRecord, key: str) -> float | None:
+    """Return a number in [0, 1] that the client sent, or ``None`` for NaN or nothing."""
+    value: Any = metrics.get(key)
+    if value is None or value != value:
+        return None
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ReplyError(f"its '{key}' is {value!r:.60}, expected a number from 0 to 1")
+    return float(value)
 
 
 def _finite(value: float | None) -> float | None:
