@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 
 from fedleak.client.batches import client_data, private_batch
 from fedleak.client.mod import chain_for, defense_mod, remembering, scenario_of
+from fedleak.client.timing import timing_mod
 from fedleak.client.training import one_thread, train
 from fedleak.defenses.chain import defended_model
 from fedleak.errors import FedleakError
@@ -24,7 +25,7 @@ from fedleak.scenario import Scenario
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 
-app = ClientApp(mods=[defense_mod])
+app = ClientApp(mods=[timing_mod, defense_mod])
 
 
 @app.train()

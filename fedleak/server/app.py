@@ -22,6 +22,7 @@ from fedleak.models.weights import load_weights
 from fedleak.runs import Arrays, RunFolder
 from fedleak.scenario import Scenario
 from fedleak.seeding import Seed
+from fedleak.server.costs import Meter
 from fedleak.server.curious import HonestButCurious
 from fedleak.server.referee import Referee
 from fedleak.server.replies import Directory
@@ -103,7 +104,14 @@ def federate(serving: Serving, grid: Grid, directory: Directory) -> None:
         if scenario.model.weights is not None:
             load_weights(model, scenario.model.weights)
         arrays = ArrayRecord(model.state_dict())
-    referee = Referee(trainer, directory, Seed(scenario.seed), buffers=buffers, most_examples=data.largest_shard)
+    referee = Referee(
+        trainer,
+        directory,
+        Seed(scenario.seed),
+        buffers=buffers,
+        most_examples=data.largest_shard,
+        meter=Meter(scenario, buffers),
+    )
     spy = make_spy(serving, directory, model, data) if scenario.server.curious else None
     strategy: Strategy = HonestButCurious(referee, spy) if spy else referee
     ledger = Ledger(serving, trainer, referee, spy, model, data, done)
@@ -163,6 +171,7 @@ class Ledger:
                 "seconds": round(time.perf_counter() - self._since - spent, 4),
                 "attack_seconds": round(spent, 4),
                 "bytes_received": self._referee.bytes_received,
+                "by_client": {str(client): costs for client, costs in self._referee.by_client.items()},
             }
         # In this order: what a kill in between leaves of the round is dropped when the run goes on.
         self._serving.folder.append("rounds.jsonl", [row])
