@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedleak.attacks.adaptive import Adaptive
 from fedleak.attacks.auto import Auto, plan
 from fedleak.attacks.base import Attack, attacks
+from fedleak.attacks.counters.base import counters
 from fedleak.attacks.exact.count import LayerCount, count_update
 from fedleak.attacks.labels.base import JOINT, label_rules
 from fedleak.client.batches import private_batch
@@ -174,6 +176,12 @@ def _check_plugins(scenario: Scenario) -> None:
                 f'give one of them a name of its own, such as title = "{spec.result_name}-2"'
             )
         build_attack(spec, f"attacks[{number}]", "gradient" if protocol == "fedsgd" else "weights", scenario.threat.granted)
+        unknown = [defense.name for defense in scenario.defenses if defense.name not in counters.names()]
+        if spec.name == Adaptive.name and unknown:
+            raise ScenarioError(
+                f"attacks[{number}]: '{spec.name}' has no counter to the defense '{unknown[0]}'; it has one for each of "
+                f"{', '.join(counters.names())}"
+            )
         late = [r for r in spec.rounds if r > scenario.federation.rounds] if spec.rounds != "all" else []
         if late:
             raise ScenarioError(

@@ -39,14 +39,16 @@ Metric = Literal[
     "identified-features",
     "iterations",
     "seconds",
+    "accuracy",
 ]
 Reader = Callable[[list[Row]], "float | None"]
+_ACCURACY: Metric = "accuracy"
 
 
 class Expectation(Section):
     """The range that one figure of a case is expected in; at least one bound."""
 
-    attack: str = Field(min_length=1, description="whose result, by its title or name")
+    attack: str | None = Field(default=None, min_length=1, description="whose result, by its title or name; not for 'accuracy'")
     metric: Metric = Field(description="which figure; see METRICS")
     minus: str | None = Field(default=None, description="expect the difference to this attack's figure")
     over: str | None = Field(default=None, description="expect the ratio to this attack's figure")
@@ -61,11 +63,17 @@ class Expectation(Section):
             raise ValueError("expected at_least or at_most, or both; got neither")
         if self.minus is not None and self.over is not None:
             raise ValueError("expected minus or over, not both")
+        if (self.metric == _ACCURACY) is not (self.attack is None):
+            raise ValueError(f"expected an attack with every metric but '{_ACCURACY}', which is the trained model's")
+        if self.attack is None and (self.minus or self.over):
+            raise ValueError(f"expected no minus and no over with '{_ACCURACY}'")
         return self
 
     @property
     def what(self) -> str:
         """The figure in words, such as ``"dlg: psnr minus idlg's"``."""
+        if self.attack is None:
+            return "test accuracy"
         other = f" minus {self.minus}'s" if self.minus else f" over {self.over}'s" if self.over else ""
         return f"{self.attack}: {self.metric}{other}"
 
@@ -245,7 +253,7 @@ def run_claim(
                 threads=threads,
                 listener=listener,
             )
-        findings += [_finding(case.name, expectation, result.reconstructions) for expectation in case.expect]
+        findings += [_finding(case.name, expectation, result) for expectation in case.expect]
         facts = {"claim": claim.claim, "source": claim.source, "form": form, "findings": [asdict(found) for found in findings]}
         (folder / "claim.json").write_text(json.dumps(facts, indent=1, allow_nan=False), encoding="utf-8")
     return folder, findings
@@ -270,9 +278,12 @@ def _earlier(place: Path, scenario: Scenario) -> Result | Path | None:
     return Result(place, json.loads((place / "summary.json").read_text(encoding="utf-8")))
 
 
-def _finding(case: str, expectation: Expectation, rows: list[Row]) -> Finding:
-    value = measure(rows, expectation.attack, expectation.metric)
-    other = expectation.minus or expectation.over
+def _finding(case: str, expectation: Expectation, result: Result) -> Finding:
+    rows, other = result.reconstructions, expectation.minus or expectation.over
+    if expectation.attack is None:
+        value = next(reversed(result.summary["utility"]["accuracy"]), None)
+    else:
+        value = measure(rows, expectation.attack, expectation.metric)
     if other is not None and value is not None:
         against = measure(rows, other, expectation.metric)
         if against is None:
@@ -337,4 +348,5 @@ METRICS: dict[Metric, Reader] = {
 """Figures of an attack over a run: PSNR in dB, its minimum, SSIM, LPIPS, dB above the mean image, share of labels right for the
 image each is matched to, share of labels right whatever their images (``label-set`` of the rebuilt images, known only where
 truth is revealed; ``label-counts`` of all that the attack returned), share of images rebuilt (MSE below 1e-3) and identified (by
-pixels, by features), iterations and CPU seconds for each update; means over images or updates."""
+pixels, by features), iterations and CPU seconds for each update; means over images or updates.
+The metric ``accuracy`` is none of an attack's: the share of test images that the model classifies after the last round."""

@@ -109,7 +109,7 @@ class Server(Section):
 
     curious: bool = Field(default=True, description="false: the same training, nothing recorded or attacked")
     captures: Literal["all", "attacked"] = Field(
-        default="all", description="attacked: keep what was seen only of rounds in which an attack strikes"
+        default="all", description="attacked: rounds in which no attack strikes are neither kept nor shown to attacks"
     )
 
 

@@ -113,6 +113,8 @@ def federate(serving: Serving, grid: Grid, directory: Directory) -> None:
         meter=Meter(scenario, buffers),
     )
     spy = make_spy(serving, directory, model, data) if scenario.server.curious else None
+    if spy and done:
+        spy.recall()
     strategy: Strategy = HonestButCurious(referee, spy) if spy else referee
     ledger = Ledger(serving, trainer, referee, spy, model, data, done)
     left = scenario.federation.rounds - (done or 0)

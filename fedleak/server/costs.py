@@ -61,10 +61,9 @@ class Meter:
             if name in self._buffers:
                 bits += 8 * values.nbytes
             else:
-                bits += coded_bits(
-                    values != sent[name].numpy() if self._changes else values != 0, self._bits or 8 * values.itemsize
-                )
-        told = reply.content.config_records.get("fedleak", {})
+                present = values != (sent[name].numpy() if self._changes else 0)
+                bits += coded_bits(present, self._bits or 8 * values.itemsize)
+        told: Mapping[str, Any] = reply.content.config_records.get("fedleak", {})
         return {
             "seconds": _seconds(told.get("seconds")),
             "cpu_seconds": _seconds(told.get("cpu_seconds")),

@@ -104,6 +104,12 @@ class Spy:
             self.attack(server_round, observations, grid)
         self.seconds = time.perf_counter() - started
 
+    def recall(self) -> None:
+        """Show the attacks the rounds that an earlier process saw."""
+        if any(type(attack).remember is not Attack.remember for _, attack in self._attacks):
+            for path in self._folder.captures():
+                self.remember([self.complete(Observation.load(path))])
+
     def complete(self, observation: Observation) -> Observation:
         """Return a saved observation with the public images that the threat model grants, which are not saved."""
         return replace(observation, surrogate=self._surrogate)
@@ -120,6 +126,18 @@ class Spy:
                 if group:
                     self._tell("attack", attack=spec.result_name, round=server_round, number=number, total=len(groups))
                     self._strike(spec, attack, group, grid)
+        self.remember(observations)
+
+    def remember(self, observations: Sequence[Observation]) -> None:
+        """Show a round that is over to the attacks that keep what they saw."""
+        for spec, attack in self._attacks:
+            if type(attack).remember is not Attack.remember:
+                try:
+                    with quarantine(self._threads):
+                        attack.remember(copy.deepcopy(list(observations)))
+                # As in a strike: a plugin by anybody may raise anything.
+                except (Exception, SystemExit) as error:  # noqa: BLE001
+                    self._tell("problem", attack=spec.result_name, error=f"{type(error).__name__}: {error}")
 
     def record_failures(self, server_round: int, failures: Sequence[Failure]) -> None:
         """Write a row for every client that gave an attack of this round nothing to attack."""
