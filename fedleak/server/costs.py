@@ -7,7 +7,7 @@ Source: fedleak's own; index and value, as in Deep Gradient Compression, arXiv 1
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
