@@ -23,7 +23,9 @@ from fedleak.defenses.chain import check_combination, defended_model
 from fedleak.defenses.secagg_view import check_sums
 from fedleak.engines.base import engine
 from fedleak.errors import DefenseError, ParameterError, ScenarioError
+from fedleak.evaluation.lpips import load_lpips
 from fedleak.models.inspect import last_linear
+from fedleak.models.weights import load_weights
 from fedleak.observation import InputSpec, UpdateKind
 from fedleak.registry import Registry
 from fedleak.report.formats import plural
@@ -75,7 +77,11 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
             "use a source with one (cifar10, parquet or imagefolder), or the preset 'batchnorm-known'"
         )
     model = defended_model(scenario, data.input, verify=True)
+    if scenario.model.weights is not None:
+        load_weights(model, scenario.model.weights)
     _check_label_rules(scenario, model, data.input)
+    if scenario.evaluation.lpips is not None:
+        load_lpips(scenario.evaluation.lpips, data.input.shape)
     data.verify()
     return Checked(scenario, data, model)
 

@@ -27,7 +27,20 @@ REBUILT = 1e-3
 """MSE below which an image counts as rebuilt, as in iDLG's evaluation (arXiv 2001.02610)."""
 
 Metric = Literal[
-    "psnr", "psnr-min", "ssim", "gain", "labels", "label-set", "rebuilt", "identified", "iterations", "seconds", "accuracy"
+    "psnr",
+    "psnr-min",
+    "ssim",
+    "lpips",
+    "gain",
+    "labels",
+    "label-set",
+    "label-counts",
+    "rebuilt",
+    "identified",
+    "identified-features",
+    "iterations",
+    "seconds",
+    "accuracy",
 ]
 Reader = Callable[[list[Row]], "float | None"]
 _ACCURACY: Metric = "accuracy"
@@ -270,7 +283,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _each_update(rows: list[Row], key: str) -> list[float | None]:
-    return list({(row["round"], row["client"]): row[key] for row in rows}.values())
+    return list({(row["round"], row["client"]): row.get(key) for row in rows}.values())
 
 
 def _labels_in_common(rows: list[Row]) -> float | None:
@@ -291,16 +304,20 @@ METRICS: dict[Metric, Reader] = {
     "psnr": lambda rows: _mean(row["psnr"] for row in rows),
     "psnr-min": lambda rows: min((row["psnr"] for row in rows if row["psnr"] is not None), default=None),
     "ssim": lambda rows: _mean(row["ssim"] for row in rows),
+    "lpips": lambda rows: _mean(row.get("lpips") for row in rows),
     "gain": lambda rows: _mean(_above_mean_image(row) for row in rows),
     "labels": lambda rows: _mean(row["label_correct"] for row in rows),
     "label-set": _labels_in_common,
+    "label-counts": lambda rows: _mean(_each_update(rows, "label_counts")),
     # An update that gave no image is one that was not rebuilt.
     "rebuilt": lambda rows: _mean(row["mse"] is not None and row["mse"] < REBUILT for row in rows),
     "identified": lambda rows: _mean(row["identified"] for row in rows),
+    "identified-features": lambda rows: _mean(row.get("identified_features") for row in rows),
     "iterations": lambda rows: _mean(_each_update(rows, "iterations")),
     "seconds": lambda rows: _mean(_each_update(rows, "cpu_seconds")),
 }
-"""Figures of an attack over a run: PSNR in dB, its minimum, SSIM, dB above the mean image, share of labels right for the image
-each is matched to, share of labels right whatever their images (known only where truth is revealed), share of images rebuilt
-(MSE below 1e-3) and identified, iterations and CPU seconds for each update; means over images or updates.
+"""Figures of an attack over a run: PSNR in dB, its minimum, SSIM, LPIPS, dB above the mean image, share of labels right for the
+image each is matched to, share of labels right whatever their images (``label-set`` of the rebuilt images, known only where
+truth is revealed; ``label-counts`` of all that the attack returned), share of images rebuilt (MSE below 1e-3) and identified (by
+pixels, by features), iterations and CPU seconds for each update; means over images or updates.
 The metric ``accuracy`` is none of an attack's: the share of test images that the model classifies after the last round."""

@@ -60,7 +60,7 @@ def defense_mod(msg: Message, context: Context, call_next: Callable[[Message, Co
     ScenarioError
         If the scenario's defenses cannot be built; the client has not trained then.
     """
-    if not _is_train(msg) or not scenario_of(context).defenses:
+    if not is_train(msg) or not scenario_of(context).defenses:
         return call_next(msg, context)
     chain, protocol = chain_for(context), scenario_of(context).federation.protocol
     server_round = cast(int, cast(ConfigRecord, msg.content["config"])["server-round"])
@@ -119,7 +119,8 @@ def _text(context: Context) -> str:
     return str(context.run_config["scenario"])
 
 
-def _is_train(msg: Message) -> bool:
+def is_train(msg: Message) -> bool:
+    """Say whether a message asks a client to train."""
     kind = msg.metadata.message_type
     return kind == "train" or kind.startswith("train.")
 

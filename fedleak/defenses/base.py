@@ -139,5 +139,13 @@ class Defense:
         """
         return update
 
+    def value_bits(self, before: float | None) -> float | None:
+        """Return how many bits a non-zero value of the update needs after :meth:`on_update`; ``None`` for its own float format.
+
+        By default ``None``: new values. A defense that only sets values to zero, or scales them all alike, returns ``before``,
+        what a value needed ahead of it; one that rounds to fewer bits returns those. The run's ``coded_bytes`` rest on it.
+        """
+        return None
+
 
 defenses: Registry[type[Defense]] = Registry("defense", "fedleak.defenses", Defense)

@@ -25,12 +25,10 @@ def mse_matrix(a: Tensor, b: Tensor) -> Tensor:
     Tensor
         (N, M) float64 in [0, 1]; equal images of ``a`` have bit-equal rows.
     """
-    others = b.detach().to(torch.float64).clamp(0, 1)
-    result = torch.empty(len(a), len(b), dtype=torch.float64, device=others.device)
-    # Row by row: the product form |a|^2 - 2ab + |b|^2 would lose the small distances, all pairs at once the memory.
-    for row, image in zip(result, a.detach(), strict=True):
-        row.copy_((others - image.to(others).clamp(0, 1)).square().mean(dim=(1, 2, 3)))
-    return result
+    flat_a, flat_b = (images.detach().to(torch.float64).clamp(0, 1).flatten(1) for images in (a, b))
+    # Not by the product form |a|^2 - 2ab + |b|^2, which would lose the small distances.
+    distances = torch.cdist(flat_a.to(flat_b.device), flat_b, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances.square_() / flat_b.shape[1]
 
 
 def pair(reconstructed: Tensor, truth: Tensor) -> list[int | None]:

@@ -25,8 +25,8 @@ from fedleak.server.assignment import assign_over
 from fedleak.server.observing import local_training
 from fedleak.server.replies import Directory, decoded
 
-_METRICS = ("psnr", "ssim", "mse")
-_Answer = tuple[list[ImageGrade], list[int] | None, bool]
+_METRICS = ("psnr", "ssim", "mse", "lpips")
+_Answer = tuple[list[ImageGrade], list[int] | None, dict[str, float | None]]
 
 
 class Grader:
@@ -64,13 +64,13 @@ class Grader:
         flags = [*update_flags(told, model), *result_flags(result)]
         if models_steps:
             flags = [flag for flag in flags if flag != "several-local-steps"]
-        counted = self._counted(told, model) | {"cohort": list(observation.clients) or None}
+        counted = dict(self._counted(told, model)) | {"cohort": list(observation.clients) or None}
         if result.images is None:
             return [self._failed(result, result.error or "no images", flags) | counted]
         answers = self._ask(observation, result, grid)
         graded = {client: answer for client, answer in answers.items() if not isinstance(answer, str)}
         known = [label for _, labels, _ in graded.values() for label in labels or ()]
-        duplicates = len(set(known)) < len(known) or any(repeated for _, _, repeated in graded.values())
+        duplicates = len(set(known)) < len(known) or any(facts["duplicate-labels"] for _, _, facts in graded.values())
         rows = []
         for client, answer in answers.items():
             own = replace(result, client=client)
@@ -79,11 +79,11 @@ class Grader:
                 continue
             for grade in answer[0]:
                 said = [*flags, *grade_flags([grade], duplicate_labels=duplicates)]
-                rows.append(self._row(own, grade, answer[1], said) | counted)
+                rows.append(self._row(own, grade, answer[1], said) | counted | {"label_counts": answer[2]["label-counts"]})
         return rows
 
     def _ask(self, observation: Observation, result: Reconstruction, grid: Grid) -> dict[int, _Answer | str]:
-        """Return each client's grades, true labels where they came, and whether they recur; or why there are none."""
+        """Return each client's grades, true labels where they came, and facts of its batch; or why there are none."""
         assert result.images is not None
         timeout = self._scenario.federation.timeout
         assigned: dict[int, list[int]] = {}
@@ -130,11 +130,13 @@ class Grader:
             config["assigned"] = assigned
         if result.labels is not None:
             config["labels"] = list(result.labels)
-        content = RecordDict({"reconstruction": ArrayRecord(arrays), "config": ConfigRecord(config)})
+        # The model that was attacked, in whose feature space the client looks for the nearest of its images.
+        model = ArrayRecord({**observation.parameters, **observation.buffers})
+        content = RecordDict({"reconstruction": ArrayRecord(arrays), "model": model, "config": ConfigRecord(config)})
         return Message(content, dst_node_id=self._directory.node(client), message_type="query.grade")
 
     def _read(self, observation: Observation, result: Reconstruction, client: int, reply: Message) -> _Answer:
-        """Return the grades, the true labels if they came, and whether labels recur; save the true images, if they came."""
+        """Return the grades, the true labels if they came, and facts of the batch; save the true images, if they came."""
         if reply.has_error():
             raise ReplyError(str(reply.error.reason))
         metrics, arrays = reply.content.metric_records, reply.content.array_records
@@ -151,7 +153,7 @@ class Grader:
                 raise ReplyError(f"its images are {images.dtype} {images.shape}")
             for number, image in enumerate(torch.from_numpy(images)):
                 self._folder.save_image(f"{stem(observation.round, client)}-truth-{number}", image)
-        return grades, labels, bool(metrics["grades"].get("duplicate-labels"))
+        return grades, labels, {key: _share(metrics["grades"], key) for key in ("duplicate-labels", "label-counts")}
 
     def _truth_path(self, server_round: int, client: int, number: int) -> str | None:
         relative = f"images/{stem(server_round, client)}-truth-{number}.png"
@@ -170,6 +172,7 @@ class Grader:
             "label_restored": grade.label_restored if labels is not None else None,
             "label_correct": grade.label_correct,
             "identified": grade.identified,
+            "identified_features": grade.identified_features,
             "flags": list(dict.fromkeys(flags)),
             "error": None,
             "baseline": {
@@ -205,9 +208,19 @@ def base_row(scenario: Scenario, result: Reconstruction) -> Row:
 def failed_row(scenario: Scenario, attack: str, server_round: int, client: int, error: str, flags: list[str]) -> Row:
     """Return the row of an update that gave no images."""
     empty = Reconstruction(None, attack=attack, round=server_round, client=client, stop_reason="failed")
-    missing = dict.fromkeys(("image", *_METRICS, "label", "label_restored", "label_correct", "identified", "truth_png", "png"))
-    missing |= dict.fromkeys(("unknowns", "equations", "weakest_layer", "cohort"))
+    missing = dict.fromkeys(("image", *_METRICS, "label", "label_restored", "label_correct", "label_counts", "identified"))
+    missing |= dict.fromkeys(("identified_features", "truth_png", "png", "unknowns", "equations", "weakest_layer", "cohort"))
     return base_row(scenario, empty) | missing | {"flags": list(dict.fromkeys(flags)), "error": error, "baseline": None}
+
+
+def _share(metrics: MetricRecord, key: str) -> float | None:
+    """Return a number in [0, 1] that the client sent, or ``None`` for NaN or nothing."""
+    value: Any = metrics.get(key)
+    if value is None or value != value:
+        return None
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ReplyError(f"its '{key}' is {value!r:.60}, expected a number from 0 to 1")
+    return float(value)
 
 
 def _finite(value: float | None) -> float | None:

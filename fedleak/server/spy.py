@@ -103,15 +103,17 @@ class Spy:
         self.record_failures(server_round, failures)
         if self._viewed and not self._summed and good:
             good = {min(good): mean_reply(good)}
-        observations = self._observe(server_round, sent, good, grid)
-        for observation in observations:
-            self._folder.save_capture(observation)
-        self.attack(server_round, observations, grid)
+        remembered = any(attack.remembers for _, attack in self._attacks)
+        if remembered or self._scenario.server.captures == "all" or self._scenario.attacked(server_round):
+            observations = self._observe(server_round, sent, good, grid)
+            for observation in observations:
+                self._folder.save_capture(observation)
+            self.attack(server_round, observations, grid)
         self.seconds = time.perf_counter() - started
 
     def recall(self) -> None:
         """Show the attacks the rounds that an earlier process saw."""
-        if any(type(attack).remember is not Attack.remember for _, attack in self._attacks):
+        if any(attack.remembers for _, attack in self._attacks):
             for path in self._folder.captures():
                 self.remember([self.complete(Observation.load(path))])
 
@@ -136,7 +138,7 @@ class Spy:
     def remember(self, observations: Sequence[Observation]) -> None:
         """Show a round that is over to the attacks that keep what they saw."""
         for spec, attack in self._attacks:
-            if type(attack).remember is not Attack.remember:
+            if attack.remembers:
                 try:
                     with quarantine(self._threads):
                         attack.remember(copy.deepcopy(list(observations)))
