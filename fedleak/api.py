@@ -20,6 +20,7 @@ from fedleak.check import Checked, build_attack, check, check_device, difficulty
 from fedleak.engines.base import engine
 from fedleak.errors import ScenarioError
 from fedleak.evaluation.summary import summarise
+from fedleak.evaluation.utility import privacy, utility
 from fedleak.events import Listener, silent
 from fedleak.observation import Observation
 from fedleak.report.html import write_report
@@ -204,10 +205,8 @@ def write_summary(folder: RunFolder) -> Row:
         "rounds": len(rounds),
         "client_errors": sum(len(row["failures"]) for row in rounds),
         "attack_failures": len(failed),
-        "utility": {
-            "accuracy": [row["accuracy"] for row in rounds if row["accuracy"] is not None],
-            "loss": [row["loss"] for row in rounds if row["loss"] is not None],
-        },
+        "utility": utility(rounds),
+        "privacy": privacy(rounds),
         "leakage": summarise(rows),
         "model_sha256": model_digest(final_model(folder)) if has_model else "",
     }

@@ -10,6 +10,7 @@ from flwr.serverapp import strategy as flower
 from pydantic import BaseModel
 
 from fedleak.attacks.base import Attack, attacks
+from fedleak.attacks.counters.base import counters
 from fedleak.attacks.labels.base import label_rules
 from fedleak.data.base import sources
 from fedleak.defenses.base import defenses
@@ -23,7 +24,14 @@ from fedleak.validation import expectation
 
 
 def _registries() -> dict[str, Registry[Any]]:
-    return {"attacks": attacks, "defenses": defenses, "label rules": label_rules, "data sources": sources, "models": models}
+    return {
+        "attacks": attacks,
+        "defenses": defenses,
+        "counters": counters,
+        "label rules": label_rules,
+        "data sources": sources,
+        "models": models,
+    }
 
 
 def catalogue() -> dict[str, dict[str, str]]:
@@ -51,7 +59,8 @@ def explanation(name: str) -> str:
         if name in registry.names():
             plugin = registry.get(name)
             config = getattr(plugin, "Config", None)
-            parts.append([f"{name} ({kind[:-1]})", _document(plugin), *_parameters(config), *_needs(plugin)])
+            what = f"{kind[:-1]} of the attack 'adaptive'" if kind == "counters" else kind[:-1]
+            parts.append([f"{name} ({what})", _document(plugin), *_parameters(config), *_needs(plugin)])
     if name in strategy_names():
         config = strategy_parameters(getattr(flower, name), {})
         where = "Used with federation.protocol = 'fedavg'." if name != "FedAvg" else "The default, with either protocol."

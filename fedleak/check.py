@@ -10,17 +10,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedleak.attacks.adaptive import Adaptive
 from fedleak.attacks.auto import Auto, plan
 from fedleak.attacks.base import Attack, attacks
+from fedleak.attacks.counters.base import counters
 from fedleak.attacks.exact.count import LayerCount, count_update
 from fedleak.attacks.labels.base import JOINT, label_rules
 from fedleak.client.batches import private_batch
 from fedleak.data.federated import FederatedData, federated_data
 from fedleak.defenses.base import defenses
+from fedleak.defenses.chain import check_combination, defended_model
+from fedleak.defenses.secagg_view import check_sums
 from fedleak.engines.base import engine
-from fedleak.errors import ParameterError, ScenarioError
-from fedleak.models import build_model
+from fedleak.errors import DefenseError, ParameterError, ScenarioError
+from fedleak.evaluation.lpips import load_lpips
 from fedleak.models.inspect import last_linear
+from fedleak.models.weights import load_weights
 from fedleak.observation import InputSpec, UpdateKind
 from fedleak.registry import Registry
 from fedleak.report.formats import plural
@@ -65,13 +70,18 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
     check_device(device, "--device")
     build_strategy(scenario)
     data = federated_data(scenario.data, scenario.federation.clients, scenario.seed)
+    check_sums(scenario, data.largest_shard)
     if Knowledge.SURROGATE in scenario.threat.granted and data.source.test is None:
         raise ScenarioError(
             f"threat.preset: 'surrogate-data' grants public images, but data source '{scenario.data.source}' has no test split; "
             "use a source with one (cifar10, parquet or imagefolder), or the preset 'batchnorm-known'"
         )
-    model = build_model(scenario.model, data.input, scenario.seed)
+    model = defended_model(scenario, data.input, verify=True)
+    if scenario.model.weights is not None:
+        load_weights(model, scenario.model.weights)
     _check_label_rules(scenario, model, data.input)
+    if scenario.evaluation.lpips is not None:
+        load_lpips(scenario.evaluation.lpips, data.input.shape)
     data.verify()
     return Checked(scenario, data, model)
 
@@ -168,6 +178,12 @@ def _check_plugins(scenario: Scenario) -> None:
                 f'give one of them a name of its own, such as title = "{spec.result_name}-2"'
             )
         build_attack(spec, f"attacks[{number}]", "gradient" if protocol == "fedsgd" else "weights", scenario.threat.granted)
+        unknown = [defense.name for defense in scenario.defenses if defense.name not in counters.names()]
+        if spec.name == Adaptive.name and unknown:
+            raise ScenarioError(
+                f"attacks[{number}]: '{spec.name}' has no counter to the defense '{unknown[0]}'; it has one for each of "
+                f"{', '.join(counters.names())}"
+            )
         late = [r for r in spec.rounds if r > scenario.federation.rounds] if spec.rounds != "all" else []
         if late:
             raise ScenarioError(
@@ -182,6 +198,10 @@ def _check_plugins(scenario: Scenario) -> None:
                 f"defenses[{number}]: defense '{defense.name}' cannot be used with federation.protocol = '{protocol}'; "
                 f"leave it out, or set the protocol to {fitting}"
             )
+    try:
+        check_combination([defenses.get(spec.name) for spec in scenario.defenses])
+    except DefenseError as error:
+        raise ScenarioError(f"defenses: {error}") from error
     if protocol == "fedsgd" and (scenario.local.steps or scenario.local.epochs > 1):
         raise ScenarioError(
             f"local.{'steps' if scenario.local.steps else 'epochs'}: FedSGD sends the gradient of one batch and takes no local "
@@ -235,7 +255,8 @@ def difficulty(checked: Checked) -> Difficulty:
         ("attacks", ", ".join(spec.result_name for spec in scenario.attacks) if scenario.server.curious else "none: not curious"),
     ]
     if any(spec.name == Auto.name for spec in scenario.attacks):
-        chosen = plan(model, data.input, local, "gradient" if scenario.federation.protocol == "fedsgd" else "weights")
+        known = [defense.name for defense in scenario.defenses if Knowledge.DEFENSE in scenario.threat.granted]
+        chosen = plan(model, data.input, local, "gradient" if scenario.federation.protocol == "fedsgd" else "weights", known)
         facts.append(("auto would run", "; if that fails, ".join(str(step) for step in chosen)))
     blurs = {
         plural(local.steps, "local step"): local.steps > 1,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from fedleak.api import default_folder
+from fedleak.api import Result, default_folder
 from fedleak.check import check
 from fedleak.errors import ScenarioError
 from fedleak.events import Listener, silent
@@ -26,14 +26,30 @@ from fedleak.validation import explain, read
 REBUILT = 1e-3
 """MSE below which an image counts as rebuilt, as in iDLG's evaluation (arXiv 2001.02610)."""
 
-Metric = Literal["psnr", "psnr-min", "ssim", "gain", "labels", "label-set", "rebuilt", "identified", "iterations", "seconds"]
+Metric = Literal[
+    "psnr",
+    "psnr-min",
+    "ssim",
+    "lpips",
+    "gain",
+    "labels",
+    "label-set",
+    "label-counts",
+    "rebuilt",
+    "identified",
+    "identified-features",
+    "iterations",
+    "seconds",
+    "accuracy",
+]
 Reader = Callable[[list[Row]], "float | None"]
+_ACCURACY: Metric = "accuracy"
 
 
 class Expectation(Section):
     """The range that one figure of a case is expected in; at least one bound."""
 
-    attack: str = Field(min_length=1, description="whose result, by its title or name")
+    attack: str | None = Field(default=None, min_length=1, description="whose result, by its title or name; not for 'accuracy'")
     metric: Metric = Field(description="which figure; see METRICS")
     minus: str | None = Field(default=None, description="expect the difference to this attack's figure")
     over: str | None = Field(default=None, description="expect the ratio to this attack's figure")
@@ -48,11 +64,17 @@ class Expectation(Section):
             raise ValueError("expected at_least or at_most, or both; got neither")
         if self.minus is not None and self.over is not None:
             raise ValueError("expected minus or over, not both")
+        if (self.metric == _ACCURACY) is not (self.attack is None):
+            raise ValueError(f"expected an attack with every metric but '{_ACCURACY}', which is the trained model's")
+        if self.attack is None and (self.minus or self.over):
+            raise ValueError(f"expected no minus and no over with '{_ACCURACY}'")
         return self
 
     @property
     def what(self) -> str:
         """The figure in words, such as ``"dlg: psnr minus idlg's"``."""
+        if self.attack is None:
+            return "test accuracy"
         other = f" minus {self.minus}'s" if self.minus else f" over {self.over}'s" if self.over else ""
         return f"{self.attack}: {self.metric}{other}"
 
@@ -221,15 +243,18 @@ def run_claim(
         place = folder / case.name
         on_case(case.name, place)
         result = run_into(scenario, place, device=device, threads=threads, listener=listener)
-        findings += [_finding(case.name, expectation, result.reconstructions) for expectation in case.expect]
+        findings += [_finding(case.name, expectation, result) for expectation in case.expect]
         facts = {"claim": claim.claim, "source": claim.source, "form": form, "findings": [asdict(found) for found in findings]}
         (folder / "claim.json").write_text(json.dumps(facts, indent=1, allow_nan=False), encoding="utf-8")
     return folder, findings
 
 
-def _finding(case: str, expectation: Expectation, rows: list[Row]) -> Finding:
-    value = measure(rows, expectation.attack, expectation.metric)
-    other = expectation.minus or expectation.over
+def _finding(case: str, expectation: Expectation, result: Result) -> Finding:
+    rows, other = result.reconstructions, expectation.minus or expectation.over
+    if expectation.attack is None:
+        value = next(reversed(result.summary["utility"]["accuracy"]), None)
+    else:
+        value = measure(rows, expectation.attack, expectation.metric)
     if other is not None and value is not None:
         against = measure(rows, other, expectation.metric)
         if against is None:
@@ -258,7 +283,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _each_update(rows: list[Row], key: str) -> list[float | None]:
-    return list({(row["round"], row["client"]): row[key] for row in rows}.values())
+    return list({(row["round"], row["client"]): row.get(key) for row in rows}.values())
 
 
 def _labels_in_common(rows: list[Row]) -> float | None:
@@ -279,15 +304,20 @@ METRICS: dict[Metric, Reader] = {
     "psnr": lambda rows: _mean(row["psnr"] for row in rows),
     "psnr-min": lambda rows: min((row["psnr"] for row in rows if row["psnr"] is not None), default=None),
     "ssim": lambda rows: _mean(row["ssim"] for row in rows),
+    "lpips": lambda rows: _mean(row.get("lpips") for row in rows),
     "gain": lambda rows: _mean(_above_mean_image(row) for row in rows),
     "labels": lambda rows: _mean(row["label_correct"] for row in rows),
     "label-set": _labels_in_common,
+    "label-counts": lambda rows: _mean(_each_update(rows, "label_counts")),
     # An update that gave no image is one that was not rebuilt.
     "rebuilt": lambda rows: _mean(row["mse"] is not None and row["mse"] < REBUILT for row in rows),
     "identified": lambda rows: _mean(row["identified"] for row in rows),
+    "identified-features": lambda rows: _mean(row.get("identified_features") for row in rows),
     "iterations": lambda rows: _mean(_each_update(rows, "iterations")),
     "seconds": lambda rows: _mean(_each_update(rows, "cpu_seconds")),
 }
-"""Figures of an attack over a run: PSNR in dB, its minimum, SSIM, dB above the mean image, share of labels right for the image
-each is matched to, share of labels right whatever their images (known only where truth is revealed), share of images rebuilt
-(MSE below 1e-3) and identified, iterations and CPU seconds for each update; means over images or updates."""
+"""Figures of an attack over a run: PSNR in dB, its minimum, SSIM, LPIPS, dB above the mean image, share of labels right for the
+image each is matched to, share of labels right whatever their images (``label-set`` of the rebuilt images, known only where
+truth is revealed; ``label-counts`` of all that the attack returned), share of images rebuilt (MSE below 1e-3) and identified (by
+pixels, by features), iterations and CPU seconds for each update; means over images or updates.
+The metric ``accuracy`` is none of an attack's: the share of test images that the model classifies after the last round."""

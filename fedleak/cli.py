@@ -284,6 +284,8 @@ def _finish(result: Result) -> None:
     accuracy = summary["utility"]["accuracy"]
     if accuracy:
         console.print(f"Test accuracy after the last round: {accuracy[-1]:.1%}", highlight=False)
+    if summary["privacy"]:
+        console.print(f"Largest epsilon of any client: {summary['privacy']['epsilon']:.2f}", highlight=False)
     if summary["attack_failures"]:
         console.print(f"{summary['attack_failures']} update(s) gave an attack no images; the report says why.", highlight=False)
     console.print(f"Report: {escape(str(result.report))}", highlight=False, soft_wrap=True)

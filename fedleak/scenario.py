@@ -38,6 +38,13 @@ def _named(value: Any) -> Any:
 
 
 NameOrTable = Annotated[Named, BeforeValidator(_named)]
+_LATER = (
+    ("model", "weights"),
+    ("server", "captures"),
+    ("evaluation", "every"),
+    ("evaluation", "test_images"),
+    ("evaluation", "lpips"),
+)
 Rounds = Literal["all"] | Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
 
@@ -56,6 +63,9 @@ class Model(Named):
     """The network; its parameters stand beside the name."""
 
     name: str = "lenet"
+    weights: Path | None = Field(
+        default=None, description="safetensors to start from: a state dict, or a run's checkpoint.safetensors; by default fresh"
+    )
 
 
 class Federation(Section):
@@ -98,6 +108,9 @@ class Server(Section):
     """The server's own conduct."""
 
     curious: bool = Field(default=True, description="false: the same training, nothing recorded or attacked")
+    captures: Literal["all", "attacked"] = Field(
+        default="all", description="attacked: rounds in which no attack strikes are neither kept nor shown to attacks"
+    )
 
 
 class Threat(Section):
@@ -142,10 +155,15 @@ class DefenseSpec(Named):
 
 
 class Evaluation(Section):
-    """How the truth reaches the report."""
+    """How the truth reaches the report, and what is measured."""
 
     truth: Literal["reveal", "score"] = Field(
         default="reveal", description="reveal: clients return their batches for the report; score: only metrics leave them"
+    )
+    every: int = Field(default=1, ge=1, description="test accuracy each so many rounds, in attacked rounds, and at the end")
+    test_images: int | None = Field(default=None, ge=1, description="at most so many test images, evenly spaced; all by default")
+    lpips: Path | None = Field(
+        default=None, description="safetensors with AlexNet's features and LPIPS' heads; fedleak/evaluation/lpips.py makes it"
     )
 
 
@@ -167,10 +185,18 @@ class Scenario(Section):
     defenses: tuple[DefenseSpec, ...] = ()
     evaluation: Evaluation = Evaluation()
 
+    def attacked(self, server_round: int) -> bool:
+        """Say whether any attack strikes in ``server_round`` (from 1)."""
+        return self.server.curious and any(spec.strikes(server_round) for spec in self.attacks)
+
     @property
     def digest(self) -> str:
         """SHA-256 of all that decides the numbers: everything but the name and the engine."""
         content = self.model_dump(mode="json", exclude={"name": True, "federation": {"engine", "timeout"}})
+        # Keys that came later count only where they are set: a scenario written before them keeps its digest.
+        for section, key in _LATER:
+            if content[section][key] == type(getattr(self, section)).model_fields[key].default:
+                del content[section][key]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> str:

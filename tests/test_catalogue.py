@@ -58,3 +58,9 @@ def test_a_name_of_two_kinds_is_explained_twice():
 def test_an_unknown_name_gets_the_closest_of_every_kind():
     with pytest.raises(ScenarioError, match="unknown plugin 'fedadm'; did you mean 'FedAdam'"):
         explanation("fedadm")
+
+
+def test_a_defense_is_explained_with_the_attacker_who_knows_it():
+    text = explanation("random-masking")
+    assert "random-masking (defense)" in text
+    assert "random-masking (counter of the attack 'adaptive')" in text

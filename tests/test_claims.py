@@ -164,3 +164,17 @@ def test_a_bound_is_part_of_its_range_and_nothing_is_not():
         False,
     ]
     assert expectation.range == "1 to 2"
+
+
+def test_accuracy_is_the_runs_and_no_attacks(file, tmp_path):
+    file.write_text(TEXT.replace('metric = "rebuilt"', 'metric = "accuracy"'))
+    with pytest.raises(ScenarioError, match="accuracy"):
+        load_claim(file)
+    file.write_text(TEXT.replace('attack = "closed-form"\nmetric = "rebuilt"', 'metric = "accuracy"'))
+    _, findings = run_claim(file, out=tmp_path / "out")
+    [accuracy] = [found for found in findings if found.what == "test accuracy"]
+    assert accuracy.value is None  # the samples have no test split
+    assert not accuracy.holds
+    file.write_text(TEXT.replace('attack = "closed-form"\nmetric = "psnr"\nat_least = 60', 'metric = "psnr"\nat_least = 60'))
+    with pytest.raises(ScenarioError, match="with every metric"):
+        load_claim(file)

@@ -183,6 +183,17 @@ class Attack(ABC):
         """Whether a round's observations are better handed over at once than one by one, so that each result is kept."""
         return type(self).run is not Attack.run
 
+    @property
+    def remembers(self) -> bool:
+        """Whether :meth:`remember` keeps anything, so that every round must be shown to it."""
+        return type(self).remember is not Attack.remember
+
+    def remember(self, observations: Sequence[Observation]) -> None:  # noqa: B027 (a hook, and most attacks need none)
+        """See a round's observations, whether or not the attack strikes in it, once it is over; by default nothing is kept.
+
+        After an interrupt the rounds before are shown again, in order.
+        """
+
     @classmethod
     def needs(cls, kind: UpdateKind) -> frozenset[Knowledge]:
         """Return the knowledge that the attack needs to read an update of ``kind``."""

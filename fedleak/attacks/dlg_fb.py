@@ -77,6 +77,7 @@ class DLGFB(DLG):
     """DLG with feedback blending (arXiv 2409.17767)."""
 
     name: ClassVar[str] = "dlg-fb"
+    takes_counters: ClassVar[bool] = False
     Config: ClassVar[type[AttackConfig]] = DLGFBConfig
     config: DLGFBConfig
 

@@ -116,4 +116,4 @@ class FedLeak(MatchingAttack):
     def _loss(self, victim: Victim, unknowns: Unknowns, chosen: Sequence[Tensor], observed: Sequence[Tensor]) -> Tensor:
         pixels = unknowns.pixels
         guessed = victim.gradient(victim.input.normalize(pixels), unknowns.targets(victim.input.num_classes))
-        return self.distance(select(guessed, chosen), observed) + self.prior(pixels)
+        return self.distance(select(guessed, chosen), observed) + self.prior(pixels) + victim.penalty()

@@ -63,6 +63,7 @@ class GradInversion(MatchingAttack):
     """GradInversion (arXiv 2104.07586)."""
 
     name: ClassVar[str] = "grad-inversion"
+    takes_counters: ClassVar[bool] = False
     Config: ClassVar[type[AttackConfig]] = GradInversionConfig
     config: GradInversionConfig
     default_labels: ClassVar[str | None] = "bias-corrected"

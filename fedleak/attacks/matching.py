@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
@@ -41,17 +41,20 @@ class Unknowns:
         (B, K), optimised where the labels are unknown.
     labels : Tensor, optional
         (B,) of class indices, where a rule restored them.
+    others : list of Tensor
+        What else is optimised: unknowns of the defenses that the attacker knows.
     """
 
     image: Tensor
     coordinates: Coordinates
     logits: Tensor | None = None
     labels: Tensor | None = None
+    others: list[Tensor] = field(default_factory=list)
 
     @property
     def variables(self) -> list[Tensor]:
         """What the optimiser moves."""
-        return [self.image] if self.logits is None else [self.image, self.logits]
+        return [self.image, *([] if self.logits is None else [self.logits]), *self.others]
 
     @property
     def pixels(self) -> Tensor:
@@ -86,9 +89,19 @@ class MatchingAttack(Attack):
     loss_scale: ClassVar[float] = 1.0
     """The optimiser is given the loss times this; PyTorch's L-BFGS forgets steps that change the loss by less than 1e-10."""
 
+    takes_counters: ClassVar[bool] = True
+    """Whether its loss is made of the victim's ``gradient`` and ``penalty`` alone, so that it can attack through a defense."""
+    countered: Callable[[Observation, Victim], Victim] | None = None
+    """What an attacker who knows the client's defenses makes of the victim; see :mod:`fedleak.attacks.adaptive`."""
+
     def victim(self, observation: Observation, model: nn.Module, device: torch.device) -> Victim:
         """Return the network and the gradient to match: those of ``observation`` by default."""
         return Victim(model, observation, device, self.precision)
+
+    def defended(self, observation: Observation, model: nn.Module, device: torch.device) -> Victim:
+        """Return :meth:`victim`, as far as the attacker knows its defenses."""
+        victim = self.victim(observation, model, device)
+        return victim if self.countered is None else self.countered(observation, victim)
 
     @abstractmethod
     def distance(self, guessed: Sequence[Tensor], observed: Sequence[Tensor]) -> Tensor:
@@ -128,7 +141,7 @@ class MatchingAttack(Attack):
         def loss_of() -> Tensor:
             pixels = unknowns.pixels
             guessed = victim.gradient(victim.input.normalize(pixels), unknowns.targets(classes))
-            return self.distance(guessed, victim.observed) + self.prior(pixels)
+            return self.distance(guessed, victim.observed) + self.prior(pixels) + victim.penalty()
 
         return descend(
             loss_of,
@@ -204,7 +217,7 @@ class MatchingAttack(Attack):
 
     def gains(self, victim: Victim, observations: int) -> bool:
         """Whether this attack can take starts together, and is faster so."""
-        return self._goes_together and type(victim) is Victim
+        return self._goes_together and type(victim) is Victim and not victim.counters
 
     def run(
         self, observations: Sequence[Observation], model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget
@@ -220,13 +233,14 @@ class MatchingAttack(Attack):
         self, observation: Observation, model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget
     ) -> Reconstruction:
         """Descend from each start in turn; stop early once one has converged."""
-        victim = self.victim(observation, model, device)
+        victim = self.defended(observation, model, device)
         labels = self.restore_labels(observation, model)
         kept: tuple[Descent, Unknowns] | None = None
         iterations, lost, restart = 0, 0, 0
         while restart < self.config.restarts and lost <= LOST:
             seed = rng.derive("restart", restart, lost)
             unknowns = self._unknowns(observation, labels, seed, device)
+            unknowns.others = victim.start(seed.derive("others").generator())
             course = self.minimise(victim, unknowns, seed, budget)
             iterations += course.iterations
             if course.stop_reason == "non-finite" and not budget.exhausted:

@@ -212,7 +212,7 @@ class Natural(MatchingAttack):
         pixels = unknowns.pixels
         guessed = victim.gradient(victim.input.normalize(pixels), unknowns.targets(victim.input.num_classes))
         distance = self.distance(_product(weights, guessed), _product(weights, observed))
-        return distance + self.prior(pixels) + penalty * unknowns.image.square().mean()
+        return distance + self.prior(pixels) + penalty * unknowns.image.square().mean() + victim.penalty()
 
     def _penalties(self, stages: int) -> list[float]:
         first, last = math.log(self.config.penalty), math.log(self.config.penalty_end)

@@ -116,7 +116,7 @@ class Round:
             budget.begin(self._attack.name, observation)
             wall = time.perf_counter()
             try:
-                victim = self._attack.victim(observation, self._model, self._device)
+                victim = self._attack.defended(observation, self._model, self._device)
                 labels = self._attack.restore_labels(observation, self._model)
             except (AttackError, LinAlgError, torch.OutOfMemoryError) as error:
                 failed = Reconstruction(None, stop_reason="failed", error=str(error))

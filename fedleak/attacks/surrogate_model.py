@@ -72,6 +72,7 @@ class SurrogateModel(InvertingGradients):
     """Surrogate Model Extension (arXiv 2306.00127); for one step it matches the gradient at the weights sent."""
 
     name: ClassVar[str] = "surrogate-model"
+    takes_counters: ClassVar[bool] = False
     models_local_steps: ClassVar[bool] = True
     Config: ClassVar[type[AttackConfig]] = SurrogateModelConfig
     config: SurrogateModelConfig

@@ -51,6 +51,7 @@ class Unrolled(Natural):
     """Gradient matching through the local steps; on a gradient, or a single step, it is ``natural``."""
 
     name: ClassVar[str] = "unrolled"
+    takes_counters: ClassVar[bool] = False
     models_local_steps: ClassVar[bool] = True
     Config: ClassVar[type[AttackConfig]] = UnrolledConfig
     config: UnrolledConfig

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
 
+from fedleak.attacks.counters.base import Counter
 from fedleak.errors import AttackError
 from fedleak.observation import InputSpec, Observation, Tensors
 
@@ -60,6 +63,28 @@ class Victim:
                 if hasattr(module, "running_mean"):
                     module.train()
 
+        self.counters: tuple[Counter, ...] = ()
+        self._others: list[list[Tensor]] = []
+
+    def against(self, counters: Sequence[Counter]) -> None:
+        """Let what is known of the client's defenses, in their order, change what is matched."""
+        self.counters = tuple(counters)
+        for counter in counters:
+            counter.observe(self)
+        if counters and not any(bool(value.any()) for value in self.observed):
+            raise AttackError("the defenses leave nothing of the update: there is no gradient to match")
+
+    def start(self, generator: torch.Generator) -> list[Tensor]:
+        """Draw the counters' own unknowns for one start, use them from now on, and return them."""
+        like = self.observed[0]
+        self._others = [[o.to(like).requires_grad_() for o in counter.start(self, generator)] for counter in self.counters]
+        return [other for others in self._others for other in others]
+
+    def penalty(self) -> Tensor | float:
+        """Return what the counters' own unknowns add to an attack's loss."""
+        found = [counter.penalty(others) for counter, others in zip(self.counters, self._others, strict=True)]
+        return sum((value for value in found if value is not None), start=0.0)
+
     @property
     def network(self) -> nn.Module:
         """The module that computes, for forward hooks; its own parameters are not used."""
@@ -79,7 +104,7 @@ class Victim:
         return out
 
     def gradient(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
-        """Return the gradient of the mean cross-entropy by parameter, differentiable in the arguments.
+        """Return the gradient of the mean cross-entropy by parameter, differentiable in the arguments; as the counters see it.
 
         Parameters
         ----------
@@ -88,10 +113,20 @@ class Victim:
         targets : Tensor
             Class probabilities (B, K).
         """
-        loss = functional.cross_entropy(self.logits(inputs), targets)
+        others = self._others or [[]] * len(self.counters)
+        with ExitStack() as stack:
+            for counter, own in zip(self.counters, others, strict=True):
+                inputs, targets = counter.batch(inputs, targets, own)
+                stack.enter_context(counter.forward(self._model, own))
+            loss = functional.cross_entropy(self.logits(inputs), targets)
+            for counter in self.counters:
+                loss = counter.loss(loss, self._model)
         parameters = list(self.parameters.values())
         found = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-        return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        guessed = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        for counter in self.counters:
+            guessed = counter.guess(guessed, self.observed)
+        return guessed
 
     def gradients(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
         """Return :meth:`gradient` of many batches in one tensor program.
@@ -132,7 +167,13 @@ class Victim:
 
     def shares_network(self, other: Victim) -> bool:
         """Whether ``other`` differs in nothing but the gradient observed."""
-        if type(self) is not Victim or type(other) is not Victim or len(self.observed) != len(other.observed):
+        if (
+            type(self) is not Victim
+            or type(other) is not Victim
+            or self.counters
+            or other.counters
+            or len(self.observed) != len(other.observed)
+        ):
             return False
         mine, theirs = (
             [*v.parameters.values(), *v._buffers.values(), *(torch.tensor(m.training) for m in v._model.modules())]

@@ -5,22 +5,28 @@ Everything about the experiment comes from ``run_config["scenario"]`` (JSON) and
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedleak.client.batches import client_data, private_batch
-from fedleak.client.mod import chain_for, defense_mod, scenario_of
-from fedleak.client.training import train
+from fedleak.client.mod import chain_for, defense_mod, remembering, scenario_of
+from fedleak.client.timing import timing_mod
+from fedleak.client.training import one_thread, train
+from fedleak.defenses.chain import defended_model
 from fedleak.errors import FedleakError
-from fedleak.evaluation.grade import grade
+from fedleak.evaluation.grade import grade, label_counts
+from fedleak.evaluation.identification import PenultimateFeatures
+from fedleak.evaluation.lpips import load_lpips
+from fedleak.evaluation.pairing import mse_matrix
 from fedleak.evaluation.wire import grades_to_record
 from fedleak.scenario import Scenario
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 
-app = ClientApp(mods=[defense_mod])
+app = ClientApp(mods=[timing_mod, defense_mod])
 
 
 @app.train()
@@ -30,7 +36,9 @@ def on_train(msg: Message, context: Context) -> Message:
     config: dict[str, Any] = dict(_config(msg))
     received = dict(msg.content.array_records["arrays"].to_torch_state_dict())
     mu = float(config.get("proximal-mu", 0.0))
-    trained = train(scenario, chain_for(context), received, client, int(config["server-round"]), mu)
+    chain, server_round = chain_for(context), int(config["server-round"])
+    with remembering(context, chain) as memory:
+        trained = train(scenario, chain.at(server_round, client, memory), received, client, server_round, mu)
     content = RecordDict(
         {
             "arrays": ArrayRecord(trained.arrays),
@@ -70,25 +78,47 @@ def on_grade(msg: Message, context: Context) -> Message:
     shard = data.shard(client)
     positions = private_batch(scenario, len(shard), client, server_round)
     truth, labels = data.images(shard[positions]), data.labels(shard[positions])
+    assigned: list[int] | None = config.get("assigned")  # type: ignore[assignment]
     arrays = msg.content.array_records["reconstruction"].to_torch_state_dict()
-    grades = grade(
-        arrays.get("images"),
-        [int(label) for label in config["labels"]] if "labels" in config else None,  # type: ignore[union-attr]
-        truth,
-        labels,
-        data.images(shard),
-        positions.tolist(),
-        arrays["mean_image"],
-        Seed(scenario.seed).derive("baseline", client, server_round),
-    )
+    restored = [int(label) for label in config["labels"]] if "labels" in config else None  # type: ignore[union-attr]
+    with one_thread(), Seed(scenario.seed).derive("grading", client, server_round).isolated():
+        grades = grade(
+            arrays.get("images"),
+            restored,
+            truth,
+            labels,
+            data.images(shard),
+            positions.tolist(),
+            arrays["mean_image"],
+            Seed(scenario.seed).derive("baseline", client, server_round),
+            matched=None if assigned is None else [None if place < 0 else place for place in assigned],
+            lpips=load_lpips(scenario.evaluation.lpips, data.input.shape) if scenario.evaluation.lpips else None,
+            features=_features(msg, scenario),
+        )
     record = grades_to_record(grades)
     record["duplicate-labels"] = int(len(set(labels.tolist())) < len(labels))
+    if restored is not None and assigned is not None:
+        restored = [restored[place] for place in assigned if place >= 0]
+    share = label_counts(restored, labels.tolist())
+    record["label-counts"] = math.nan if share is None else share
     content = RecordDict({"grades": record})
     if scenario.evaluation.truth == "reveal":
         content["truth"] = MetricRecord({"labels": labels.tolist()})
         if config.get("reveal"):
             content["images"] = ArrayRecord({"images": truth})
     return Message(content, reply_to=msg)
+
+
+@app.query("distances")
+def on_distances(msg: Message, context: Context) -> Message:
+    """Reply with the MSE of each image of the round's batch to each one sent: what an assignment over clients needs."""
+    scenario, client = scenario_of(context), partition_of(context)
+    data = client_data(scenario)
+    shard = data.shard(client)
+    positions = private_batch(scenario, len(shard), client, int(_config(msg)["server-round"]))  # type: ignore[arg-type]
+    images = msg.content.array_records["reconstruction"].to_torch_state_dict()["images"]
+    distances = mse_matrix(data.images(shard[positions]), images)
+    return Message(RecordDict({"distances": ArrayRecord({"mse": distances})}), reply_to=msg)
 
 
 def partition_of(context: Context) -> int:
@@ -106,6 +136,16 @@ def partition_of(context: Context) -> int:
 
 def _config(msg: Message) -> ConfigRecord:
     return msg.content.config_records["config"]
+
+
+def _features(msg: Message, scenario: Scenario) -> PenultimateFeatures | None:
+    """Return the features of the global model under attack, if the server sent it along."""
+    if "model" not in msg.content.array_records:
+        return None
+    input = client_data(scenario).input
+    model = defended_model(scenario, input)
+    model.load_state_dict(msg.content.array_records["model"].to_torch_state_dict())
+    return PenultimateFeatures(model, input)
 
 
 def _labels(scenario: Scenario, client: int, server_round: int) -> list[int]:

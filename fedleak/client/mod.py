@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import cast
 
@@ -10,11 +11,14 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 
 from fedleak.client.batches import client_data
-from fedleak.defenses.base import DefenseChain, defenses
+from fedleak.defenses.base import defenses
+from fedleak.defenses.chain import ChainAt, DefenseChain
 from fedleak.errors import DefenseError, ScenarioError
 from fedleak.observation import Tensors
 from fedleak.scenario import Scenario
 from fedleak.seeding import Seed
+
+_MEMORY = "fedleak-defense-"  # and the position: where a client's context keeps what a defense remembers
 
 
 def scenario_of(context: Context) -> Scenario:
@@ -31,7 +35,7 @@ def scenario_of(context: Context) -> Scenario:
 def chain_for(context: Context) -> DefenseChain:
     """Return the defenses of the context's scenario, built once for each scenario.
 
-    The mod runs the chain's ``on_update``; local training runs ``on_model`` and ``on_batch`` of the same chain.
+    The mod runs the chain's ``on_update``; local training runs all other hooks of the same chain.
 
     Raises
     ------
@@ -56,7 +60,7 @@ def defense_mod(msg: Message, context: Context, call_next: Callable[[Message, Co
     ScenarioError
         If the scenario's defenses cannot be built; the client has not trained then.
     """
-    if not _is_train(msg) or not scenario_of(context).defenses:
+    if not is_train(msg) or not scenario_of(context).defenses:
         return call_next(msg, context)
     chain, protocol = chain_for(context), scenario_of(context).federation.protocol
     server_round = cast(int, cast(ConfigRecord, msg.content["config"])["server-round"])
@@ -74,9 +78,23 @@ def defense_mod(msg: Message, context: Context, call_next: Callable[[Message, Co
         raise DefenseError(f"{where}: weights {sorted(sent.keys() - received.keys())} were not in the message, so have no change")
     update = _tensors(ArrayRecord(sent))
     origin = _tensors(ArrayRecord({name: received[name] for name in sent})) if protocol == "fedavg" else None
-    defended = ArrayRecord(_defend(chain, update, origin, server_round, client, where))
+    with remembering(context, chain) as memory:
+        defended = ArrayRecord(_defend(chain.at(server_round, client, memory), update, origin, where))
     reply.content[key] = ArrayRecord({name: defended.get(name, array) for name, array in arrays.items()})
     return reply
+
+
+@contextmanager
+def remembering(context: Context, chain: DefenseChain) -> Iterator[list[Tensors]]:
+    """Give what each defense keeps of this client, by position, and store in the client's context what it is at the end."""
+    memory = chain.no_memory()
+    for position, kept in enumerate(memory):
+        if (key := f"{_MEMORY}{position}") in context.state.array_records:
+            kept.update(context.state.array_records[key].to_torch_state_dict())
+    yield memory
+    for position, kept in enumerate(memory):
+        if kept:
+            context.state[f"{_MEMORY}{position}"] = ArrayRecord(kept)
 
 
 @lru_cache(maxsize=8)
@@ -92,7 +110,7 @@ def _chain(text: str) -> DefenseChain:
         supported = defenses.get(spec.name).protocols
         if protocol not in supported:
             raise ScenarioError(f"defense '{spec.name}' works with {', '.join(sorted(supported))}, not with {protocol}")
-    return DefenseChain(scenario.defenses, client_data(scenario).input, Seed(scenario.seed).derive("client"))
+    return DefenseChain(scenario.defenses, client_data(scenario).input, Seed(scenario.seed).derive("client"), protocol)
 
 
 def _text(context: Context) -> str:
@@ -101,17 +119,18 @@ def _text(context: Context) -> str:
     return str(context.run_config["scenario"])
 
 
-def _is_train(msg: Message) -> bool:
+def is_train(msg: Message) -> bool:
+    """Say whether a message asks a client to train."""
     kind = msg.metadata.message_type
     return kind == "train" or kind.startswith("train.")
 
 
-def _defend(chain: DefenseChain, update: Tensors, origin: Tensors | None, server_round: int, client: int, where: str) -> Tensors:
+def _defend(chain: ChainAt, update: Tensors, origin: Tensors | None, where: str) -> Tensors:
     """Return what to send in place of ``update``: a gradient, or weights that started at ``origin``."""
     before = update if origin is None else {name: weights - origin[name] for name, weights in update.items()}
     # Third parties' defenses may raise anything; whatever it is, it must end as an error and name its place.
     try:
-        after = chain.on_update(dict(before), server_round, client)
+        after = chain.on_update(dict(before))
     except DefenseError:
         raise
     except Exception as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.client.batches import client_data, local_steps
-from fedleak.defenses.base import DefenseChain
-from fedleak.models import build_model
+from fedleak.defenses.chain import ChainAt, defended_model
 from fedleak.observation import Tensors
 from fedleak.scenario import Scenario
 from fedleak.seeding import Seed
@@ -53,7 +52,7 @@ def one_thread() -> Iterator[None]:
 
 
 def train(
-    scenario: Scenario, chain: DefenseChain, received: Tensors, client: int, server_round: int, proximal_mu: float = 0.0
+    scenario: Scenario, chain: ChainAt, received: Tensors, client: int, server_round: int, proximal_mu: float = 0.0
 ) -> Trained:
     """Train on the client's batches of this round, starting from the received global model.
 
@@ -61,8 +60,8 @@ def train(
     ----------
     scenario : Scenario
         Says how.
-    chain : DefenseChain
-        Its hooks on the model and on the batches run here; the hook on the update runs in the Flower mod.
+    chain : ChainAt
+        The defenses of this client and round; the hook on the update runs in the Flower mod, all others here.
     received : dict of str to Tensor
         The global state dict.
     client, server_round : int
@@ -75,17 +74,18 @@ def train(
     device = torch.device(scenario.local.device)
     seed = Seed(scenario.seed).derive("training", client, server_round)
     with one_thread(), seed.isolated():
-        model = build_model(scenario.model, data.input, scenario.seed)
+        model = defended_model(scenario, data.input)
         model.load_state_dict(received)
         model.to(device).train(scenario.local.mode == "train")
-        chain.on_model(model, server_round, client)
+        chain.on_model(model)
         steps = local_steps(scenario, len(shard), client, server_round)
         total = 0.0
         gradient: Tensors = {}
         for number, positions in enumerate(steps):
             images, labels = data.images(shard[positions]), data.labels(shard[positions])
-            images, labels = chain.on_batch(images, labels, server_round, client, number)
-            loss, gradient = gradient_of(model, data.input.normalize(images).to(device), labels.to(device))
+            images, labels = (value.to(device) for value in chain.on_batch(images, labels, number))
+            loss, gradient = gradient_of(model, data.input.normalize(images), labels, chain.on_loss)
+            gradient = chain.on_gradient(gradient, model, images, labels, number)
             total += loss
             if scenario.federation.protocol == "fedavg":
                 step(model, gradient, scenario.local.learning_rate, received, proximal_mu)
@@ -96,11 +96,13 @@ def train(
     return Trained(state, buffers, sum(len(s) for s in steps[: _per_pass(scenario, len(shard))]), total / len(steps))
 
 
-def gradient_of(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[float, Tensors]:
-    """Return the mean cross-entropy and its gradient by parameter name."""
+def gradient_of(
+    model: nn.Module, inputs: Tensor, labels: Tensor, on_loss: Callable[[Tensor, nn.Module], Tensor] = lambda loss, _: loss
+) -> tuple[float, Tensors]:
+    """Return the mean cross-entropy, and by parameter name the gradient of what ``on_loss`` makes of it."""
     named = dict(model.named_parameters())
     loss = functional.cross_entropy(model(inputs), labels)
-    gradient = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    gradient = torch.autograd.grad(on_loss(loss, model), list(named.values()), allow_unused=True)
     pairs = zip(named.items(), gradient, strict=True)
     return float(loss.detach()), {name: torch.zeros_like(value) if g is None else g for (name, value), g in pairs}
 

@@ -18,6 +18,9 @@ from torch import Tensor
 from fedleak.data.base import ImageSet
 from fedleak.errors import ScenarioError
 
+KEPT_BYTES = 256 * 2**20
+"""Decoded pixels that one set of images keeps in memory, in bytes: all of CIFAR-10, 20,000 images of 64 x 64 pixels."""
+
 # A damaged PNG chunk surfaces from Pillow as SyntaxError.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
@@ -37,6 +40,8 @@ class PillowImages(ImageSet):
     def __init__(self, labels: NDArray[np.int64], image_size: int | None = None) -> None:
         self.labels = labels
         self.image_size = image_size
+        self._kept: dict[int, Tensor] = {}
+        self._kept_bytes = 0
 
     @abstractmethod
     def describe(self, index: int) -> str:
@@ -55,15 +60,12 @@ class PillowImages(ImageSet):
             If an image cannot be read or has another size than the first one; the message names it.
         """
         height, width = self._size
-        batch = torch.empty(len(indices), 3, height, width)
-        for row, index in enumerate(indices):
-            pixels = np.array(self._decode(int(index)))
-            self._check_size(int(index), (pixels.shape[0], pixels.shape[1]))
-            batch[row] = torch.from_numpy(pixels).permute(2, 0, 1)
-        return batch / 255
+        if not len(indices):
+            return torch.empty(0, 3, height, width)
+        return torch.stack([self._pixels(int(index)) for index in indices]).float() / 255
 
     def verify(self, indices: Sequence[int], *, headers_only: bool = False) -> None:
-        """Read the images at ``indices``, or only their headers, and keep nothing.
+        """Read the images at ``indices``, or only their headers.
 
         Raises
         ------
@@ -72,16 +74,29 @@ class PillowImages(ImageSet):
         """
         for index in map(int, indices):
             if headers_only:
-                try:
-                    with Image.open(self._open(index)) as image:
-                        size = (image.height, image.width)
-                except UNREADABLE as error:
-                    raise self._unreadable(index, error) from error
+                self._verify_header(index)
             else:
-                decoded = self._decode(index)
-                size = (decoded.height, decoded.width)
-            if self.image_size is None:
-                self._check_size(index, size)
+                self._pixels(index)
+
+    def _verify_header(self, index: int) -> None:
+        try:
+            with Image.open(self._open(index)) as image:
+                size = (image.height, image.width)
+        except UNREADABLE as error:
+            raise self._unreadable(index, error) from error
+        if self.image_size is None:
+            self._check_size(index, size)
+
+    def _pixels(self, index: int) -> Tensor:
+        """Return an image as uint8 (3, H, W), decoded once for as long as there is room."""
+        if (kept := self._kept.get(index)) is not None:
+            return kept
+        pixels = torch.from_numpy(np.array(self._decode(index))).permute(2, 0, 1).contiguous()
+        self._check_size(index, (pixels.shape[1], pixels.shape[2]))
+        if self._kept_bytes + pixels.numel() <= KEPT_BYTES:
+            self._kept[index] = pixels
+            self._kept_bytes += pixels.numel()
+        return pixels
 
     @cached_property
     def _size(self) -> tuple[int, int]:

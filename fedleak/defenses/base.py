@@ -1,9 +1,9 @@
-"""What every defense is: a client-side plugin with up to three hooks, and the chain that runs them in order."""
+"""What every defense is: a client-side plugin with a hook for each thing that it may change."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedleak.observation import InputSpec, Tensors
 from fedleak.registry import Registry
-from fedleak.scenario import DefenseSpec
+from fedleak.scenario import Scenario
 from fedleak.seeding import Seed
 from fedleak.validation import read_parameters
 
@@ -36,12 +36,19 @@ class Situation:
         Round from 1, and partition id from 0.
     input : InputSpec
         What the model takes.
+    protocol : {"fedsgd", "fedavg"}
+        Whether the update is a gradient or the change of the weights.
+    memory : dict of str to Tensor
+        What this defense keeps of this client from round to round, empty at first; write into it. It lives in the client's
+        Flower context: a client that is started anew begins without.
     """
 
     seed: Seed
     round: int
     client: int
     input: InputSpec
+    protocol: Protocol = "fedsgd"
+    memory: Tensors = field(default_factory=dict)
 
 
 class Defense:
@@ -62,17 +69,67 @@ class Defense:
     protocols: ClassVar[frozenset[Protocol]] = frozenset({"fedsgd", "fedavg"})
     identity: ClassVar[dict[str, Any]]
     """Parameters at which the defense changes nothing; the contract test holds it to that."""
+    excludes: ClassVar[Mapping[str, str]] = {}
+    """Defenses that it cannot be combined with, its own name for no second one of it; each with the reason."""
+    not_before: ClassVar[Mapping[str, str]] = {}
+    """Defenses that must not come later in the list than it does; each with the reason."""
     Config: ClassVar[type[DefenseConfig]] = DefenseConfig
 
     def __init__(self, **parameters: Any) -> None:
         self.config = read_parameters(self.Config, parameters, f"defense '{self.name}'")
 
+    def verify(self, scenario: Scenario, model: nn.Module, input: InputSpec) -> None:
+        """Refuse a scenario that cannot carry the defense, before anything starts; by default nothing is refused.
+
+        Parameters
+        ----------
+        scenario : Scenario
+            As it would run.
+        model : Module
+            The network at initialisation, with the earlier defenses' changes; must not be changed.
+        input : InputSpec
+            What it takes.
+
+        Raises
+        ------
+        DefenseError
+            What was expected, what came, and what to do.
+        """
+
+    def on_architecture(self, model: nn.Module, input: InputSpec, seed: Seed) -> nn.Module:
+        """Return the network that the whole federation trains in place of ``model``, which may be changed in place.
+
+        Server, clients and attackers all build it so, from the same seed; parameters may be added here and nowhere else.
+        """
+        return model
+
     def on_model(self, model: nn.Module, situation: Situation) -> None:
         """Change the client's model in place before local training; parameter names must stay."""
 
     def on_batch(self, images: Tensor, labels: Tensor, situation: Situation) -> tuple[Tensor, Tensor]:
-        """Return what to train on in place of ``images`` (B, C, H, W) in [0, 1] and ``labels`` (B,)."""
+        """Return what to train on in place of ``images`` (B, C, H, W) in [0, 1] and ``labels``.
+
+        Labels are class indices (B,) or class probabilities (B, K); both are understood after it.
+        """
         return images, labels
+
+    def on_loss(self, loss: Tensor, model: nn.Module) -> Tensor:
+        """Return the scalar loss to differentiate in place of a local step's mean cross-entropy."""
+        return loss
+
+    def on_gradient(self, gradient: Tensors, model: nn.Module, images: Tensor, labels: Tensor, situation: Situation) -> Tensors:
+        """Return the gradient that a local step takes or sends: the same names, shapes and dtypes.
+
+        Parameters
+        ----------
+        gradient : dict of str to Tensor
+            Of the mean loss over the step's batch, by parameter.
+        model : Module
+            At the parameters that the gradient was taken at, in the client's mode.
+        images, labels : Tensor
+            The batch as trained on: pixels (B, C, H, W) in [0, 1], and class indices (B,) or probabilities (B, K).
+        """
+        return gradient
 
     def on_update(self, update: Tensors, situation: Situation) -> Tensors:
         """Return the update to send: float parameters only, the same names, shapes and dtypes.
@@ -82,42 +139,13 @@ class Defense:
         """
         return update
 
+    def value_bits(self, before: float | None) -> float | None:
+        """Return how many bits a non-zero value of the update needs after :meth:`on_update`; ``None`` for its own float format.
+
+        By default ``None``: new values. A defense that only sets values to zero, or scales them all alike, returns ``before``,
+        what a value needed ahead of it; one that rounds to fewer bits returns those. The run's ``coded_bytes`` rest on it.
+        """
+        return None
+
 
 defenses: Registry[type[Defense]] = Registry("defense", "fedleak.defenses", Defense)
-
-
-class DefenseChain:
-    """The defenses of a scenario, run in order."""
-
-    def __init__(self, specs: Sequence[DefenseSpec], input: InputSpec, seed: Seed) -> None:
-        self._defenses = [defenses.get(spec.name)(**spec.parameters) for spec in specs]
-        self._input = input
-        self._seed = seed
-
-    def __bool__(self) -> bool:
-        return bool(self._defenses)
-
-    def _at(self, server_round: int, client: int) -> list[tuple[Defense, Situation]]:
-        steps = []
-        for position, defense in enumerate(self._defenses):
-            seed = self._seed.derive("defense", defense.name, position, server_round, client)
-            steps.append((defense, Situation(seed, server_round, client, self._input)))
-        return steps
-
-    def on_model(self, model: nn.Module, server_round: int, client: int) -> None:
-        """Run every defense's hook on the model."""
-        for defense, situation in self._at(server_round, client):
-            defense.on_model(model, situation)
-
-    def on_batch(self, images: Tensor, labels: Tensor, server_round: int, client: int, step: int) -> tuple[Tensor, Tensor]:
-        """Run every defense's hook on the batch of local step ``step``."""
-        for defense, at in self._at(server_round, client):
-            situation = Situation(at.seed.derive("step", step), at.round, at.client, at.input)
-            images, labels = defense.on_batch(images, labels, situation)
-        return images, labels
-
-    def on_update(self, update: Tensors, server_round: int, client: int) -> Tensors:
-        """Run every defense's hook on the update."""
-        for defense, situation in self._at(server_round, client):
-            update = defense.on_update(update, situation)
-        return update

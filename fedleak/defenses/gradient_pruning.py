@@ -52,6 +52,10 @@ class GradientPruning(Defense):
 
         return map_floats(self.name, update, prune)
 
+    def value_bits(self, before: float | None) -> float | None:
+        """Return ``before``: what stays is as it was."""
+        return before
+
 
 def smallest(values: Tensor, ratio: float) -> Tensor:
     """Return a boolean mask of the ``floor(ratio * n)`` entries of smallest magnitude; the first of equal ones come first.

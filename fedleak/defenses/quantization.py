@@ -19,6 +19,7 @@ from fedleak.defenses.base import Defense, DefenseConfig, Situation, defenses
 from fedleak.observation import Tensors
 
 _FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_BITS = {"fp16": 16.0, "bf16": 16.0, "int8": 8.0}
 
 
 @defenses.register
@@ -45,6 +46,10 @@ class Quantization(Defense):
             return int8_round_trip(tensor) if target is None else float_round_trip(tensor, target)
 
         return map_floats(self.name, update, round_trip)
+
+    def value_bits(self, before: float | None) -> float | None:
+        """Return the bits of the format; ``before`` for fp32, which rounds no single-precision value."""
+        return _BITS.get(self.config.format, before)
 
 
 def float_round_trip(tensor: Tensor, target: torch.dtype) -> Tensor:

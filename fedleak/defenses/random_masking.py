@@ -49,3 +49,7 @@ class RandomMasking(Defense):
             return (tensor * factor).masked_fill(dropped.to(tensor.device), 0.0)
 
         return map_floats(self.name, update, mask)
+
+    def value_bits(self, before: float | None) -> float | None:
+        """Return ``before``: what stays is as it was, or scaled by one factor."""
+        return before

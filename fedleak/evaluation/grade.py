@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,17 +11,21 @@ import torch
 from torch import Tensor
 
 from fedleak.errors import AttackError
+from fedleak.evaluation.identification import Features, identified_by_features, identified_by_pixels
 from fedleak.evaluation.metrics import mse, psnr, ssim
-from fedleak.evaluation.pairing import mse_matrix, pair
+from fedleak.evaluation.pairing import pair
 from fedleak.seeding import Seed
+
+Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 class Scores(NamedTuple):
-    """The metrics of one image: PSNR in dB, SSIM in [-1, 1], MSE in units of the squared [0, 1] range."""
+    """The metrics of one image: PSNR in dB, SSIM in [-1, 1], MSE in units of the squared [0, 1] range, LPIPS if asked for."""
 
     psnr: float
     ssim: float
     mse: float
+    lpips: float | None = None
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,8 @@ class ImageGrade:
         Index of the true image in the client's batch.
     matched : int or None
         Index of the reconstruction assigned to it; ``None`` if there were too few usable ones.
-    psnr, ssim, mse : float or None
-        Of that reconstruction, in dB, in [-1, 1] and in [0, 1]; ``None`` if there is none.
+    psnr, ssim, mse, lpips : float or None
+        Of that reconstruction, in dB, in [-1, 1], in [0, 1], and from 0; ``None`` if there is none, or LPIPS is not asked for.
     label_restored : int or None
         The label that came with it; ``None`` if there is none.
     label_correct : bool or None
@@ -42,9 +47,11 @@ class ImageGrade:
     identified : bool or None
         Whether no image of the client's shard is nearer to the reconstruction (MSE) than the true one;
         ``None`` if there is no reconstruction, or the shard holds only this image.
-    random_psnr, random_ssim, random_mse : float
-        Of uniform noise, as many images as true ones, assigned in the same way.
-    mean_psnr, mean_ssim, mean_mse : float
+    identified_features : bool or None
+        The same by the features of the global model under attack; ``None`` also where there are none.
+    random_psnr, random_ssim, random_mse, random_lpips : float
+        Of uniform noise, as many images as true ones, assigned in the same way; LPIPS ``None`` if not asked for.
+    mean_psnr, mean_ssim, mean_mse, mean_lpips : float
         Of the mean of public images, the same guess for every true image.
     """
 
@@ -62,6 +69,10 @@ class ImageGrade:
     mean_psnr: float
     mean_ssim: float
     mean_mse: float
+    lpips: float | None = None
+    identified_features: bool | None = None
+    random_lpips: float | None = None
+    mean_lpips: float | None = None
 
 
 def grade(
@@ -73,6 +84,10 @@ def grade(
     truth_in_shard: Sequence[int],
     mean_image: Tensor,
     seed: Seed,
+    *,
+    matched: Sequence[int | None] | None = None,
+    lpips: Distance | None = None,
+    features: Features | None = None,
 ) -> list[ImageGrade]:
     """Pair a reconstruction with the truth and grade every true image.
 
@@ -95,6 +110,13 @@ def grade(
         (C, H, W) in [0, 1], the guess of someone who knows only public images.
     seed : Seed
         The random baseline derives from it.
+    matched : sequence of int or None, optional
+        The reconstruction of each true image, where they were assigned together with other clients' images; by default
+        they are assigned here.
+    lpips : callable, optional
+        From two batches of images to their distances (B,).
+    features : callable, optional
+        From images to features (N, D), for identification in feature space.
 
     Returns
     -------
@@ -104,21 +126,24 @@ def grade(
     Raises
     ------
     AttackError
-        If the reconstructions have not the shape of the true images, or not one label each.
+        If the reconstructions have not the shape of the true images, or not one label each, or ``matched`` names others.
     """
     if images is None:
         images = truth.new_empty((0, *truth.shape[1:]))
     images, truth, shard, mean_image = (tensor.detach().cpu() for tensor in (images, truth, shard, mean_image))
     _check(images, labels, truth)
     noise = torch.rand(truth.shape, generator=seed.derive("random-baseline").generator(), dtype=torch.float64)
-    random_scores = _scores(torch.stack([noise[index] for index in pair(noise, truth)]), truth)
-    mean_scores = _scores(mean_image.expand_as(truth), truth)
+    random_scores = _scores(torch.stack([noise[index] for index in pair(noise, truth)]), truth, lpips)
+    mean_scores = _scores(mean_image.expand_as(truth), truth, lpips)
 
-    matched = pair(images, truth)
+    matched = pair(images, truth) if matched is None else _named(matched, images, truth)
     found = {index: rebuilt for index, rebuilt in enumerate(matched) if rebuilt is not None}
-    rebuilt_images = images[list(found.values())]
-    scores = dict(zip(found, _scores(rebuilt_images, truth[list(found)]), strict=True))
-    identified = dict(zip(found, _identified(rebuilt_images, shard, [truth_in_shard[index] for index in found]), strict=True))
+    rebuilt_images, positions = images[list(found.values())], [truth_in_shard[index] for index in found]
+    scores = dict(zip(found, _scores(rebuilt_images, truth[list(found)], lpips), strict=True))
+    identified = dict(zip(found, identified_by_pixels(rebuilt_images, shard, positions), strict=True))
+    by_features: dict[int, bool | None] = {}
+    if features is not None:
+        by_features = dict(zip(found, identified_by_features(rebuilt_images, shard, positions, features), strict=True))
 
     grades = []
     for index, rebuilt in enumerate(matched):
@@ -133,7 +158,9 @@ def grade(
                 mse=own.mse if own else None,
                 label_restored=label,
                 label_correct=label == int(truth_labels[index]) if label is not None else None,
+                lpips=own.lpips if own else None,
                 identified=identified.get(index),
+                identified_features=by_features.get(index),
                 **{f"random_{name}": value for name, value in random_scores[index]._asdict().items()},
                 **{f"mean_{name}": value for name, value in mean_scores[index]._asdict().items()},
             )
@@ -148,16 +175,36 @@ def _check(images: Tensor, labels: Sequence[int] | None, truth: Tensor) -> None:
         raise AttackError(f"the attack returned {len(labels)} labels for {len(images)} images, expected one for each")
 
 
-def _scores(images: Tensor, truth: Tensor) -> list[Scores]:
+def _named(matched: Sequence[int | None], images: Tensor, truth: Tensor) -> Sequence[int | None]:
+    if len(matched) != len(truth) or any(place is not None and not 0 <= place < len(images) for place in matched):
+        raise AttackError(f"expected one of {len(images)} rebuilt images for each of {len(truth)}, got {list(matched)[:8]}")
+    return matched
+
+
+def _scores(images: Tensor, truth: Tensor, lpips: Distance | None) -> list[Scores]:
     if not len(images):
         return []
-    columns = (metric(images, truth).tolist() for metric in (psnr, ssim, mse))
+    columns = (metric(images, truth).tolist() for metric in (psnr, ssim, mse, *([lpips] if lpips else [])))
     return [Scores(*values) for values in zip(*columns, strict=True)]
 
 
-def _identified(rebuilt: Tensor, shard: Tensor, positions: list[int]) -> list[bool | None]:
-    if len(shard) < 2:
-        return [None] * len(rebuilt)
-    distances = mse_matrix(shard, rebuilt)
-    own = distances[positions, torch.arange(len(rebuilt))]
-    return [bool(near) for near in own <= distances.min(dim=0).values]
+def label_counts(restored: Sequence[int] | None, truth: Sequence[int]) -> float | None:
+    """Return the share of an update's labels that were restored, whichever images they came with.
+
+    Parameters
+    ----------
+    restored : sequence of int, optional
+        One for each reconstruction.
+    truth : sequence of int
+        One for each true image.
+
+    Returns
+    -------
+    float or None
+        Labels in common, each as often as in both, over the longer of the two lists, so that naming every class gains
+        nothing; in [0, 1], and ``None`` if the attack restores no labels. With lists of one length it is the instance
+        recovery (IRec) of the papers on labels.
+    """
+    if restored is None or not truth:
+        return None
+    return (Counter(restored) & Counter(truth)).total() / max(len(restored), len(truth))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -22,12 +25,10 @@ def mse_matrix(a: Tensor, b: Tensor) -> Tensor:
     Tensor
         (N, M) float64 in [0, 1]; equal images of ``a`` have bit-equal rows.
     """
-    others = b.detach().to(torch.float64).clamp(0, 1)
-    result = torch.empty(len(a), len(b), dtype=torch.float64, device=others.device)
-    # Row by row: the product form |a|^2 - 2ab + |b|^2 would lose the small distances, all pairs at once the memory.
-    for row, image in zip(result, a.detach(), strict=True):
-        row.copy_((others - image.to(others).clamp(0, 1)).square().mean(dim=(1, 2, 3)))
-    return result
+    flat_a, flat_b = (images.detach().to(torch.float64).clamp(0, 1).flatten(1) for images in (a, b))
+    # Not by the product form |a|^2 - 2ab + |b|^2, which would lose the small distances.
+    distances = torch.cdist(flat_a.to(flat_b.device), flat_b, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances.square_() / flat_b.shape[1]
 
 
 def pair(reconstructed: Tensor, truth: Tensor) -> list[int | None]:
@@ -53,6 +54,12 @@ def pair(reconstructed: Tensor, truth: Tensor) -> list[int | None]:
     if reconstructed.shape[1:] != truth.shape[1:]:
         raise ValueError(f"expected reconstructions of shape {tuple(truth.shape[1:])}, got {tuple(reconstructed.shape[1:])}")
     usable = reconstructed.isfinite().flatten(1).all(dim=1).nonzero().flatten()
-    rows, columns = linear_sum_assignment(mse_matrix(truth, reconstructed[usable]).cpu().numpy())
-    chosen = {int(row): int(usable[column]) for row, column in zip(rows, columns, strict=True)}
-    return [chosen.get(index) for index in range(len(truth))]
+    found = assign(mse_matrix(truth, reconstructed[usable]).cpu().numpy())
+    return [None if column is None else int(usable[column]) for column in found]
+
+
+def assign(distances: np.ndarray[Any, Any]) -> list[int | None]:
+    """Return for each row of ``distances`` (N, M) a column of its own, so that the sum is least; ``None`` where M < N."""
+    rows, columns = linear_sum_assignment(distances)
+    chosen = {int(row): int(column) for row, column in zip(rows, columns, strict=True)}
+    return [chosen.get(index) for index in range(len(distances))]

@@ -16,9 +16,9 @@ from fedleak.errors import ReplyError
 from fedleak.evaluation.grade import ImageGrade
 
 _INDICES: Final = ("image", "matched", "label_restored")
-_ANSWERS: Final = ("label_correct", "identified")
-_METRICS: Final = ("psnr", "ssim", "mse")
-_BASELINES: Final = tuple(f"{baseline}_{metric}" for baseline in ("random", "mean") for metric in _METRICS)
+_ANSWERS: Final = ("label_correct", "identified", "identified_features")
+_BASELINES: Final = tuple(f"{baseline}_{metric}" for baseline in ("random", "mean") for metric in ("psnr", "ssim", "mse"))
+_METRICS: Final = ("psnr", "ssim", "mse", "lpips", "random_lpips", "mean_lpips")  # those that may be missing
 
 
 def grades_to_record(grades: Sequence[ImageGrade]) -> MetricRecord:

@@ -74,6 +74,7 @@ def facts(records: RunRecords) -> list[Fact]:
         ),
         Fact("Local training", f"{plain(local['mode'])} mode" if local.get("mode") else NONE, _pairs(local, skip=("mode",))),
         Fact("Truth", _truth(scenario), []),
+        Fact("Measured", "", _measured(table(scenario, "evaluation"))),
         Fact("Seed", plain(scenario.get("seed")), []),
         Fact("Engine", plain(manifest.get("engine") or federation.get("engine")), []),
         Fact("Machine", plain(machine.get("platform")), _pairs(machine, skip=("platform",))),
@@ -119,6 +120,11 @@ def _protocol(federation: dict[str, Any]) -> str:
 def _truth(scenario: dict[str, Any]) -> str:
     meanings = {"reveal": "reveal: clients return their images for this page", "score": "score: only metrics leave the clients"}
     return meanings.get(str(table(scenario, "evaluation").get("truth")), NONE)
+
+
+def _measured(evaluation: dict[str, Any]) -> list[str]:
+    unset = {"truth": evaluation.get("truth"), "every": 1}
+    return _pairs({key: value for key, value in evaluation.items() if unset.get(key) != value}, skip=())
 
 
 def _named(key: str, owner: dict[str, Any]) -> list[str]:

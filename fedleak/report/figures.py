@@ -15,12 +15,14 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedleak.evaluation.utility import epsilon_by_round
 from fedleak.report.gallery import Gallery
 from fedleak.report.records import baseline_psnr, number
 
 TOP_DB = 100.0
 """PSNR in dB at which the chart ends; better images are drawn there."""
 
+_MARKED = 60  # points up to which a curve marks each
 _FEWEST = 4  # images from which a share of them says something
 MARKERS = ("o", "s", "^", "D", "v")
 _THEME = {
@@ -37,8 +39,45 @@ def series_colour(index: int) -> str:
     return f"var(--series-{index % 6})"
 
 
-def psnr_chart(gallery: Gallery) -> Markup | None:
-    """Return PSNR in dB of every image as dots, medians by round as lines, and both baselines; ``None`` without images."""
+def rounds_chart(gallery: Gallery, rounds: Sequence[dict[str, Any]]) -> Markup | None:
+    """Return what leaked in each round over what the model was worth then, on one axis of rounds; ``None`` if neither is known.
+
+    PSNR in dB of every image as dots, each attack's medians as a line, and both baselines; a round without an attack has no mark.
+    Below it test accuracy, and the largest epsilon of any client, where they were measured.
+    """
+    leaks, baselines = _leaks(gallery)
+    accuracy, epsilon = _curve(rounds, "accuracy"), epsilon_by_round(rounds)
+    attacked = {at for by_round in leaks for at in by_round}
+    heights = [2.4] * bool(attacked) + [1.0] * bool(accuracy) + [1.0] * bool(epsilon)
+    if not heights:
+        return None
+    axis = sorted({*attacked, *accuracy, *epsilon})
+    figure, panels = _figure(heights, width=12.8, height=1.2 + 1.5 * sum(heights))
+    titles, free = ["PSNR, dB"] * bool(attacked), iter(panels)
+    if attacked:
+        _draw_leaks(next(free), leaks, baselines, axis)
+    if accuracy:
+        axes = next(free)
+        axes.plot(list(accuracy), list(accuracy.values()), color=_INK, linewidth=1.6, marker="o", markersize=_marker(accuracy))
+        _label(axes, "Test accuracy of the global model", axis)
+        axes.set_ylim(0, min(1.0, max(accuracy.values()) * 1.25) or 1.0)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        titles.append("test accuracy")
+    if epsilon:
+        axes = next(free)
+        axes.step(list(epsilon), list(epsilon.values()), where="post", color=_INK, linewidth=1.6)
+        axes.plot(list(epsilon), list(epsilon.values()), color=_INK, linestyle="", marker="o", markersize=_marker(epsilon))
+        _label(axes, "Privacy: the largest epsilon of any client so far", axis)
+        axes.set_ylim(0, max(epsilon.values()) * 1.15 or 1.0)
+        titles.append("epsilon")
+    for axes in panels[:-1]:
+        axes.set_xlabel("")
+        axes.tick_params(labelbottom=False)
+    return _render(figure, "rounds", ", ".join(titles) + " by round, beside both baselines" * bool(attacked))
+
+
+def _leaks(gallery: Gallery) -> tuple[list[dict[int, list[float]]], dict[str, dict[int, list[float]]]]:
+    """Return PSNRs by round for each series, and those of both baselines."""
     points: list[dict[int, list[float]]] = []
     baselines: dict[str, dict[int, list[float]]] = {"mean_image": {}, "random": {}}
     for series in gallery.series:
@@ -51,21 +90,26 @@ def psnr_chart(gallery: Gallery) -> Markup | None:
                 if (value := baseline_psnr(row, kind)) is not None:
                     found.setdefault(place.round, []).append(value)
         points.append(by_round)
-    rounds = sorted({server_round for by_round in points for server_round in by_round})
-    if not rounds:
-        return None
-    figure, (axes,) = _figure(1)
+    return points, baselines
+
+
+def _draw_leaks(
+    axes: Axes, points: Sequence[dict[int, list[float]]], baselines: dict[str, dict[int, list[float]]], axis: list[int]
+) -> None:
     for kind, style in (("mean_image", (0, (5, 3))), ("random", (0, (1, 2.5)))):
         means = {at: statistics.fmean(values) for at, values in baselines[kind].items()}
-        _flat(axes, means, {"color": _TEXT, "linewidth": 1.3, "linestyle": style, "zorder": 1})
+        _flat(axes, means, axis, {"color": _TEXT, "linewidth": 1.3, "linestyle": style, "zorder": 1})
     for index, by_round in enumerate(points):
         _dots(axes, by_round, index, len(points))
     top = max(value for by_round in points for values in by_round.values() for value in values)
     axes.set_ylim(0, max(20.0, top * 1.08))
-    _label(axes, "PSNR, dB", rounds)
+    _label(axes, "PSNR, dB", axis)
     if top >= TOP_DB:
         axes.set_yticks([0, 25, 50, 75, TOP_DB], ["0", "25", "50", "75", "≥ 100"])
-    return _render(figure, "psnr", "PSNR of every reconstruction by round, beside both baselines")
+
+
+def _marker(curve: Sequence[int] | dict[int, float]) -> float:
+    return 4.0 if len(curve) <= _MARKED else 0.0
 
 
 def fidelity_chart(gallery: Gallery) -> Markup | None:
@@ -76,7 +120,7 @@ def fidelity_chart(gallery: Gallery) -> Markup | None:
     """
     if len(gallery.places) < _FEWEST or not gallery.series:
         return None
-    figure, (axes,) = _figure(1)
+    figure, (axes,) = _figure([1.0])
     drawn = False
     for index, series in enumerate(gallery.series):
         # An update that came to nothing has one row without a PSNR, however many images are behind it.
@@ -110,22 +154,15 @@ def survival(values: Sequence[float | None]) -> tuple[list[float], list[float]]:
     return found, [(len(found) - rank) / len(values) for rank in range(len(found))]
 
 
-def utility_chart(rounds: Sequence[dict[str, Any]]) -> Markup | None:
-    """Return test accuracy and test loss of the global model by round; ``None`` if neither was measured."""
-    curves = [_curve(rounds, key) for key in ("accuracy", "loss")]
-    if not any(curves):
+def loss_chart(rounds: Sequence[dict[str, Any]]) -> Markup | None:
+    """Return the test loss of the global model by round; ``None`` if it was not measured."""
+    loss = _curve(rounds, "loss")
+    if not loss:
         return None
-    figure, panels = _figure(2)
-    figure.set_layout_engine("constrained", hspace=0.16)
-    for axes, curve, title in zip(panels, curves, ("Test accuracy", "Test loss"), strict=True):
-        axes.plot(list(curve), list(curve.values()), color=_INK, linewidth=1.6, marker="o", markersize=4)
-        _label(axes, title, sorted({at for found in curves for at in found}))
-    if curves[0]:
-        panels[0].set_ylim(0, min(1.0, max(curves[0].values()) * 1.25) or 1.0)
-        panels[0].yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    panels[0].set_xlabel("")
-    panels[0].tick_params(labelbottom=False)
-    return _render(figure, "utility", "Test accuracy and test loss of the global model by round")
+    figure, (axes,) = _figure([1.0])
+    axes.plot(list(loss), list(loss.values()), color=_INK, linewidth=1.6, marker="o", markersize=_marker(loss))
+    _label(axes, "Test loss of the global model, nats", sorted(loss))
+    return _render(figure, "loss", "Test loss of the global model by round")
 
 
 def _curve(rounds: Sequence[dict[str, Any]], key: str) -> dict[int, float]:
@@ -133,10 +170,12 @@ def _curve(rounds: Sequence[dict[str, Any]], key: str) -> dict[int, float]:
     return {int(at): value for at, value in found if at is not None and value is not None}
 
 
-def _figure(panels: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+def _figure(heights: Sequence[float], width: float = 6.4, height: float = 4.2) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_visible(False)
-    axes = [figure.add_subplot(panels, 1, 1 + index) for index in range(panels)]
+    grid = figure.add_gridspec(len(heights), 1, height_ratios=list(heights))
+    figure.set_layout_engine("constrained", hspace=0.06)
+    axes = [figure.add_subplot(grid[index]) for index in range(len(heights))]
     for one in axes:
         one.patch.set_visible(False)
         one.spines[["top", "right", "left"]].set_visible(False)
@@ -174,11 +213,12 @@ def _dots(axes: Axes, by_round: dict[int, list[float]], index: int, total: int) 
             axes.hlines(value, at - half, at + half, color=colour, linewidth=1.8)
 
 
-def _flat(axes: Axes, by_round: dict[int, float], style: dict[str, Any]) -> None:
+def _flat(axes: Axes, by_round: dict[int, float], axis: list[int], style: dict[str, Any]) -> None:
+    """Draw a baseline over the whole axis: between rounds it is as it was in the nearest one attacked."""
     ordered = sorted(by_round.items())
     if not ordered:
         return
-    at = [ordered[0][0] - 0.5, *(point for point, _ in ordered), ordered[-1][0] + 0.5]
+    at = [axis[0] - 0.5, *(point for point, _ in ordered), axis[-1] + 0.5]
     axes.plot(at, [ordered[0][1], *(value for _, value in ordered), ordered[-1][1]], **style)
 
 

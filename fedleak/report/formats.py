@@ -40,6 +40,17 @@ def count(value: Any) -> str:
     return NONE if found is None else f"{found:,.0f}"
 
 
+def size(value: Any) -> str:
+    """Return bytes in B, kB, MB or GB of a thousand each."""
+    found = number(value)
+    if found is None or math.isinf(found):
+        return NONE
+    units = ("B", "kB", "MB", "GB")
+    power = min(len(units) - 1, max(0, int(math.log10(found) // 3))) if found >= 1 else 0
+    shown = found / 1000**power
+    return f"{shown:.0f} {units[power]}" if power == 0 or shown >= 100 else f"{shown:.1f} {units[power]}"
+
+
 def duration(value: Any) -> str:
     """Return seconds with as many digits as matter."""
     found = number(value)

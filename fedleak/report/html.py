@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fedleak.evaluation.flags import FLAGS
+from fedleak.evaluation.summary import CLEAR_DB
+from fedleak.evaluation.utility import by_client, privacy, utility
 from fedleak.report import asked, formats
-from fedleak.report.figures import MARKERS, fidelity_chart, psnr_chart, series_colour, utility_chart
+from fedleak.report.figures import MARKERS, fidelity_chart, loss_chart, rounds_chart, series_colour
 from fedleak.report.gallery import CLOSE_DB, Cell, Gallery, Place, Series, bands
 from fedleak.report.pages import asset, render
 from fedleak.report.records import RunRecords, baseline_psnr, number, read_records, rows_of, table
@@ -92,15 +94,18 @@ def _context(records: RunRecords) -> dict[str, Any]:
         "verdict": verdict(records, gallery),
         "progress": _progress(records),
         "close_db": CLOSE_DB,
+        "clear_db": CLEAR_DB,
         **_images(gallery),
-        "leakage": [_leak(row) for row in records.leakage],
+        "leakage": (leakage := [_leak(row) for row in records.leakage]),
+        "has_lpips": any(number(row["lpips"]) is not None for row in leakage),
         "legend": [
             (series.title, series_colour(index), MARKERS[index % len(MARKERS)]) for index, series in enumerate(gallery.series)
         ],
-        "psnr_chart": psnr_chart(gallery),
+        "rounds_chart": rounds_chart(gallery, records.rounds),
         "fidelity_chart": fidelity_chart(gallery),
-        "utility_chart": utility_chart(records.rounds),
-        "no_utility": _no_utility(records),
+        "loss_chart": loss_chart(records.rounds),
+        "no_utility": "" if any(number(row.get("accuracy")) is not None for row in records.rounds) else _no_utility(records),
+        **_costs(records),
         "mean_image": _MEAN_IMAGE.get(str(records.manifest.get("has_test_split")), "that of public images"),
         "preset": asked.preset(records),
         "grants": asked.grants(records),
@@ -165,14 +170,28 @@ def _leak(row: dict[str, Any]) -> dict[str, Any]:
         note = "Not above the mean image"
     elif median is not None and random is not None and median <= random:
         note = "Not above random noise"
-    keys = ("attack", "threat", "defenses", "images", "failures", "label_accuracy", "identification", "cpu_seconds")
+    keys = ("attack", "threat", "defenses", "images", "failures", "label_accuracy", "label_counts", "identification")
     return {
-        **{key: row.get(key) for key in keys},
+        **{key: row.get(key) for key in (*keys, "identification_features", "success", "cpu_seconds")},
         "psnr": {key: psnr.get(key) for key in ("median", "mean", "min", "max")},
         "ssim": table(row, "ssim").get("mean"),
+        "lpips": table(row, "lpips").get("mean"),
         "mean_image": mean_image,
         "random": random,
         "note": note,
+    }
+
+
+def _costs(records: RunRecords) -> dict[str, Any]:
+    """Return what each client paid and was promised, and the same for all of them in a round."""
+    rounds = [row for row in records.rounds if (number(row.get("round")) or 0) >= 1]
+    private = privacy(rounds)
+    promised = private["by_client"] if private else {}
+    clients = by_client(rounds)
+    return {
+        "clients": [{"client": client, **costs, "epsilon": promised.get(client)} for client, costs in clients.items()],
+        "cost": utility([{"accuracy": None, "loss": None, **row} for row in rounds])["cost"],
+        "epsilon": private["epsilon"] if private else None,
     }
 
 
@@ -237,7 +256,10 @@ def _row(row: dict[str, Any], gallery: Gallery) -> dict[str, Any]:
         "psnr",
         "ssim",
         "mse",
+        "lpips",
+        "label_counts",
         "identified",
+        "identified_features",
         "cpu_seconds",
         "iterations",
         "method",

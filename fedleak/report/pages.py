@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from fedleak.report import formats
 
-_FILTERS = ("decimals", "scientific", "percent", "count", "duration", "yes_no", "enumerated", "plain")
+_FILTERS = ("decimals", "scientific", "percent", "count", "duration", "size", "yes_no", "enumerated", "plain")
 
 
 def render(template: str, context: dict[str, Any]) -> str:

@@ -16,11 +16,15 @@ from torch.nn import functional
 
 from fedleak.data.federated import FederatedData, federated_data
 from fedleak.data.statistics import evenly_spaced
+from fedleak.defenses.chain import defended_model
+from fedleak.defenses.secure_aggregation import most_weight, secure_aggregation
+from fedleak.engines.secagg_grid import SecureGrid
 from fedleak.events import Event, Listener, silent
-from fedleak.models import build_model
+from fedleak.models.weights import load_weights
 from fedleak.runs import Arrays, RunFolder
 from fedleak.scenario import Scenario
 from fedleak.seeding import Seed
+from fedleak.server.costs import Meter
 from fedleak.server.curious import HonestButCurious
 from fedleak.server.referee import Referee
 from fedleak.server.replies import Directory
@@ -92,17 +96,41 @@ def federate(serving: Serving, grid: Grid, directory: Directory) -> None:
     """
     scenario = serving.scenario
     data = federated_data(scenario.data, scenario.federation.clients, scenario.seed)
-    model = build_model(scenario.model, data.input, scenario.seed)
+    model = defended_model(scenario, data.input)
     buffers = frozenset(model.state_dict()) - {name for name, _ in model.named_parameters()}
     trainer = build_strategy(scenario)
-    arrays = ArrayRecord(model.state_dict())
     done = None
     if (serving.folder.path / "checkpoint.safetensors").exists():
         done, arrays = _restore(serving.folder, trainer)
-    referee = Referee(trainer, directory, Seed(scenario.seed), buffers=buffers, most_examples=data.largest_shard)
+    else:
+        if scenario.model.weights is not None:
+            load_weights(model, scenario.model.weights)
+        arrays = ArrayRecord(model.state_dict())
+    secure = secure_aggregation(scenario)
+    referee = Referee(
+        trainer,
+        directory,
+        Seed(scenario.seed),
+        buffers=buffers,
+        most_examples=data.largest_shard,
+        summed=secure is not None,
+        meter=Meter(scenario, buffers),
+    )
     spy = make_spy(serving, directory, model, data) if scenario.server.curious else None
+    if spy and done:
+        spy.recall()
     strategy: Strategy = HonestButCurious(referee, spy) if spy else referee
-    ledger = Ledger(serving, trainer, referee, spy, model, data, done)
+    secured = None
+    if secure is not None:
+        grid = secured = SecureGrid(
+            grid,
+            directory,
+            secure,
+            Seed(scenario.seed).derive("secure-aggregation"),
+            most_examples=most_weight(scenario, data.largest_shard),
+            gradients=[name for name in arrays if name not in buffers] if scenario.federation.protocol == "fedsgd" else (),
+        )
+    ledger = Ledger(serving, trainer, referee, spy, model, data, done, secured)
     left = scenario.federation.rounds - (done or 0)
     Resumed(strategy, done or 0).start(
         grid, arrays, num_rounds=left, timeout=scenario.federation.timeout, evaluate_fn=ledger.close
@@ -120,7 +148,8 @@ class Ledger:
     """Closes each round: test accuracy, checkpoint, one line in rounds.jsonl.
 
     Flower calls :meth:`close` with the global model before the first round and after each round. ``rounds_done`` is how
-    many an earlier process finished; ``None`` if there was none.
+    many an earlier process finished; ``None`` if there was none. Where secure aggregation carries the updates, ``secured`` knows
+    how many bytes a round took.
     """
 
     def __init__(
@@ -132,6 +161,7 @@ class Ledger:
         model: nn.Module,
         data: FederatedData,
         rounds_done: int | None,
+        secured: SecureGrid | None = None,
     ) -> None:
         self._serving = serving
         self._trainer = trainer
@@ -141,6 +171,7 @@ class Ledger:
         self._data = data
         self._resumed = rounds_done is not None
         self._done = rounds_done or 0
+        self._secured = secured
         self._since = time.perf_counter()
 
     def close(self, flower_round: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -149,7 +180,8 @@ class Ledger:
         if flower_round == 0 and self._resumed:
             self._announce(server_round + 1)
             return None
-        row: dict[str, Any] = {"round": server_round, **self.test(arrays)}
+        measured = self.test(arrays) if self._tests(server_round) else {"accuracy": None, "loss": None}
+        row: dict[str, Any] = {"round": server_round, **measured}
         if server_round:
             spent = self._spy.seconds if self._spy else 0.0
             row |= {
@@ -158,7 +190,10 @@ class Ledger:
                 "seconds": round(time.perf_counter() - self._since - spent, 4),
                 "attack_seconds": round(spent, 4),
                 "bytes_received": self._referee.bytes_received,
+                "by_client": {str(client): costs for client, costs in self._referee.by_client.items()},
             }
+            if self._secured is not None:
+                row |= {"bytes_received": self._secured.bytes_received, "bytes_sent": self._secured.bytes_sent}
         # In this order: what a kill in between leaves of the round is dropped when the run goes on.
         self._serving.folder.append("rounds.jsonl", [row])
         self._checkpoint(server_round, arrays)
@@ -167,25 +202,34 @@ class Ledger:
         self._since = time.perf_counter()
         return None
 
+    def _tests(self, server_round: int) -> bool:
+        scenario = self._serving.scenario
+        due = server_round % scenario.evaluation.every == 0 or server_round == scenario.federation.rounds
+        return due or scenario.attacked(server_round)
+
     def test(self, arrays: ArrayRecord) -> dict[str, float | None]:
-        """Return accuracy and mean cross-entropy (nats) on the test split, or ``None`` for both where there is none."""
+        """Return accuracy and mean cross-entropy (nats) on the test split, or ``None`` for both where there is none.
+
+        Of the test split at most ``evaluation.test_images`` are taken, the same in every round.
+        """
         test = self._data.source.test
         if test is None:
             return {"accuracy": None, "loss": None}
+        chosen = evenly_spaced(len(test), self._serving.scenario.evaluation.test_images or len(test))
         self._model.load_state_dict(arrays.to_torch_state_dict())
         device = torch.device(self._serving.scenario.local.device)
         model, right, loss = self._model.to(device).eval(), 0, 0.0
         with torch.no_grad():
-            for start in range(0, len(test), _EVALUATION_BATCH):
-                indices = range(start, min(start + _EVALUATION_BATCH, len(test)))
+            for start in range(0, len(chosen), _EVALUATION_BATCH):
+                indices = chosen[start : start + _EVALUATION_BATCH]
                 inputs = self._data.input.normalize(test.load(indices)).to(device)
-                labels = torch.as_tensor(test.labels[start : start + _EVALUATION_BATCH], device=device)
+                labels = torch.as_tensor(test.labels[indices], device=device)
                 logits = model(inputs)
                 right += int((logits.argmax(1) == labels).sum())
                 loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
         self._model.cpu()
-        mean = loss / len(test)
-        return {"accuracy": right / len(test), "loss": mean if np.isfinite(mean) else None}
+        mean = loss / len(chosen)
+        return {"accuracy": right / len(chosen), "loss": mean if np.isfinite(mean) else None}
 
     def _checkpoint(self, server_round: int, arrays: ArrayRecord) -> None:
         plain, state = save_state(self._trainer)

@@ -12,8 +12,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedleak.errors import FedleakError
-from fedleak.runs import Arrays
+from fedleak.runs import Arrays, Row
 from fedleak.seeding import Seed
+from fedleak.server.costs import Meter
 from fedleak.server.replies import Directory, Failure, sift
 from fedleak.server.wrapper import StrategyWrapper
 
@@ -38,6 +39,10 @@ class Referee(StrategyWrapper):
         Names of the model's buffers.
     most_examples : int
         A reply that claims more images than this is refused.
+    summed : bool
+        Whether secure aggregation sends one reply for all clients of a round.
+    meter : Meter, optional
+        Reads what each reply costs.
 
     Attributes
     ----------
@@ -47,19 +52,32 @@ class Referee(StrategyWrapper):
         Of the current round.
     bytes_received : int
         Size of the current round's replies, as serialised arrays.
+    by_client : dict of int to dict
+        What the current round's usable replies cost, by partition id.
     """
 
     def __init__(
-        self, strategy: Strategy, directory: Directory, seed: Seed, *, buffers: Collection[str], most_examples: int
+        self,
+        strategy: Strategy,
+        directory: Directory,
+        seed: Seed,
+        *,
+        buffers: Collection[str],
+        most_examples: int,
+        summed: bool = False,
+        meter: Meter | None = None,
     ) -> None:
         super().__init__(strategy)
         self.asked: list[int] = []
         self.failures: list[Failure] = []
         self.bytes_received = 0
+        self.by_client: dict[int, Row] = {}
+        self._meter = meter
         self._directory = directory
         self._seed = seed
         self._buffers = frozenset(buffers)
         self._most_examples = most_examples
+        self._summed = summed
         self._sent = ArrayRecord()
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
@@ -79,7 +97,9 @@ class Referee(StrategyWrapper):
         received = list(replies)
         contents = [reply.content for reply in received if not reply.has_error()]
         self.bytes_received = sum(record.count_bytes() for content in contents for record in content.array_records.values())
-        good, self.failures = sift(received, self._sent, self._directory, self.asked, self._most_examples)
+        good, self.failures = sift(received, self._sent, self._directory, self.asked, self._most_examples, summed=self._summed)
+        metered = good if self._meter and not self._summed else {}
+        self.by_client = {client: self._meter.read(reply, self._sent) for client, reply in metered.items()} if self._meter else {}
         if not good:
             return None, None
         buffers = self._averaged_buffers([reply.content for reply in good.values()])

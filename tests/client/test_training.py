@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from fedleak.client.batches import client_data, local_steps, private_batch
 from fedleak.client.training import gradient_of, train
-from fedleak.defenses.base import DefenseChain
+from fedleak.defenses.chain import DefenseChain
 from fedleak.models import build_model
 from fedleak.scenario import Scenario, parse_scenario
 from fedleak.seeding import Seed
@@ -38,7 +38,7 @@ def model_of(scenario: Scenario) -> nn.Module:
 def trained(scenario: Scenario, client: int = 0, server_round: int = 1, mu: float = 0.0) -> Any:
     chain = DefenseChain((), client_data(scenario).input, Seed(scenario.seed))
     received = {name: value.clone() for name, value in model_of(scenario).state_dict().items()}
-    return train(scenario, chain, received, client, server_round, mu)
+    return train(scenario, chain.at(server_round, client), received, client, server_round, mu)
 
 
 def batches(scenario: Scenario, client: int, server_round: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

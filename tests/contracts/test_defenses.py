@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedleak.client.training import gradient_of
 from fedleak.defenses.base import Defense, Situation, defenses
 from fedleak.errors import DefenseError
 from fedleak.observation import InputSpec, Tensors
@@ -75,20 +76,43 @@ def test_identity_changes_no_bit_of_the_models_output(name: str) -> None:
     assert torch.equal(plain(images), defended(images))
 
 
+def trained(defense: Defense | None) -> Tensors:
+    """Return what a client would send of one gradient: the network and the batch, taken through all hooks."""
+    model, at = network().eval(), situation()
+    images, labels = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(4)
+    if defense is None:
+        return dict(gradient_of(model, images, labels)[1])
+    model = defense.on_architecture(model, INPUT, Seed(9))
+    defense.on_model(model, at)
+    images, labels = defense.on_batch(images, labels, at)
+    _, gradient = gradient_of(model, images, labels, defense.on_loss)
+    return defense.on_update(defense.on_gradient(gradient, model, images, labels, at), at)
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_active_defense_changes_the_update_or_what_is_trained(name: str) -> None:
+def test_active_defense_changes_what_is_sent(name: str) -> None:
     plugin = defenses.get(name)
-    defense = plugin(**active(plugin))
-    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    plain, defended = network().eval(), network().eval()
-    defense.on_model(defended, situation())
-    batch, _ = defense.on_batch(images, torch.arange(4), situation())
-    update = example()
-    assert (
-        bits(defense.on_update(update, situation())) != bits(update)
-        or not torch.equal(plain(images), defended(images))
-        or not torch.equal(images, batch)
-    )
+    assert bits(trained(plugin(**active(plugin)))) != bits(trained(None))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_identity_sends_the_same_bits_through_all_hooks(name: str) -> None:
+    plugin = defenses.get(name)
+    assert bits(trained(plugin(**plugin.identity))) == bits(trained(None))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gradient_keeps_its_names_shapes_and_dtypes(name: str) -> None:
+    plugin = defenses.get(name)
+    defense, model = plugin(**active(plugin)), network().eval()
+    images, labels = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(4)
+    gradient = gradient_of(model, images, labels)[1]
+    before = bits(gradient)
+    after = defense.on_gradient(gradient, model, images, labels, situation())
+    assert bits(gradient) == before, "the gradient given was written to"
+    assert {key: (value.shape, value.dtype) for key, value in after.items()} == {
+        key: (value.shape, value.dtype) for key, value in gradient.items()
+    }
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
@@ -127,7 +151,7 @@ def test_same_situation_gives_the_same_whatever_the_global_generator(name: str) 
             defense, model = plugin(**active(plugin)), network()
             defense.on_model(model, situation())
             output = {"output": model(images)}
-            seen.append((bits(defense.on_update(example(), situation())), bits(output)))
+            seen.append((bits(defense.on_update(example(), situation())), bits(output), bits(trained(defense))))
             assert torch.equal(torch.get_rng_state(), state), "the global generator was drawn from"
     assert seen[0] == seen[1]
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from fedleak.defenses.base import DefenseChain, Situation
+from fedleak.defenses.base import Situation
+from fedleak.defenses.chain import DefenseChain
 from fedleak.defenses.random_masking import RandomMasking
 from fedleak.observation import InputSpec
 from fedleak.scenario import DefenseSpec
@@ -31,7 +32,7 @@ def test_rescaling_keeps_the_expectation() -> None:
 def masks(fresh: bool) -> dict[tuple[int, int], torch.Tensor]:
     chain = DefenseChain([DefenseSpec(name="random-masking", p=0.5, fresh=fresh)], INPUT, Seed(1))  # type: ignore[call-arg]
     update = {"w": torch.ones(1000)}
-    return {at: chain.on_update(update, *at)["w"] for at in [(1, 0), (2, 0), (1, 1)]}
+    return {at: chain.at(*at).on_update(update)["w"] for at in [(1, 0), (2, 0), (1, 1)]}
 
 
 def test_fixed_mask_is_the_clients_own_in_every_round() -> None:

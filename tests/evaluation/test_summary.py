@@ -22,6 +22,9 @@ def row(**changes: Any) -> dict[str, Any]:
         "label_restored": 3,
         "label_correct": True,
         "identified": True,
+        "identified_features": False,
+        "lpips": 0.4,
+        "label_counts": 1.0,
         "seconds": 2.0,
         "cpu_seconds": 1.5,
         "iterations": 100,
@@ -29,7 +32,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "flags": [],
         "error": None,
         "baseline": {
-            "random": {"psnr": 8.0, "ssim": 0.0, "mse": 0.16},
+            "random": {"psnr": 8.0, "ssim": 0.0, "mse": 0.16, "lpips": 0.9},
             "mean_image": {"psnr": 12.0, "ssim": 0.2, "mse": 0.06},
         },
     }
@@ -37,9 +40,8 @@ def row(**changes: Any) -> dict[str, Any]:
 
 
 def failed(**changes: Any) -> dict[str, Any]:
-    nothing = dict.fromkeys(
-        ["image", "psnr", "ssim", "mse", "label", "label_restored", "label_correct", "identified", "baseline"]
-    )
+    names = ("image", "psnr", "ssim", "mse", "lpips", "label", "label_restored", "label_correct", "label_counts")
+    nothing = dict.fromkeys((*names, "identified", "identified_features", "baseline"))
     return row(**nothing, error="singular", flags=["attack-failed"], **changes)
 
 
@@ -49,8 +51,8 @@ def test_nothing_in_nothing_out():
 
 def test_hand_computed_entry():
     rows = [
-        row(psnr=10.0, ssim=0.1, mse=0.1),
-        row(image=1, psnr=20.0, ssim=0.3, mse=0.01, label_correct=False),
+        row(psnr=10.0, ssim=0.1, mse=0.1, label_counts=0.25, identified_features=True),
+        row(image=1, psnr=20.0, ssim=0.3, mse=0.01, label_correct=False, label_counts=0.25, lpips=0.2),
         row(client=1, psnr=60.0, ssim=0.8, mse=0.000001, label_correct=None, identified=False, seconds=3.0, cpu_seconds=2.5),
         failed(client=2, seconds=1.0, cpu_seconds=0.5),
     ]
@@ -64,8 +66,12 @@ def test_hand_computed_entry():
     assert entry["ssim"]["mean"] == pytest.approx(0.4)
     assert entry["mse"]["mean"] == pytest.approx(0.110001 / 3)
     assert entry["label_accuracy"] == 0.5
+    assert entry["label_counts"] == (0.25 + 1.0) / 2
+    assert entry["success"] == 1 / 4
+    assert entry["lpips"]["mean"] == pytest.approx((0.4 + 0.2 + 0.4) / 3)
     assert entry["identification"] == pytest.approx(2 / 3)
-    assert entry["baseline"]["random"] == pytest.approx({"psnr": 8.0, "ssim": 0.0, "mse": 0.16})
+    assert entry["identification_features"] == pytest.approx(1 / 3)
+    assert entry["baseline"]["random"] == pytest.approx({"psnr": 8.0, "ssim": 0.0, "mse": 0.16, "lpips": 0.9})
     assert entry["baseline"]["mean_image"]["psnr"] == pytest.approx(12.0)
 
 
@@ -93,7 +99,9 @@ def test_only_failures_leave_nothing_to_average():
     assert entry["psnr"] == {"mean": None, "median": None, "min": None, "max": None}
     assert entry["label_accuracy"] is None
     assert entry["identification"] is None
-    assert entry["baseline"] == {guess: {"psnr": None, "ssim": None, "mse": None} for guess in ("random", "mean_image")}
+    nothing = dict.fromkeys(("psnr", "ssim", "mse", "lpips"))
+    assert entry["baseline"] == dict.fromkeys(("random", "mean_image"), nothing)
+    assert (entry["success"], entry["label_counts"], entry["identification_features"]) == (0, None, None)
 
 
 def test_an_image_that_was_not_rebuilt_is_no_failure_and_no_zero():
@@ -116,3 +124,11 @@ def test_the_summary_is_strict_json():
     (entry,) = json.loads(json.dumps(entries, allow_nan=False))
     assert entry["images"] == 2
     assert entry["ssim"]["mean"] == 0.5
+
+
+def test_rows_of_an_earlier_version_lack_the_newer_figures():
+    old = row()
+    for key in ("lpips", "label_counts", "identified_features"):
+        del old[key]
+    (entry,) = summarise([old])
+    assert (entry["lpips"]["mean"], entry["label_counts"], entry["identification_features"]) == (None, None, None)

@@ -12,7 +12,7 @@ from fedleak.report.records import read_records
 
 
 def chart(folder):
-    return figures.psnr_chart(Gallery(read_records(folder)))
+    return figures.rounds_chart(Gallery(read_records(folder)), [])
 
 
 def marks(svg, colour):
@@ -37,7 +37,7 @@ def test_exact_images_are_drawn_at_the_top_and_the_axis_says_so(make_run, lines)
 
 
 def test_colours_are_the_themes_alone(make_run, lines):
-    svg = chart(make_run()) + figures.utility_chart(lines.rounds())
+    svg = chart(make_run()) + figures.loss_chart(lines.rounds())
     assert not re.search(r"#[0-9a-fA-F]{6}|#[0-9a-fA-F]{3}\b", svg)
     assert "var(--ink)" in svg
 
@@ -49,12 +49,14 @@ def test_text_is_text(make_run):
 
 def test_there_is_no_chart_of_nothing(make_run, lines):
     assert chart(make_run(lambda folder: [lines.failed(1, 0, "dlg", "why")])) is None
-    assert figures.utility_chart([{"round": 0, "accuracy": None, "loss": None}]) is None
-    assert figures.utility_chart([]) is None
+    assert figures.loss_chart([{"round": 0, "accuracy": None, "loss": None}]) is None
+    assert figures.loss_chart([]) is None
 
 
-def test_a_flat_zero_accuracy_still_draws():
-    assert "Test accuracy" in figures.utility_chart([{"round": at, "accuracy": 0.0, "loss": None} for at in (0, 1)])
+def test_a_flat_zero_accuracy_still_draws(make_run):
+    nothing = Gallery(read_records(make_run(lambda folder: [])))
+    rounds = [{"round": at, "accuracy": 0.0, "loss": None} for at in (0, 1)]
+    assert "Test accuracy" in figures.rounds_chart(nothing, rounds)
 
 
 def test_the_callers_settings_stay(make_run):

@@ -1,5 +1,6 @@
 for (const table of document.querySelectorAll("table.sortable")) {
-  table.querySelectorAll("thead th").forEach((head, column) => {
+  // Of several rows of headings, the last has one for each column.
+  [...table.tHead.rows[table.tHead.rows.length - 1].cells].forEach((head, column) => {
     const button = document.createElement("button");
     button.type = "button";
     button.append(...head.childNodes);

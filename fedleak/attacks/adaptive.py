@@ -1,0 +1,190 @@
+"""Adaptive: any attack by gradient matching, by an attacker who knows the clients' defenses and attacks through them.
+
+Formula: that of ``base``, with what it matches changed by one counter for each defense (``fedleak list`` names them)
+Source: Balunovic et al. 2022, "Bayesian Framework for Gradient Leakage", arXiv 2111.04706; Yue et al. 2023, "Gradient Obfuscation
+Gives a False Sense of Security in FL", arXiv 2206.04055; each counter names its own
+
+Where no defense is on, it is its base, bit for bit: the sanity check without which a comparison of the two says nothing. A
+defense without a counter is a named failure. With ``rounds`` above 1 the last updates of the same client are matched together,
+which presumes that it trains on the same images in each, as it does where its shard is one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor, nn
+
+from fedleak.attacks.base import Attack, AttackConfig, Budget, Reconstruction, attacks
+from fedleak.attacks.counters.base import Counter, counters
+from fedleak.attacks.matching import MatchingAttack
+from fedleak.attacks.victim import Victim
+from fedleak.errors import AttackError, ParameterError, nearest
+from fedleak.observation import Observation
+from fedleak.seeding import Seed
+from fedleak.threat import Knowledge
+
+
+class AdaptiveConfig(AttackConfig):
+    """Parameters; the base's own stand beside them."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    base: str = Field(
+        default="inverting-gradients", description="attack by gradient matching, with its own parameters and defaults"
+    )
+    rounds: int = Field(
+        default=1, ge=1, description="updates of one client that are matched together, the latest and those before"
+    )
+
+
+@attacks.register
+class Adaptive(Attack):
+    """Attacks through the defenses that the threat model lets it know."""
+
+    name: ClassVar[str] = "adaptive"
+    requires: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.LOCAL_TRAINING, Knowledge.DEFENSE})
+    joint_labels: ClassVar[bool] = True
+    Config: ClassVar[type[AttackConfig]] = AdaptiveConfig
+
+    def __init__(self, **parameters: Any) -> None:
+        own = {key: parameters.pop(key) for key in ("base", "rounds") if key in parameters}
+        super().__init__(**own)
+        assert isinstance(self.config, AdaptiveConfig)
+        self._rounds = self.config.rounds
+        plugin = attacks.get(self.config.base)
+        if not issubclass(plugin, MatchingAttack) or not plugin.takes_counters:
+            fitting = [name for name in attacks.names() if _fits(attacks.get(name))]
+            raise ParameterError(
+                "attack 'adaptive'",
+                "base",
+                f"'{self.config.base}' cannot be attacked with through a defense; {nearest(self.config.base, fitting)}",
+            )
+        try:
+            self._base = plugin(**parameters)
+        except ParameterError as error:
+            known = [*error.known, "base", "rounds"] if error.known is not None else None
+            raise ParameterError("attack 'adaptive'", error.key, error.problem, known) from error
+        self.config = self._base.config
+        self.models_local_steps = plugin.models_local_steps  # type: ignore[misc]
+        self.kinds = plugin.kinds  # type: ignore[misc]
+        self._earlier: dict[int, list[Observation]] = {}
+
+    @property
+    def takes_rounds(self) -> bool:
+        """Whether its base does."""
+        return self._base.takes_rounds
+
+    @property
+    def remembers(self) -> bool:
+        """Whether rounds are matched together."""
+        return self._rounds > 1
+
+    def remember(self, observations: Sequence[Observation]) -> None:
+        """Keep the latest updates of each client, for those to come."""
+        for observation in observations if self.remembers else ():
+            kept = [*self._earlier.get(observation.client, []), observation]
+            self._earlier[observation.client] = kept[1 - self._rounds :]
+
+    def run(
+        self, observations: Sequence[Observation], model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget
+    ) -> list[Reconstruction]:
+        """Let the base attack each observation, as the counters of its defenses clean it and see through it."""
+        results: dict[int, Reconstruction] = {}
+        cleaned: dict[int, Observation] = {}
+        for index, observation in enumerate(observations):
+            try:
+                cleaned[index] = clean(observation)
+            except AttackError as error:
+                results[index] = Reconstruction(None, stop_reason="failed", error=str(error))
+
+        def countered(observation: Observation, victim: Victim) -> Victim:
+            victim.against(counters_of(observation))
+            earlier = [one for one in self._earlier.get(observation.client, []) if one.round < observation.round]
+            if not earlier:
+                return victim
+            victims = [self._base.victim(clean(one), model, device) for one in earlier]
+            for one, other in zip(earlier, victims, strict=True):
+                other.against(counters_of(one))
+            return JointVictim(victim, victims)
+
+        tell = budget.on_progress
+        if tell is not None:
+            budget = replace(budget, on_progress=lambda at: tell(replace(at, attack=self.name)))
+        self._base.countered = countered
+        found = self._base.run(list(cleaned.values()), model, rng=rng, device=device, budget=budget)
+        results |= dict(zip(cleaned, found, strict=True))
+        return [
+            replace(results[index], method=results[index].method or self._method(observation))
+            for index, observation in enumerate(observations)
+        ]
+
+    def _method(self, observation: Observation) -> str:
+        through = ", ".join(str(defense["name"]) for defense in observation.defenses or ())
+        return f"{self._base.name} through {through}" if through else f"{self._base.name}: no defense is on"
+
+    def reconstruct(
+        self, observation: Observation, model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget
+    ) -> Reconstruction:
+        """Attack one observation."""
+        return self.run([observation], model, rng=rng, device=device, budget=budget)[0]
+
+
+class JointVictim(Victim):
+    """One client's updates of several rounds as one, on the presumption that all are of the same images.
+
+    Parameters
+    ----------
+    latest : Victim
+        The update of the present round; its unknowns and labels are the ones optimised.
+    earlier : sequence of Victim
+        Those of rounds before, at the parameters of their own rounds.
+    """
+
+    def __init__(self, latest: Victim, earlier: Sequence[Victim]) -> None:
+        self.__dict__.update(latest.__dict__)
+        self._victims = [*earlier, latest]
+        self.observed = [value for victim in self._victims for value in victim.observed]
+
+    def gradient(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
+        """Return the gradients of all rounds, one after the other, by parameter."""
+        return [value for victim in self._victims for value in victim.gradient(inputs, targets)]
+
+    def start(self, generator: torch.Generator) -> list[Tensor]:
+        """Draw the unknowns of the counters of every round."""
+        return [other for victim in self._victims for other in victim.start(generator)]
+
+    def penalty(self) -> Tensor | float:
+        """Return the sum over the rounds."""
+        return sum((victim.penalty() for victim in self._victims), start=0.0)
+
+
+def counters_of(observation: Observation) -> list[Counter]:
+    """Return one counter for each defense that is known to be on, in their order.
+
+    Raises
+    ------
+    AttackError
+        If there is none for one of them.
+    """
+    found = []
+    for defense in observation.defenses or ():
+        parameters = {key: value for key, value in defense.items() if key != "name"}
+        if defense["name"] not in counters.names():
+            raise AttackError(f"no counter knows the defense '{defense['name']}'; there is one for {', '.join(counters.names())}")
+        found.append(counters.get(defense["name"])(parameters, observation))
+    return found
+
+
+def clean(observation: Observation) -> Observation:
+    """Return the observation as far as the counters of its defenses can clean it, the last defense first."""
+    for counter in reversed(counters_of(observation)):
+        observation = counter.clean(observation)
+    return observation
+
+
+def _fits(plugin: type[Attack]) -> bool:
+    return issubclass(plugin, MatchingAttack) and plugin.takes_counters

@@ -1,0 +1,1 @@
+"""What an attacker does who knows a defense and its parameters: one file for each defense."""

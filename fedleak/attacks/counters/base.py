@@ -1,0 +1,113 @@
+"""What every counter is: how to attack through one defense, whose parameters are known.
+
+A counter changes neither objective nor optimiser of an attack by gradient matching: it changes what is matched. It may clean
+the observation, pass the guess through the defense, leave out what the defense has destroyed, and add unknowns of its own,
+such as the masks that the client drew. Its module says how in a ``Formula`` line, and from where in a ``Source`` line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedleak.defenses.base import DefenseConfig, defenses
+from fedleak.observation import Observation, Tensors
+from fedleak.registry import Registry
+
+if TYPE_CHECKING:
+    from fedleak.attacks.victim import Victim
+
+
+class Counter:
+    """Knows one defense; subclasses override the hooks that they use. One is made for each update that is attacked.
+
+    Parameters
+    ----------
+    parameters : mapping
+        The defense's own.
+    observation : Observation
+        The update that is attacked.
+
+    Raises
+    ------
+    ParameterError
+        If they are not the defense's parameters.
+    """
+
+    name: ClassVar[str]
+    """The defense's."""
+
+    def __init__(self, parameters: Mapping[str, Any], observation: Observation) -> None:
+        self.config: DefenseConfig = defenses.get(self.name)(**parameters).config
+        self.observation = observation
+
+    def clean(self, observation: Observation) -> Observation:
+        """Return the observation to restore labels from and to match in place of the one received; the same by default."""
+        return observation
+
+    def observe(self, victim: Victim) -> None:
+        """Look at the network and the gradient to match, and change ``victim.observed`` where entries are to be left out."""
+
+    def start(self, victim: Victim, generator: torch.Generator) -> list[Tensor]:
+        """Return further unknowns of one start, optimised with the images: floats without bounds; none by default.
+
+        How many images there are, ``self.observation.batch_size`` says.
+        """
+        return []
+
+    def batch(self, inputs: Tensor, targets: Tensor, others: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the batch that the client trained on, had it had the guess.
+
+        Parameters
+        ----------
+        inputs : Tensor
+            Model inputs (B, C, H, W).
+        targets : Tensor
+            Class probabilities (B, K).
+        others : sequence of Tensor
+            This counter's own unknowns.
+        """
+        return inputs, targets
+
+    def forward(self, network: nn.Module, others: Sequence[Tensor]) -> AbstractContextManager[Any]:
+        """Return a context in which ``network`` computes what the client's did, by hooks; nothing changes by default."""
+        return nullcontext()
+
+    def loss(self, loss: Tensor, network: nn.Module) -> Tensor:
+        """Return what the client differentiated in place of the mean cross-entropy, inside the context of :meth:`forward`."""
+        return loss
+
+    def guess(self, guessed: list[Tensor], observed: Sequence[Tensor]) -> list[Tensor]:
+        """Return what the client would have sent of a gradient, by parameter; differentiable, and zero where it is left out."""
+        return guessed
+
+    def penalty(self, others: Sequence[Tensor]) -> Tensor | None:
+        """Return what is added to the attack's loss for this counter's unknowns, scalar; nothing by default."""
+        return None
+
+
+counters: Registry[type[Counter]] = Registry("counter", "fedleak.attacks.counters", Counter)
+
+
+def leave_out(tensors: Sequence[Tensor], names: Sequence[str], left_out: frozenset[str]) -> list[Tensor]:
+    """Return ``tensors`` with those of the names in ``left_out`` at zero, which no distance then sees."""
+    return [torch.zeros_like(value) if name in left_out else value for name, value in zip(names, tensors, strict=True)]
+
+
+def change(observation: Observation) -> Tensors:
+    """Return what the defenses on the update were given, by parameter: a gradient, or the weights' change (new minus old)."""
+    if observation.kind == "gradient":
+        return observation.update
+    return {name: value - observation.parameters[name] for name, value in observation.update.items()}
+
+
+def changed(observation: Observation, update: Tensors) -> Observation:
+    """Return the observation with ``update`` in place of what :func:`change` returns of it."""
+    if observation.kind == "weights":
+        update = {name: observation.parameters[name] + value for name, value in update.items()}
+    return replace(observation, update=update)
