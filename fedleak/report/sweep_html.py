@@ -210,7 +210,7 @@ def _line(line: Line, verdict: Verdict) -> Row:
         "failures": line.total("failures"),
         "failure": next((row["failure"] for row in line.rows if row["failure"]), None),
         **{key: line.mean(key) for key in ("mean_image", "random", "ssim", "label_accuracy", "identification", "chance")},
-        **{key: line.mean(key) for key in ("accuracy", "epsilon", "cpu_seconds", "seconds", "bytes")},
+        **{key: line.mean(key) for key in ("accuracy", "epsilon", "cpu_seconds", "seconds", "bytes", "coded_bytes")},
         "word": verdict.word,
         "runs": [(formats.plain(row["seed"]), quote(f"{row['folder']}/report.html")) for row in line.rows],
     }

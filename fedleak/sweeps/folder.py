@@ -59,6 +59,7 @@ _COLUMNS = (
     "cpu_seconds",
     "seconds",
     "bytes",
+    "coded_bytes",
     "client_errors",
     "folder",
     "digest",

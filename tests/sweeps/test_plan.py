@@ -86,6 +86,23 @@ ratio = 0.5
     assert by_label["none"].local.batch_size == 1
 
 
+def test_attacks_that_cannot_run_against_a_defense_are_left_out_by_name(tiny):
+    tiny.write_text(
+        tiny.read_text()
+        + """
+without = ["cosine"]
+[[scenario.attacks]]
+name = "inverting-gradients"
+title = "cosine"
+"""
+    )
+    attacks = {cell.defense.label: [spec.result_name for spec in cell.scenario.attacks] for cell in load_sweep(tiny).cells}
+    assert attacks["none"] == ["closed-form", "cosine"]
+    assert attacks["gaussian-noise std=0.1"] == ["closed-form"]
+    with pytest.raises(ScenarioError, match="without: 'cosine' is none of the attacks; did you mean 'cosines'"):
+        load_sweep(changed(tiny, 'title = "cosine"', 'title = "cosines"'))
+
+
 def test_the_full_form_has_a_folder_of_its_own_and_overrides_come_last(tiny):
     assert load_sweep(tiny, "full").name == "tiny-full"
     assert {cell.scenario.federation.rounds for cell in load_sweep(tiny, "full").cells} == {2}
