@@ -14,7 +14,7 @@ from fedleak.report.leaderboard_html import spelt, write_page
 from fedleak.report.records import read_records
 from fedleak.runs import Row
 from fedleak.scenario import DefenseSpec, Scenario
-from fedleak.sweeps.cell import CELLS
+from fedleak.sweeps.folder import SweepFolder
 from fedleak.sweeps.lines import Line, lines
 from fedleak.sweeps.plan import CONTROL
 from fedleak.sweeps.rows import run_rows
@@ -71,7 +71,9 @@ def leaderboard(folders: Iterable[str | Path], out: str | Path = "leaderboard.ht
 
 def _runs(folder: Path) -> list[Path]:
     if (folder / "sweep.json").is_file():
-        return sorted(path for path in (folder / CELLS).glob("*") if (path / "manifest.json").is_file())
+        sweep = SweepFolder.open(folder)
+        cells = [sweep.cell(str(cell["cell"])) for cell in sweep.asked().get("cells", [])]
+        return [path for path in cells if (path / "manifest.json").is_file()]
     if not (folder / "manifest.json").is_file():
         raise ScenarioError(f"{folder}: no run folder and no sweep's; expected what `fedleak run` or `fedleak sweep` wrote")
     return [folder]
