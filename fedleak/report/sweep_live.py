@@ -60,13 +60,14 @@ class LiveSweep:
         """Take the bars off the screen."""
         self._bars.stop()
 
-    def begin(self, total: int, finished: int, workers: int) -> None:
+    def begin(self, total: int, finished: int, workers: int | None) -> None:
         """Show how many cells there are, how many are finished already, and how many run at a time."""
         self._total, self._finished, self._started = total, finished, time.monotonic()
         if self._quiet:
             return
         kept = f", {finished} finished already" if finished else ""
-        self._console.print(f"{total} runs{kept}; {workers} at a time", highlight=False)
+        where = f"{workers} at a time" if workers else "on Ray"
+        self._console.print(f"{total} runs{kept}" + (f"; {where}" if finished < total else ""), highlight=False)
         self._all = self._bars.add_task("sweep", total=total, completed=finished, detail=self._left())
 
     def at(self, name: str, what: str) -> None:
@@ -104,11 +105,11 @@ def verdict_table(judged: Sequence[Verdict]) -> Table:
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     several = len({verdict.setting for verdict in judged}) > 1
     measured = any(verdict.accuracy is not None for verdict in judged)
-    grid.add_column("defense", overflow="fold", min_width=16)
+    grid.add_column("defense", overflow="fold", min_width=12 if several else 16)
     if several:
-        grid.add_column("setting", overflow="fold")
+        grid.add_column("setting", overflow="fold", min_width=10)
     grid.add_column("verdict", no_wrap=True)
-    grid.add_column("best attack", overflow="fold", min_width=19)
+    grid.add_column("best attack", overflow="fold", min_width=11 if several else 19)
     for heading in ("gain dB", "95 %", "found", *(["acc."] if measured else [])):
         grid.add_column(heading, justify="right", no_wrap=True)
     for verdict in judged:

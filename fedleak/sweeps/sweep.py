@@ -60,8 +60,8 @@ class SweepResult:
 class SweepWatcher(Protocol):
     """Told what happens to the cells of a sweep."""
 
-    def begin(self, total: int, finished: int, workers: int) -> None:
-        """Take how many cells there are, how many are finished already, and how many run at a time."""
+    def begin(self, total: int, finished: int, workers: int | None) -> None:
+        """Take how many cells there are, how many are finished already, and how many run at a time; ``None`` if Ray decides."""
 
     def at(self, name: str, what: str) -> None:
         """Take how far a cell is."""
@@ -71,7 +71,7 @@ class SweepWatcher(Protocol):
 
 
 class _Unwatched:
-    def begin(self, total: int, finished: int, workers: int) -> None:
+    def begin(self, total: int, finished: int, workers: int | None) -> None:
         pass
 
     def at(self, name: str, what: str) -> None:
@@ -142,9 +142,9 @@ def sweep(
             for cell, fact in zip(plan.cells, facts, strict=True)
             if cell.name not in finished
         ]
-        workers = jobs or _cores()
-        audience.begin(len(facts), len(facts) - len(left), min(workers, len(left)))
-        runner = Cluster(ray, jobs) if ray else Pool(workers, place / "workers.log")
+        workers = jobs or (None if ray else _cores())
+        audience.begin(len(facts), len(facts) - len(left), workers)
+        runner = Cluster(ray, jobs) if ray else Pool(workers or 1, place / "workers.log")
         try:
             if left:
                 runner.run(left, desk)

@@ -57,7 +57,8 @@ def test_a_sweep_ends_with_its_verdicts_and_goes_on_when_called_again(command, s
     assert "no defense" in out
     assert "leaks" in out
     assert f"Report: {tmp_path / 'out' / 'sweep.html'}" in out
-    assert "2 runs; 2 at a time" in err or "2 runs; 1 at a time" in err
+    assert "2 runs; " in err
+    assert "at a time" in err
     assert len(here) == 2
     code, _, err = command("sweep", small, "--out", tmp_path / "out", "--device", "cpu", "--set", "local.learning_rate=0.2")
     assert code == 0
