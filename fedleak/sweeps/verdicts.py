@@ -14,15 +14,18 @@ truth, so the worst case over restarts is the worst over what attacks kept.
 An image is close to a guess up to 2 dB of gain: a patch of its own mean colour has 1 to 1.5 dB and shows nothing. An
 attack succeeds where the lower end of its interval is above that, and fails where the upper end is below it.
 
+An attack leaks something where it succeeds; or where it brought any single image 6 dB above the guesses, to a quarter of
+their squared error; or where the lower end of its share of identified images is above chance.
+
 The rules, in this order:
 
-1. leaks: an attack succeeds, and it is not shown that the defense takes 3 dB or more (it doubles the squared error) from
-   what the best attack has on the control.
-2. degrades: an attack succeeds, but even the upper end of its interval is 3 dB or more below the control's mean; or no
-   attack succeeds on the mean, but an image came 6 dB above the guesses (a quarter of their squared error), or more images
-   were identified than chance explains.
-3. inconclusive: no attack succeeds, and there is no finished control, or no attack succeeds on it either; or an interval
-   reaches above 2 dB; or rule 4 lacks something. The reason says which.
+1. leaks: an attack leaks something, and it is not shown that the defense takes 3 dB or more (it doubles the squared error)
+   from what the best attack has on the control.
+2. degrades: an attack leaks something, but the upper end of its gain, and of that of every other attack that does, is 3 dB
+   or more below the control's mean.
+3. inconclusive: no attack leaks anything, and there is no finished control, or no attack succeeds on it either; or an
+   interval reaches above 2 dB; or rule 4 lacks something. The reason says which. Without a control that works, only an
+   attack that succeeds counts as leaking.
 4. blocks: every attack fails, and one of them knows the defense (it requires that knowledge and was granted it), succeeds on
    the control, and returned images for nine updates in ten; with at least 2 seeds and 8 images. It means these attackers,
    this many images: the reason says which share of images may still leak.
@@ -98,6 +101,11 @@ class Attacked:
     def fails(self) -> bool:
         """Whether it is at the guesses, on the mean."""
         return self.gain.high < NOTHING_DB
+
+    @property
+    def leaks_something(self) -> bool:
+        """Whether it succeeds, or brought a single image near, or identifies images."""
+        return self.succeeds or self.leaked > 0 or self.identifies
 
     @property
     def identifies(self) -> bool:
@@ -246,31 +254,37 @@ def judge(found: Sequence[Attacked], control: Sequence[Attacked] | None) -> tupl
     """
     if not found:
         return "inconclusive", "No attack returned an image under the defense."
-    winner = next((one for one in found if one.succeeds), None)
     works = next((one for one in control or () if one.succeeds), None)
-    if winner is not None:
-        if works is None:
-            return "leaks", f"{_gained(winner)}, though no attack succeeds on the control."
-        if all(one.gain.high <= works.gain.mean - TAKEN_DB for one in found if one.succeeds):
-            return "degrades", f"{_gained(winner)}; {works.attack} has {works.gain.mean:+.1f} dB without the defense."
-        return "leaks", f"{_gained(winner)}; without the defense {works.attack} has {works.gain.mean:+.1f} dB."
-    if not control:
-        return "inconclusive", "There is no finished control to compare with."
     if works is None:
+        winner = next((one for one in found if one.succeeds), None)
+        if winner is not None:
+            return "leaks", f"{_gained(winner)}, though no attack succeeds on the control."
+        if not control:
+            return "inconclusive", "There is no finished control to compare with."
         return "inconclusive", f"The undefended control failed too: at best, {_gained(control[0])}."
-    if leaky := max(found, key=lambda one: one.worst) if any(one.leaked for one in found) else None:
-        return "degrades", (
-            f"No attack succeeds on the mean, but {leaky.attack} brought {leaky.leaked} of {leaky.gain.images} images "
-            f"{LEAKED_DB:g} dB or more above a guess."
-        )
-    if names := next((one for one in found if one.identifies), None):
-        assert names.identified is not None
-        assert names.chance is not None
-        return "degrades", (
-            f"No attack succeeds on the mean, but {names.attack} tells which of its client's images it was in "
-            f"{names.identified.mean:.0%}; chance is {names.chance:.0%}."
-        )
-    return _blocked(found, control)
+    leaky = [one for one in found if one.leaks_something]
+    if not leaky:
+        return _blocked(found, control or ())
+    # The first is the best: one that succeeds comes before one with single images, and that before one that only identifies.
+    said = _said(sorted(leaky, key=lambda one: (not one.succeeds, not one.leaked))[0])
+    without = f"{works.attack} has {works.gain.mean:+.1f} dB without the defense"
+    if all(one.gain.high <= works.gain.mean - TAKEN_DB for one in leaky):
+        return "degrades", f"{said}; {without}."
+    return "leaks", f"{said}; {without}."
+
+
+def _said(one: Attacked) -> str:
+    """Say what an attack leaks."""
+    if one.succeeds:
+        return _gained(one)
+    if one.leaked:
+        return f"{one.attack} brought {one.leaked} of {one.gain.images} images {LEAKED_DB:g} dB or more above a guess"
+    assert one.identified is not None
+    assert one.chance is not None
+    return (
+        f"{one.attack} is not shown to be nearer than a guess, but tells which of its client's images it was in {one.identified.mean:.0%}; "
+        f"chance is {one.chance:.0%}"
+    )
 
 
 def _blocked(found: Sequence[Attacked], control: Sequence[Attacked]) -> tuple[Word, str]:

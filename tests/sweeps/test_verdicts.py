@@ -116,6 +116,14 @@ def test_no_control_is_inconclusive_and_said_so(row):
     assert "no finished control" in found.reason
 
 
+def test_images_seen_in_part_of_the_runs_leak_though_the_mean_is_unsure(row, control):
+    bimodal = [row([18.0] * 4, seed=1), row([18.0, 18.0, -8.0, -8.0], seed=2), row([-8.0, 18.0, 18.0, -8.0], seed=3)]
+    found = judged([*control, *bimodal])
+    assert not found.best.succeeds
+    assert found.word == "leaks"
+    assert "cosine brought 8 of 12 images 6 dB or more above a guess" in found.reason
+
+
 def test_one_leaked_image_is_not_averaged_away(row, control):
     one = [*over_seeds(row, GREY), *over_seeds(row, GREY, attack="adaptive", knows=True)]
     one[0] = row([*GREY[:-1], 12.0], seed=1)
