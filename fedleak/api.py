@@ -19,6 +19,7 @@ from fedleak.attacks.base import Attack, attacks
 from fedleak.check import Checked, build_attack, check, check_device, difficulty
 from fedleak.engines.base import engine
 from fedleak.errors import ScenarioError
+from fedleak.evaluation.privacy import spent
 from fedleak.evaluation.summary import summarise
 from fedleak.events import Listener, silent
 from fedleak.observation import Observation
@@ -208,6 +209,7 @@ def write_summary(folder: RunFolder) -> Row:
             "accuracy": [row["accuracy"] for row in rounds if row["accuracy"] is not None],
             "loss": [row["loss"] for row in rounds if row["loss"] is not None],
         },
+        **({"privacy": privacy} if (privacy := spent(rounds)) else {}),
         "leakage": summarise(rows),
         "model_sha256": model_digest(final_model(folder)) if has_model else "",
     }

@@ -147,6 +147,12 @@ class Evaluation(Section):
     truth: Literal["reveal", "score"] = Field(
         default="reveal", description="reveal: clients return their batches for the report; score: only metrics leave them"
     )
+    delta: float = Field(
+        default=1e-5,
+        gt=0,
+        lt=1,
+        description="probability at which epsilon is stated; keep it below one over the number of images",
+    )
 
 
 class Scenario(Section):

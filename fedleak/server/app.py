@@ -17,6 +17,7 @@ from torch.nn import functional
 from fedleak.data.federated import FederatedData, federated_data
 from fedleak.data.statistics import evenly_spaced
 from fedleak.defenses.chain import defended_model
+from fedleak.evaluation.privacy import Accountant
 from fedleak.events import Event, Listener, silent
 from fedleak.runs import Arrays, RunFolder
 from fedleak.scenario import Scenario
@@ -117,7 +118,7 @@ def _restore(folder: RunFolder, trainer: Strategy) -> tuple[int, ArrayRecord]:
 
 
 class Ledger:
-    """Closes each round: test accuracy, checkpoint, one line in rounds.jsonl.
+    """Closes each round: test accuracy, privacy spent, checkpoint, one line in rounds.jsonl.
 
     Flower calls :meth:`close` with the global model before the first round and after each round. ``rounds_done`` is how
     many an earlier process finished; ``None`` if there was none.
@@ -142,6 +143,9 @@ class Ledger:
         self._resumed = rounds_done is not None
         self._done = rounds_done or 0
         self._since = time.perf_counter()
+        self._accountant = Accountant(serving.scenario, [len(shard) for shard in data.shards])
+        for row in serving.folder.rows("rounds.jsonl"):
+            self._accountant.took_part(row["round"], row.get("clients", ()))
 
     def close(self, flower_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Account for one finished round."""
@@ -159,6 +163,8 @@ class Ledger:
                 "attack_seconds": round(spent, 4),
                 "bytes_received": self._referee.bytes_received,
             }
+            self._accountant.took_part(server_round, self._referee.asked)
+            row |= self._accountant.row(self._referee.asked)
         # In this order: what a kill in between leaves of the round is dropped when the run goes on.
         self._serving.folder.append("rounds.jsonl", [row])
         self._checkpoint(server_round, arrays)
