@@ -150,7 +150,8 @@ def test_labels_may_be_probabilities() -> None:
 
 def private(at: Situation | None = None, **parameters: Any) -> Tensors:
     model, (images, labels) = network(), batch()
-    plain = {name: value / len(images) for name, value in clipped_sum(model, images, labels, math.inf).items()}
+    total = clipped_sum(model, INPUT.normalize(images), labels, math.inf)
+    plain = {name: value / len(images) for name, value in total.items()}
     return DPSGD(**{"max_norm": 0.5, **parameters}).on_gradient(plain, model, images, labels, at or situation())
 
 
@@ -189,7 +190,8 @@ def test_noise_alone_is_added_to_the_plain_gradient() -> None:
 
 def test_sampling_takes_each_image_independently_with_its_rate_and_keeps_the_mean() -> None:
     model, (images, labels) = network(), batch()
-    one = [clipped_sum(model, images[i : i + 1], labels[i : i + 1], 0.5)["fc1.weight"].flatten() for i in range(5)]
+    inputs = INPUT.normalize(images)
+    one = [clipped_sum(model, inputs[i : i + 1], labels[i : i + 1], 0.5)["fc1.weight"].flatten() for i in range(5)]
     basis, counts, mean = torch.stack(one), [], 0.0
     for number in range(200):
         sent = private(situation(number), noise_multiplier=0.0, sample_rate=0.4)["fc1.weight"].flatten()

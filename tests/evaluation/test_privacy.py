@@ -44,8 +44,8 @@ def test_epsilon_is_that_of_opacus_on_the_same_events_and_less_than_the_naive_su
         assert found == by_opacus(noise_multiplier, sample_rate, uses, delta)
         naive = uses * by_opacus(noise_multiplier, sample_rate, 1, delta)
         assert found == naive if uses == 1 else found < naive
-    # For scale: twelve rounds cost four times one round at most, not twelve times.
-    assert found < naive / 3
+    # For scale: twelve rounds cost less than six, as a sum of epsilons has it.
+    assert found < naive / 2
     assert epsilon(mechanism, 0, delta) == 0.0
 
 

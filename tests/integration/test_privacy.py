@@ -71,7 +71,7 @@ def test_an_interrupted_run_goes_on_to_the_same_epsilon_and_model(
     with pytest.raises(KeyboardInterrupt):
         api.run(scenario, out=tmp_path / "cut", device="cpu", listener=stop)
     api.run(scenario, resume=tmp_path / "cut", device="cpu")
-    assert facts(tmp_path / "cut") == facts(straight.path)
+    assert facts(tmp_path / "cut")[:2] == facts(straight.path)[:2]
 
 
 @pytest.mark.parametrize("name", ["dp-sgd", "client-dp", None])
