@@ -2,7 +2,7 @@
 
 Formula: g <- (sum_i g_i * min(1, max_norm / ||g_i||_2) + N(0, (noise_multiplier * max_norm)^2)) / (sample_rate * B)
 Source: Abadi et al. 2016, "Deep Learning with Differential Privacy", arXiv 1607.00133; epsilon by Opacus, arXiv 2109.12298
-Cost: a gradient for each image, 2 to 4 times the time of training LeNet; noise and bias that grow as batches get small
+Cost: a gradient for each image, 2.4 to 3.3 times the time of training LeNet; noise that grows as batches get small
 Broken by: at little noise, attacks that know it: Balunovic et al. 2022, arXiv 2111.04706; Dimitrov et al. 2024, arXiv 2403.03945
 
 What is guaranteed: neighbouring datasets differ in one image, whose gradient is present or zero (to exchange an image for
