@@ -129,3 +129,11 @@ def spent(rounds: Iterable[Row]) -> Row | None:
     known = [value for value in by_client.values() if value is not None]
     kept = {key: rows[-1][key] for key in ("delta", "privacy_unit", "no_epsilon") if key in rows[-1]}
     return {"epsilon": by_client, "max": max(known, default=None), **kept}
+
+
+def said(privacy: Row) -> str:
+    """Return in one line what :func:`spent` found."""
+    if privacy["max"] is None:
+        return f"Differential privacy: no epsilon, because {privacy['no_epsilon']}"
+    unit = {"record": "each image", "client": "each client"}[privacy["privacy_unit"]]
+    return f"Differential privacy of {unit}: epsilon {privacy['max']:,.2f} at most, at delta {privacy['delta']:g}"

@@ -6,7 +6,7 @@ from opacus.accountants import RDPAccountant
 
 from fedleak.client.batches import local_steps
 from fedleak.defenses.base import Mechanism
-from fedleak.evaluation.privacy import Accountant, epsilon, spent
+from fedleak.evaluation.privacy import Accountant, epsilon, said, spent
 from fedleak.scenario import Scenario, parse_scenario
 
 DELTA = 1e-5
@@ -125,7 +125,10 @@ def test_rows_say_why_there_is_no_epsilon(name: str, parameters: dict[str, Any],
     row = accountant.row([1])
     assert row["epsilon"] == {"1": None}
     assert row["no_epsilon"].startswith(reason)
-    assert spent([row])["max"] is None  # type: ignore[index]
+    found = spent([row])
+    assert found is not None
+    assert found["max"] is None
+    assert reason in said(found)
 
 
 def test_a_run_without_a_mechanism_says_nothing() -> None:
@@ -142,7 +145,9 @@ def test_what_was_spent_is_each_clients_last_and_the_largest() -> None:
         {"epsilon": {"0": 2.0}, "delta": DELTA, "privacy_unit": "client"},
         {"round": 3},
     ]
-    assert spent(rows) == {"epsilon": {"0": 2.0, "1": 1.0}, "max": 2.0, "delta": DELTA, "privacy_unit": "client"}
+    found = spent(rows)
+    assert found == {"epsilon": {"0": 2.0, "1": 1.0}, "max": 2.0, "delta": DELTA, "privacy_unit": "client"}
+    assert said(found) == "Differential privacy of each client: epsilon 2.00 at most, at delta 1e-05"
 
 
 def test_any_strength_that_is_allowed_has_a_finite_epsilon() -> None:
