@@ -106,7 +106,7 @@ def observation_of(part: Part, observations: Sequence[Observation], present: int
         return None
     scale = [float(weight) * count / examples for weight, count in zip(part.weights, counts, strict=True)]
     each = now.local.batch_size / len(now.cohort)
-    batch = examples if now.kind == "gradient" else min(examples, max(1, round(each * len(part.clients))))
+    batch = examples if now.local.steps == 1 else min(examples, max(1, round(each * len(part.clients))))
     update = _combined([_change(one) for one in observations], scale)
     if now.kind == "weights":
         update = {name: value + update[name] for name, value in now.parameters.items()}
