@@ -58,18 +58,25 @@ def _table(found: Sequence[Line]) -> list[Row]:
     return sorted(rows, key=lambda row: (row["setting"], row["defense"], -math.inf if row["gain"] is None else -row["gain"]))
 
 
+def spelt(parameters: dict[str, Any] | None) -> list[str]:
+    """Return a plugin's parameters as ``key=value``."""
+    return [f"{key}={formats.plain(value)}" for key, value in (parameters or {}).items()]
+
+
 def _line(line: Line) -> dict[str, Any]:
     first, found = line.first, line.attacked
     steps = f", {first['steps']} steps" if first.get("steps") else ""
     return {
         "attack": first["attack"],
-        "parameters": [f"{key}={formats.plain(value)}" for key, value in (first.get("parameters") or {}).items()],
+        "parameters": spelt(first.get("parameters")),
         "knows": first["knows_defense"],
         "defense": first["defense"],
         "data": first["data"],
+        "size": f"{first['image_size']} px" if first.get("image_size") else "",
         "model": first["model"],
+        "model_parameters": spelt(first.get("model_parameters")),
         "batch": first["batch"],
-        "update": f"{first['protocol']}{steps}",
+        "sent": f"{first['protocol']}{steps}, {formats.plural(first['clients'], 'client')}",
         "setting": f"{first['data']} {first['model']} {first['batch']:04d} {first['protocol']}{steps} {first['clients']}",
         "rounds": first["rounds"],
         "gain": found.gain.mean if found else None,

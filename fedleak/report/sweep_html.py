@@ -141,7 +141,8 @@ def _setting(folder: SweepFolder, title: str, rows: Sequence[Row], judged: Seque
 
 
 def _mark_name(verdict: Verdict) -> str:
-    return verdict.strength.rpartition("=")[2] or verdict.family
+    """Return what tells the mark from others of its colour."""
+    return verdict.strength.rpartition("=")[2]
 
 
 def _guesses(found: Sequence[Line]) -> dict[str, float]:
@@ -209,7 +210,7 @@ def _line(line: Line, verdict: Verdict) -> Row:
         "failures": line.total("failures"),
         "failure": next((row["failure"] for row in line.rows if row["failure"]), None),
         **{key: line.mean(key) for key in ("mean_image", "random", "ssim", "label_accuracy", "identification", "chance")},
-        **{key: line.mean(key) for key in ("accuracy", "epsilon", "cpu_seconds", "seconds", "bytes")},
+        **{key: line.mean(key) for key in ("accuracy", "epsilon", "cpu_seconds", "seconds", "bytes", "coded_bytes")},
         "word": verdict.word,
         "runs": [(formats.plain(row["seed"]), quote(f"{row['folder']}/report.html")) for row in line.rows],
     }

@@ -103,25 +103,26 @@ def verdict_table(judged: Sequence[Verdict]) -> Table:
     """Return the verdicts of a sweep as a table for the terminal."""
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     several = len({verdict.setting for verdict in judged}) > 1
-    grid.add_column("defense", overflow="fold")
+    measured = any(verdict.accuracy is not None for verdict in judged)
+    grid.add_column("defense", overflow="fold", min_width=16)
     if several:
         grid.add_column("setting", overflow="fold")
     grid.add_column("verdict", no_wrap=True)
-    grid.add_column("best attack", overflow="fold")
-    for heading in ("gain dB", "95 %", "worst", "found", "acc."):
+    grid.add_column("best attack", overflow="fold", min_width=19)
+    for heading in ("gain dB", "95 %", "found", *(["acc."] if measured else [])):
         grid.add_column(heading, justify="right", no_wrap=True)
     for verdict in judged:
         best = verdict.best
-        found = [
+        figures = [
             decimals(best.gain.mean) if best else "",
             f"{decimals(best.gain.low)} to {decimals(best.gain.high)}" if best else "",
-            decimals(verdict.worst) if best else "",
             percent(best.identified.mean) if best and best.identified else "",
+            *([percent(verdict.accuracy)] if measured else []),
         ]
         name = Text("no defense" if verdict.control else verdict.defense, style="dim" if verdict.control else "bold")
-        word = Text(verdict.word, style=_COLOURS[verdict.word])
         setting: list[Any] = [Text(verdict.setting)] if several else []
-        grid.add_row(name, *setting, word, Text(best.attack if best else "-"), *found, percent(verdict.accuracy))
+        word = Text(verdict.word, style=_COLOURS[verdict.word])
+        grid.add_row(name, *setting, word, Text(best.attack if best else "-"), *figures)
     return grid
 
 

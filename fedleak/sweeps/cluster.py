@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,7 @@ from fedleak.errors import FedleakError, ScenarioError
 from fedleak.sweeps.cell import Job, run_cell
 from fedleak.sweeps.pool import Watcher
 
+_PATIENCE = 10.0  # seconds to wait for a cluster's head to answer
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -55,6 +57,7 @@ class Cluster:
 
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         try:
+            _knock(self._address)
             ray.init(
                 address=self._address,
                 include_dashboard=False if self._address == "local" else None,
@@ -63,7 +66,7 @@ class Cluster:
                 log_to_driver=False,
                 configure_logging=False,
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             said = " ".join(str(error).split())
             raise ScenarioError(
                 f"--ray {self._address}: no Ray cluster there ({said}); start one with `ray start --head`, or use --ray local"
@@ -88,6 +91,13 @@ class Cluster:
             except ray.exceptions.RayError as failure:
                 error = f"Ray could not run it: {next(iter(str(failure).splitlines()), type(failure).__name__)}"
             watcher.done(job.name, error)
+
+
+def _knock(address: str) -> None:
+    """Raise ``OSError`` if nobody answers at HOST:PORT, which Ray would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
 
 
 def _task(text: str) -> str | None:

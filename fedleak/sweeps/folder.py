@@ -15,13 +15,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fedleak.errors import ScenarioError
 from fedleak.runs import Row
-from fedleak.sweeps.cell import CELLS, done_rows
+from fedleak.sweeps.cell import CELLS
 
 _FIRST = {"sweep.lock", "sweep.json.tmp"}  # all that a start killed at once has left
 _COLUMNS = (
@@ -59,6 +59,7 @@ _COLUMNS = (
     "cpu_seconds",
     "seconds",
     "bytes",
+    "coded_bytes",
     "client_errors",
     "folder",
     "digest",
@@ -141,25 +142,6 @@ class SweepFolder:
         """Return all rows of ``sweep.jsonl``."""
         path = self.path / "sweep.jsonl"
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-    def collect(self, facts: Iterable[Row], errors: dict[str, str]) -> list[Row]:
-        """Return the rows of all finished cells, in order, and one for each cell that failed.
-
-        Parameters
-        ----------
-        facts : iterable of dict
-            Of every cell, as in ``sweep.json``.
-        errors : dict
-            Why a cell failed, by its name.
-        """
-        rows: list[Row] = []
-        for cell in facts:
-            name = cell["cell"]
-            found = done_rows(self.path, name, cell["digest"])
-            if found is None and name in errors:
-                found = [{**cell, "attack": None, "error": errors[name]}]
-            rows += found or []
-        return rows
 
     def write_table(self, rows: Sequence[Row]) -> None:
         """Write ``sweep.jsonl`` and ``sweep.csv`` whole: a reader sees the old ones or the new ones."""

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from fedleak.errors import ScenarioError
-from fedleak.report.leaderboard_html import write_page
+from fedleak.report.leaderboard_html import spelt, write_page
 from fedleak.report.records import read_records
 from fedleak.runs import Row
 from fedleak.scenario import DefenseSpec, Scenario
-from fedleak.sweeps.cell import CELLS
+from fedleak.sweeps.folder import SweepFolder
 from fedleak.sweeps.lines import Line, lines
 from fedleak.sweeps.plan import CONTROL
 from fedleak.sweeps.rows import run_rows
@@ -72,7 +71,9 @@ def leaderboard(folders: Iterable[str | Path], out: str | Path = "leaderboard.ht
 
 def _runs(folder: Path) -> list[Path]:
     if (folder / "sweep.json").is_file():
-        return sorted(path for path in (folder / CELLS).glob("*") if (path / "manifest.json").is_file())
+        sweep = SweepFolder.open(folder)
+        cells = [sweep.cell(str(cell["cell"])) for cell in sweep.asked().get("cells", [])]
+        return [path for path in cells if (path / "manifest.json").is_file()]
     if not (folder / "manifest.json").is_file():
         raise ScenarioError(f"{folder}: no run folder and no sweep's; expected what `fedleak run` or `fedleak sweep` wrote")
     return [folder]
@@ -103,8 +104,3 @@ def _rows(run: Path, page: Path) -> list[Row]:
 
 def _spelt(defense: DefenseSpec) -> str:
     return " ".join([defense.name, *spelt(defense.parameters)])
-
-
-def spelt(parameters: dict[str, Any]) -> Sequence[str]:
-    """Return parameters as ``key=value``."""
-    return [f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in parameters.items()]

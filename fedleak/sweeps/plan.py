@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fedleak.errors import ScenarioError
+from fedleak.errors import ScenarioError, nearest
 from fedleak.scenario import DefenseSpec, Scenario, Section, apply_override, parse_scenario, read_table
 from fedleak.validation import explain, read
 
@@ -66,6 +66,9 @@ class DefenseEntry(BaseModel):
     strengths: dict[str, Any] = Field(default={}, description="parameters with a list of values each: one cell for each value")
     chain: tuple[DefenseSpec, ...] = Field(default=(), description="several defenses in a row, in place of a name")
     set: tuple[str, ...] = Field(default=(), description="overrides of the scenario that come with this defense")
+    without: tuple[str, ...] = Field(
+        default=(), description="attacks, by title or name, that cannot run against it, such as an adaptive one without a counter"
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> DefenseEntry:
@@ -111,8 +114,8 @@ class Strength:
         The two apart; the strength is empty where only one was asked for.
     chain : tuple of dict
         The scenario's ``defenses``.
-    set : tuple of str
-        What else it changes.
+    set, without : tuple of str
+        What else it changes, and which attacks are left out.
     """
 
     label: str
@@ -120,6 +123,7 @@ class Strength:
     strength: str = ""
     chain: tuple[dict[str, Any], ...] = ()
     set: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -226,7 +230,7 @@ def _strengths(entry: DefenseEntry) -> Iterator[Strength]:
         chain = [spec.model_dump(mode="json") for spec in entry.chain]
         if entry.name:
             chain = [{"name": entry.name, **fixed, **varied}]
-        yield Strength(label, entry.family, strength, tuple(chain), entry.set)
+        yield Strength(label, entry.family, strength, tuple(chain), entry.set, entry.without)
 
 
 def _values(axis: Axis) -> Iterator[tuple[str, str, tuple[str, ...]]]:
@@ -267,7 +271,7 @@ def _cell(
             apply_override(table, override)
     except ScenarioError as error:
         raise ScenarioError(f"{where}: {error}") from error
-    scenario = parse_scenario({"name": file.name, **table}, where)
+    scenario = _left_out(parse_scenario({"name": file.name, **table}, where), strength.without, where)
     if strength.label == CONTROL and scenario.defenses:
         raise ScenarioError(f"{where}: the control has defenses; take them out of the axes and of --set, and use [[defenses]]")
     if scenario.federation.engine != "inprocess":
@@ -277,6 +281,14 @@ def _cell(
         )
     setting = ", ".join(f"{title} {label}" for title, label in axes.items() if title not in seeds)
     return Cell(_folder_name(strength, axes, scenario), strength, axes, setting, scenario)
+
+
+def _left_out(scenario: Scenario, without: Sequence[str], where: str) -> Scenario:
+    titles = [spec.result_name for spec in scenario.attacks]
+    if unknown := next((name for name in without if name not in titles), None):
+        raise ScenarioError(f"{where}: without: '{unknown}' is none of the attacks; {nearest(unknown, titles)}")
+    kept = tuple(spec for spec in scenario.attacks if spec.result_name not in without)
+    return scenario.model_copy(update={"attacks": kept})
 
 
 def _folder_name(strength: Strength, axes: dict[str, str], scenario: Scenario) -> str:

@@ -32,8 +32,9 @@ def run_rows(folder: Path) -> list[Row]:
     -------
     list of dict
         PSNR, gain and baselines in dB, each a mean over images; shares in [0, 1]; ``cpu_seconds`` for each attacked
-        update, ``seconds`` and ``bytes`` for each client's reply; ``images`` holds, image by image, its name (equal for the
-        same private image in two rounds), its gain and whether it was identified. A value is ``None`` where it is unknown.
+        update; ``seconds``, ``bytes`` and ``coded_bytes`` for each client's reply, as in the summary's ``cost``; ``images``
+        holds, image by image, its name (equal for the same private image in two rounds), its gain and whether it was
+        identified. A value is ``None`` where it is unknown.
 
     Raises
     ------
@@ -84,15 +85,16 @@ def _scenario(records: RunRecords, folder: Path) -> Scenario:
 
 def _facts(records: RunRecords, scenario: Scenario) -> Row:
     rounds = [row for row in records.rounds if (number(row.get("round")) or 0) >= 1]
-    replies = sum(len(row.get("clients") or ()) for row in rounds)
     accuracy = [value for row in records.rounds if (value := number(row.get("accuracy"))) is not None]
     failures = [failure for row in rounds for failure in (row.get("failures") or ()) if isinstance(failure, dict)]
-    privacy = table(records.summary, "privacy")
+    privacy, cost = table(records.summary, "privacy"), table(table(records.summary, "utility"), "cost")
     return {
         "threat": scenario.threat.preset,
         "defense_known": scenario.threat.defense_known,
         "model": scenario.model.name,
+        "model_parameters": scenario.model.parameters,
         "data": scenario.data.source,
+        "image_size": scenario.data.image_size,
         "protocol": scenario.federation.protocol,
         "batch": scenario.local.batch_size,
         "steps": scenario.local.steps,
@@ -100,15 +102,9 @@ def _facts(records: RunRecords, scenario: Scenario) -> Row:
         "client_errors": len(failures),
         "client_error": str(failures[0].get("reason")) if failures else None,
         "accuracy": accuracy[-1] if accuracy else None,
-        "epsilon": number(privacy.get("epsilon")),
-        "seconds": _share(rounds, "seconds", replies),
-        "bytes": _share(rounds, "bytes_received", replies),
+        "epsilon": next((value for key in ("epsilon", "max") if (value := number(privacy.get(key))) is not None), None),
+        **{key: number(cost.get(key)) for key in ("seconds", "bytes", "coded_bytes")},
     }
-
-
-def _share(rounds: Iterable[Row], key: str, replies: int) -> float | None:
-    values = [value for row in rounds if (value := number(row.get(key))) is not None]
-    return math.fsum(values) / replies if values and replies else None
 
 
 def _knowledge(spec: AttackSpec | None, scenario: Scenario) -> Row:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +24,8 @@ from fedleak.sweeps.lock import Lock
 from fedleak.sweeps.plan import Cell, Plan, load_sweep
 from fedleak.sweeps.pool import Pool
 from fedleak.sweeps.verdicts import Verdict, verdicts
+
+_PAUSE = 2.0  # seconds between two writings of the table while cells finish
 
 
 @dataclass(frozen=True)
@@ -131,14 +134,16 @@ def sweep(
     with Lock(place / "sweep.lock", f"{place}: another sweep is at work there"):
         folder.ask(_asked(plan, Path(path), facts))
         on_start(place)
+        audience = watcher or _Unwatched()
+        desk = _Desk(folder, facts, audience)
+        finished = desk.finished
         left = [
             Job(cell.name, str(place.resolve()), cell.scenario.to_json(), fact, device)
             for cell, fact in zip(plan.cells, facts, strict=True)
-            if done_rows(place, cell.name, cell.scenario.digest) is None
+            if cell.name not in finished
         ]
         workers = jobs or _cores()
-        desk = _Desk(folder, facts, watcher or _Unwatched())
-        desk.begin(len(facts), len(facts) - len(left), min(workers, len(left)))
+        audience.begin(len(facts), len(facts) - len(left), min(workers, len(left)))
         runner = Cluster(ray, jobs) if ray else Pool(workers, place / "workers.log")
         try:
             if left:
@@ -190,29 +195,36 @@ class _Desk:
     """Keeps the table up to date while cells finish."""
 
     def __init__(self, folder: SweepFolder, facts: list[Row], watcher: SweepWatcher) -> None:
-        self._folder, self._facts, self._watcher = folder, facts, watcher
-        self._errors: dict[str, str] = {}
+        self._folder, self._facts, self._watcher = folder, {fact["cell"]: fact for fact in facts}, watcher
+        found = ((name, done_rows(folder.path, name, fact["digest"])) for name, fact in self._facts.items())
+        self._rows = {name: rows for name, rows in found if rows is not None}
+        self._written = 0.0
 
-    def begin(self, total: int, finished: int, workers: int) -> None:
-        self._watcher.begin(total, finished, workers)
+    @property
+    def finished(self) -> set[str]:
+        """The names of the cells that are finished."""
+        return {name for name, rows in self._rows.items() if not rows[0]["error"]}
 
     def at(self, name: str, what: str) -> None:
         self._watcher.at(name, what)
 
     def done(self, name: str, error: str | None) -> None:
-        fact = next(fact for fact in self._facts if fact["cell"] == name)
+        fact = self._facts[name]
         rows = done_rows(self._folder.path, name, fact["digest"])
         if rows is None:
-            self._errors[name] = error or (
-                "it ran on a machine whose files are not seen here; --out must be on a file system that all machines share"
-            )
-        self.close()
-        self._watcher.done(name, self._errors.get(name), rows or ())
+            error = error or "its files are not seen here; --out must be on a file system that all machines share"
+            self._rows[name] = [{**fact, "attack": None, "error": error}]
+        else:
+            self._rows[name] = rows
+        if time.monotonic() - self._written > _PAUSE:
+            self.close()
+        self._watcher.done(name, None if rows else error, rows or ())
 
     def close(self) -> list[Row]:
-        """Write and return the table of all that is there."""
-        rows = self._folder.collect(self._facts, self._errors)
+        """Write and return the table of all that is there, in the order of the cells."""
+        rows = [row for name in self._facts for row in self._rows.get(name, ())]
         self._folder.write_table(rows)
+        self._written = time.monotonic()
         return rows
 
 

@@ -48,6 +48,9 @@ def test_runs_that_differ_in_the_seed_alone_are_one_line(runs, tmp_path):
     assert page.index("local-training-known") < page.index("labels-known</h2>")
     assert "2 attacks in 4 finished runs" in page
     assert "iterations=1" in page
+    assert "built-in method" not in page
+    for shown in ("samples", "16 px", "mlp", "hidden=8", "fedsgd, 2 clients"):
+        assert shown in page
 
 
 def test_an_attack_with_other_parameters_is_another_line(runs, tmp_path):
@@ -70,9 +73,10 @@ def test_links_lead_to_the_reports(runs, tmp_path):
 def test_a_sweeps_folder_stands_for_its_runs_and_a_run_named_twice_counts_once(runs, tmp_path):
     sweep = tmp_path / "sweep"
     (sweep / "cells").mkdir(parents=True)
-    (sweep / "sweep.json").write_text("{}")
+    (sweep / "sweep.json").write_text(json.dumps({"cells": [{"cell": name} for name in ("a", "b", "started", "not-started")]}))
     shutil.copytree(runs / "seed 1", sweep / "cells" / "a")
     shutil.copytree(runs / "noise", sweep / "cells" / "b")
+    shutil.copytree(runs / "labels", sweep / "cells" / "of-an-older-file")
     (sweep / "cells" / "started").mkdir()
     board = fedleak.leaderboard([sweep, sweep / "cells" / "a"], tmp_path / "board.html")
     assert [len(line.rows) for line in board.lines] == [1, 1]

@@ -1,9 +1,14 @@
 """From a sweep's file to its cells, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 
 from fedleak.errors import ScenarioError
 from fedleak.sweeps.plan import load_sweep
+from fedleak.sweeps.sweep import check_cells
+
+SWEEPS = sorted((Path(__file__).parents[2] / "scenarios" / "sweeps").glob("*.toml"))
 
 
 def changed(path, old, new):
@@ -81,6 +86,23 @@ ratio = 0.5
     assert by_label["none"].local.batch_size == 1
 
 
+def test_attacks_that_cannot_run_against_a_defense_are_left_out_by_name(tiny):
+    tiny.write_text(
+        tiny.read_text()
+        + """
+without = ["cosine"]
+[[scenario.attacks]]
+name = "inverting-gradients"
+title = "cosine"
+"""
+    )
+    attacks = {cell.defense.label: [spec.result_name for spec in cell.scenario.attacks] for cell in load_sweep(tiny).cells}
+    assert attacks["none"] == ["closed-form", "cosine"]
+    assert attacks["gaussian-noise std=0.1"] == ["closed-form"]
+    with pytest.raises(ScenarioError, match="without: 'cosine' is none of the attacks; did you mean 'cosines'"):
+        load_sweep(changed(tiny, 'title = "cosine"', 'title = "cosines"'))
+
+
 def test_the_full_form_has_a_folder_of_its_own_and_overrides_come_last(tiny):
     assert load_sweep(tiny, "full").name == "tiny-full"
     assert {cell.scenario.federation.rounds for cell in load_sweep(tiny, "full").cells} == {2}
@@ -127,3 +149,10 @@ def test_overrides_cannot_undo_the_sweep(tiny):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ScenarioError, match=r"no such file; expected a sweep in TOML"):
         load_sweep(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("form", ["small", "full"])
+def test_every_sweep_passes_its_check(path, form):
+    cells = check_cells(load_sweep(path, form), path.name)
+    assert any(cell.control for cell, _ in cells)
