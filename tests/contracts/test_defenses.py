@@ -17,6 +17,7 @@ from fedleak.seeding import Seed
 
 INPUT = InputSpec((3, 8, 8), 10)
 NAMES = defenses.names()
+ON_UPDATE = [name for name in NAMES if defenses.get(name).on_update is not Defense.on_update]
 
 
 def situation(server_round: int = 1, client: int = 0) -> Situation:
