@@ -276,6 +276,7 @@ def _fail(word: str, message: str, code: int) -> NoReturn:
 
 
 def _finish(result: Result) -> None:
+    from fedleak.evaluation.privacy import said
     from fedleak.report.terminal import leakage_table
 
     summary = result.summary
@@ -285,7 +286,7 @@ def _finish(result: Result) -> None:
     if accuracy:
         console.print(f"Test accuracy after the last round: {accuracy[-1]:.1%}", highlight=False)
     if summary["privacy"]:
-        console.print(f"Largest epsilon of any client: {summary['privacy']['epsilon']:.2f}", highlight=False)
+        console.print(said(summary["privacy"]), highlight=False, soft_wrap=True)
     if summary["attack_failures"]:
         console.print(f"{summary['attack_failures']} update(s) gave an attack no images; the report says why.", highlight=False)
     console.print(f"Report: {escape(str(result.report))}", highlight=False, soft_wrap=True)

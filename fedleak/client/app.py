@@ -39,10 +39,11 @@ def on_train(msg: Message, context: Context) -> Message:
     chain, server_round = chain_for(context), int(config["server-round"])
     with remembering(context, chain) as memory:
         trained = train(scenario, chain.at(server_round, client, memory), received, client, server_round, mu)
+    loss = {} if chain.private else {"train_loss": trained.loss}
     content = RecordDict(
         {
             "arrays": ArrayRecord(trained.arrays),
-            "metrics": MetricRecord({"num-examples": trained.num_examples, "train_loss": trained.loss}),
+            "metrics": MetricRecord({"num-examples": trained.num_examples, **loss}),
             "fedleak": ConfigRecord({"buffers": trained.buffers}),
         }
     )

@@ -23,6 +23,7 @@ class SecAggView(Defense):
 
     name = "secagg-view"
     identity = {}
+    protects_alone = False
 
 
 def only_sums(scenario: Scenario) -> bool:

@@ -40,6 +40,7 @@ class SecureAggregation(Defense):
 
     name = "secure-aggregation"
     identity = {}
+    protects_alone = False
 
     class Config(DefenseConfig):
         """Parameters."""

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fedleak.evaluation.flags import FLAGS
+from fedleak.evaluation.privacy import spent
 from fedleak.evaluation.summary import CLEAR_DB
-from fedleak.evaluation.utility import by_client, privacy, utility
+from fedleak.evaluation.utility import by_client, utility
 from fedleak.report import asked, formats
 from fedleak.report.figures import MARKERS, fidelity_chart, loss_chart, rounds_chart, series_colour
 from fedleak.report.gallery import CLOSE_DB, Cell, Gallery, Place, Series, bands
@@ -185,7 +186,7 @@ def _leak(row: dict[str, Any]) -> dict[str, Any]:
 def _costs(records: RunRecords) -> dict[str, Any]:
     """Return what each client paid and was promised, and the same for all of them in a round."""
     rounds = [row for row in records.rounds if (number(row.get("round")) or 0) >= 1]
-    private = privacy(rounds)
+    private = spent(rounds)
     promised = private["by_client"] if private else {}
     clients = by_client(rounds)
     return {

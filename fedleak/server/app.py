@@ -19,6 +19,7 @@ from fedleak.data.statistics import evenly_spaced
 from fedleak.defenses.chain import defended_model
 from fedleak.defenses.secure_aggregation import most_weight, secure_aggregation
 from fedleak.engines.secagg_grid import SecureGrid
+from fedleak.evaluation.privacy import Accountant
 from fedleak.events import Event, Listener, silent
 from fedleak.models.weights import load_weights
 from fedleak.runs import Arrays, RunFolder
@@ -145,7 +146,7 @@ def _restore(folder: RunFolder, trainer: Strategy) -> tuple[int, ArrayRecord]:
 
 
 class Ledger:
-    """Closes each round: test accuracy, checkpoint, one line in rounds.jsonl.
+    """Closes each round: test accuracy, privacy spent, checkpoint, one line in rounds.jsonl.
 
     Flower calls :meth:`close` with the global model before the first round and after each round. ``rounds_done`` is how
     many an earlier process finished; ``None`` if there was none. Where secure aggregation carries the updates, ``secured`` knows
@@ -173,6 +174,9 @@ class Ledger:
         self._done = rounds_done or 0
         self._secured = secured
         self._since = time.perf_counter()
+        self._accountant = Accountant(serving.scenario, [len(shard) for shard in data.shards])
+        for row in serving.folder.rows("rounds.jsonl"):
+            self._accountant.took_part(row["round"], row.get("clients", ()))
 
     def close(self, flower_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Account for one finished round."""
@@ -194,6 +198,8 @@ class Ledger:
             }
             if self._secured is not None:
                 row |= {"bytes_received": self._secured.bytes_received, "bytes_sent": self._secured.bytes_sent}
+            self._accountant.took_part(server_round, self._referee.asked)
+            row |= self._accountant.row(self._referee.asked)
         # In this order: what a kill in between leaves of the round is dropped when the run goes on.
         self._serving.folder.append("rounds.jsonl", [row])
         self._checkpoint(server_round, arrays)
