@@ -102,7 +102,7 @@ def _facts(records: RunRecords, scenario: Scenario) -> Row:
         "client_errors": len(failures),
         "client_error": str(failures[0].get("reason")) if failures else None,
         "accuracy": accuracy[-1] if accuracy else None,
-        "epsilon": next((value for key in ("epsilon", "max") if (value := number(privacy.get(key))) is not None), None),
+        "epsilon": number(privacy.get("epsilon")),
         **{key: number(cost.get(key)) for key in ("seconds", "bytes", "coded_bytes")},
     }
 

@@ -282,8 +282,8 @@ def _said(one: Attacked) -> str:
     assert one.identified is not None
     assert one.chance is not None
     return (
-        f"{one.attack} is not shown to be nearer than a guess, but tells which of its client's images it was in {one.identified.mean:.0%}; "
-        f"chance is {one.chance:.0%}"
+        f"{one.attack} is not shown to be nearer than a guess, but tells which of its client's images it was in "
+        f"{one.identified.mean:.0%}; chance is {one.chance:.0%}"
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 
@@ -93,6 +94,21 @@ def test_failed_updates_and_replies_are_told_apart(run, tmp_path):
     assert found[attack]["failure"] == "no linear layer"
     assert [image["gain"] is None for image in found[attack]["images"]].count(True) == 1
     assert sum(len(row["images"]) for row in found.values()) == len(rows) - 1
+
+
+def test_accuracy_epsilon_and_costs_are_the_runs_own(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    summary = json.loads((copy / "summary.json").read_text())
+    assert run_rows(copy)[0]["bytes"] == summary["utility"]["cost"]["bytes"]
+    summary["privacy"] = {"epsilon": 3.5, "by_client": {"0": 3.5}}
+    (copy / "summary.json").write_text(json.dumps(summary))
+    rounds = [json.loads(line) for line in (copy / "rounds.jsonl").read_text().splitlines()]
+    for number, line in enumerate(rounds):
+        line["accuracy"] = 0.25 * number
+    (copy / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rounds))
+    [row, _] = run_rows(copy)
+    assert (row["epsilon"], row["accuracy"]) == (3.5, 0.5)
 
 
 def test_a_run_that_attacked_nothing_has_one_row(run, tmp_path):
