@@ -82,7 +82,7 @@ class Cluster:
         while waiting or running:
             while waiting and len(running) < most:
                 job = waiting.pop()
-                running[task.remote(job.to_json())] = job
+                running[task.remote(job.to_json(), str(Path.cwd()))] = job
                 watcher.at(job.name, "on Ray")
             [ready], _ = ray.wait(list(running), num_returns=1)
             job = running.pop(ready)
@@ -100,8 +100,10 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
 
 
-def _task(text: str) -> str | None:
+def _task(text: str, directory: str) -> str | None:
     """Run one cell; return why it failed, or nothing."""
+    if Path(directory).is_dir():  # so that a relative data.path means what it does where the sweep was started
+        os.chdir(directory)
     logging.getLogger("flwr").setLevel(logging.ERROR)
     try:
         run_cell(Job.from_json(text))
