@@ -267,7 +267,7 @@ def judge(found: Sequence[Attacked], control: Sequence[Attacked] | None) -> tupl
         return _blocked(found, control or ())
     # The first is the best: one that succeeds comes before one with single images, and that before one that only identifies.
     said = _said(sorted(leaky, key=lambda one: (not one.succeeds, not one.leaked))[0])
-    without = f"{works.attack} has {works.gain.mean:+.1f} dB without the defense"
+    without = f"{works.attack} has {_db(works.gain.mean)} dB without the defense"
     if all(one.gain.high <= works.gain.mean - TAKEN_DB for one in leaky):
         return "degrades", f"{said}; {without}."
     return "leaks", f"{said}; {without}."
@@ -318,4 +318,8 @@ def _blocked(found: Sequence[Attacked], control: Sequence[Attacked]) -> tuple[Wo
 
 
 def _gained(one: Attacked) -> str:
-    return f"{one.attack} gains {one.gain.mean:+.1f} dB ({one.gain.low:+.1f} to {one.gain.high:+.1f})"
+    return f"{one.attack} gains {_db(one.gain.mean)} dB ({_db(one.gain.low)} to {_db(one.gain.high)})"
+
+
+def _db(value: float) -> str:
+    return f"{round(value, 1) + 0.0:+.1f}"  # + 0.0: no -0.0
