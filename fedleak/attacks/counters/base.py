@@ -51,7 +51,11 @@ class Counter:
         return observation
 
     def observe(self, victim: Victim) -> None:
-        """Look at the network and the gradient to match, and change ``victim.observed`` where entries are to be left out."""
+        """Look at the network and the gradient to match, and change ``victim.observed`` where entries are to be left out.
+
+        What more the update tells can be appended, as further tensors that :meth:`guess` appends as well: later counters are
+        given them too.
+        """
 
     def start(self, victim: Victim, generator: torch.Generator) -> list[Tensor]:
         """Return further unknowns of one start, optimised with the images: floats without bounds; none by default.

@@ -7,10 +7,13 @@ Source: Balunovic et al. 2022, "Bayesian Framework for Gradient Leakage", arXiv 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
+from torch import Tensor
+
 from fedleak.attacks.counters._noise import NoiseCounter
-from fedleak.attacks.counters.base import counters
+from fedleak.attacks.counters.base import counters, unit
 from fedleak.defenses.gaussian_noise import GaussianNoise
 
 
@@ -21,6 +24,6 @@ class GaussianNoiseCounter(NoiseCounter):
     name: ClassVar[str] = GaussianNoise.name
     config: GaussianNoise.Config
 
-    def variance(self) -> float:
+    def variances(self, observed: Sequence[Tensor]) -> list[Tensor]:
         """Return the square of the standard deviation."""
-        return self.config.std**2
+        return [value.new_tensor((self.config.std / unit(self.observation)) ** 2) for value in observed]

@@ -26,9 +26,9 @@ class LaplacianNoiseCounter(NoiseCounter):
     name: ClassVar[str] = LaplacianNoise.name
     config: LaplacianNoise.Config
 
-    def variance(self) -> float:
+    def variances(self, observed: Sequence[Tensor]) -> list[Tensor]:
         """Return twice the square of the scale."""
-        return 2 * self.config.scale**2
+        return [value.new_tensor(2 * (self.config.scale / unit(self.observation)) ** 2) for value in observed]
 
     def compare(self, guessed: list[Tensor], observed: Sequence[Tensor]) -> list[Tensor]:
         """Return the guess with each difference from the observed at the root of what its likelihood is, as a square."""
