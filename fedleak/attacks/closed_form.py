@@ -85,7 +85,8 @@ class ClosedForm(Attack):
             )
         loss = _residual(model, solution, parameters, buffers, gradient, known)
         # Convolutions are counted by the outputs that were in fact known, which for ReLU the shapes do not tell.
-        counts = {counted.layer: counted for counted in (*count_layers(order, 1), *solution.counts)}
+        kept = 1.0 if known is None else sum(int(v.sum()) for v in known.values()) / sum(v.numel() for v in known.values())
+        counts = {counted.layer: counted for counted in (*count_layers(order, 1, kept), *solution.counts)}
         flags = ("not-identifiable",) if any(counted.slack < 0 for counted in counts.values()) else ()
         return Reconstruction(
             images=spec.denormalize(solution.input[None]).float(),

@@ -42,7 +42,7 @@ def defense_of(arm: str, ratio: float, momentum: float, rounds: int) -> list[dic
 
 def scenario_of(arm: str, options: argparse.Namespace, seed: int) -> Scenario:
     """Return the federation of an arm: nothing is recorded or attacked."""
-    scale = 1 - options.momentum if arm.startswith("dgc") else 1.0
+    scale = options.scale if arm.startswith("dgc") else 1.0
     fedavg = options.protocol == "fedavg"
     return parse_scenario(
         {
@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.99, help="share that is not sent (default 0.99)")
     parser.add_argument("--momentum", type=float, default=0.9, help="of Deep Gradient Compression (default 0.9)")
     parser.add_argument("--learning-rate", type=float, default=0.3)
+    parser.add_argument("--scale", type=float, default=1 / 3, help="of the learning rate with momentum (default 1/3)")
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--clients", type=int, default=10)
     parser.add_argument("--sampled", type=int, default=5, help="clients in a round (default 5)")

@@ -157,9 +157,12 @@ def walk(
     weight = parameters[f"{head}.weight"]
     if known is None:
         features = classifier_features(weight, gradient[f"{head}.weight"], gradient.get(f"{head}.bias"), label)
+        certain = torch.ones_like(features.h)
     else:
-        features = completed_features(weight, parameters.get(f"{head}.bias"), gradient, known, head, label)
-    state = State(features.h, features.d @ weight, torch.ones_like(features.h))
+        last = next((call.module for call in reversed(order.calls) if invertible(call.module)), None)
+        silent = type(last) is nn.ReLU
+        features, certain = completed_features(weight, parameters.get(f"{head}.bias"), gradient, known, head, label, silent)
+    state = State(features.h, features.d @ weight, certain)
     counts: list[LayerCount] = []
     for position in range(len(order.calls) - 2, -1, -1):
         call = order.calls[position]

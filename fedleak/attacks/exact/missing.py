@@ -1,7 +1,7 @@
 """What a closed form makes of a gradient with entries missing, where a defense that is known has set them to zero.
 
-Formula: d_i h_j = dW_ij for the entries that survived, by alternating least squares, with h = 1 for the bias; an h_j of which
-nothing survived solves W h + b = log p + constant, p = d + onehot, and a d_i of which nothing survived is that of h
+Formula: d_i h_j = dW_ij for the entries that survived, by alternating least squares, with h = 1 for the bias; the few h_j of
+which nothing survived solve W h + b = log p + constant, p = d + onehot, and a d_i of which nothing survived is that of h
 Source: fedleak's own
 """
 
@@ -66,9 +66,9 @@ def survivors(observation: Observation) -> Survivors | None:
 
 
 def completed_features(
-    weight: Tensor, bias: Tensor | None, gradient: Tensors, known: Tensors, head: str, label: int | None
-) -> Features:
-    """Return the features behind what is left of a classifier's gradient.
+    weight: Tensor, bias: Tensor | None, gradient: Tensors, known: Tensors, head: str, label: int | None, silent: bool
+) -> tuple[Features, Tensor]:
+    """Return the features behind what is left of a classifier's gradient, and which of them are known (F,), as 1 or 0.
 
     Parameters
     ----------
@@ -80,11 +80,13 @@ def completed_features(
         By parameter; those of the classifier called ``head`` are read.
     label : int or None
         If known; otherwise read off the signs.
+    silent : bool
+        Whether features can be zero, as those of a ReLU: then one of whose gradient nothing is left is taken to be.
 
     Raises
     ------
     AttackError
-        If nothing of its bias's gradient is left, more features are missing than the rest tells, or it is not that of one image.
+        If nothing of the bias's gradient is left, or what is left is not the gradient of one image.
     """
     if bias is None or not bool(known[f"{head}.bias"].any()):
         raise AttackError(
@@ -104,11 +106,11 @@ def completed_features(
     if label is None:
         label = int(d.where(rows, torch.inf).argmin())
     if not bool(columns.all()):
-        h = _missing_features(weight, bias, h, d, rows, columns, label)
+        h, columns = _missing_features(weight, bias, h, d, rows, columns, label, silent)
     onehot = torch.zeros_like(d)
     onehot[label] = 1
     d = torch.where(rows, d, torch.softmax(weight @ h + bias, 0) - onehot)
-    return Features(h, d, label, misfit)
+    return Features(h, d, label, misfit), columns.to(h)
 
 
 def _rank_one(stacked: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,21 +129,19 @@ def _rank_one(stacked: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return left, right
 
 
-def _missing_features(weight: Tensor, bias: Tensor, h: Tensor, d: Tensor, rows: Tensor, columns: Tensor, label: int) -> Tensor:
-    """Return ``h`` with the features filled in of which no gradient is left."""
+def _missing_features(
+    weight: Tensor, bias: Tensor, h: Tensor, d: Tensor, rows: Tensor, columns: Tensor, label: int, silent: bool
+) -> tuple[Tensor, Tensor]:
+    """Return ``h`` with the features filled in of which no gradient is left, and which features are known now."""
     usable = rows.clone()
     if float(1 + d[label]) < _LEAST_PROBABILITY:
         usable[label] = False
-    count = int((~columns).sum())
-    if int(usable.sum()) < count + 1:
-        raise AttackError(
-            f"nothing is left of the gradient by {count} of the classifier's inputs, and {int(usable.sum())} of its outputs do "
-            "not tell them; use 'adaptive'"
-        )
+    if silent or int(usable.sum()) < int((~columns).sum()) + 1:
+        return h.where(columns, 0.0 if silent else float(h[columns].mean())), columns
     onehot = torch.zeros_like(d)
     onehot[label] = 1
     logits = (d + onehot)[usable].clamp_min(torch.finfo(d.dtype).tiny).log()
     right = logits - bias[usable] - weight[usable][:, columns] @ h[columns]
     system = torch.cat([weight[usable][:, ~columns], right.new_ones(len(right), 1)], dim=1)
     found = torch.linalg.lstsq(system, right[:, None]).solution[:-1, 0]
-    return h.index_copy(0, (~columns).nonzero().squeeze(1), found)
+    return h.index_copy(0, (~columns).nonzero().squeeze(1), found), torch.ones_like(columns)
