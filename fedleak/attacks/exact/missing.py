@@ -86,7 +86,7 @@ def completed_features(
     Raises
     ------
     AttackError
-        If nothing of the bias's gradient is left, or what is left is not the gradient of one image.
+        If nothing of the bias's gradient is left, more features are missing than the rest tells, or it is not of one image.
     """
     if bias is None or not bool(known[f"{head}.bias"].any()):
         raise AttackError(
@@ -136,8 +136,14 @@ def _missing_features(
     usable = rows.clone()
     if float(1 + d[label]) < _LEAST_PROBABILITY:
         usable[label] = False
-    if silent or int(usable.sum()) < int((~columns).sum()) + 1:
-        return h.where(columns, 0.0 if silent else float(h[columns].mean())), columns
+    if silent:
+        return h.where(columns, 0.0), columns
+    count = int((~columns).sum())
+    if int(usable.sum()) < count + 1:
+        raise AttackError(
+            f"nothing is left of the gradient by {count} of the classifier's inputs, and {int(usable.sum())} of its outputs do "
+            "not tell them; use 'adaptive'"
+        )
     onehot = torch.zeros_like(d)
     onehot[label] = 1
     logits = (d + onehot)[usable].clamp_min(torch.finfo(d.dtype).tiny).log()
