@@ -53,7 +53,7 @@ def rounds_chart(gallery: Gallery, rounds: Sequence[dict[str, Any]]) -> Markup |
         return None
     axis = sorted({*attacked, *accuracy, *epsilon})
     figure, panels = _figure(heights, width=12.8, height=1.2 + 1.5 * sum(heights))
-    titles, free = ["PSNR, dB"] * bool(attacked), iter(panels)
+    titles, free = ["PSNR in dB"] * bool(attacked), iter(panels)
     if attacked:
         _draw_leaks(next(free), leaks, baselines, axis)
     if accuracy:
@@ -73,7 +73,7 @@ def rounds_chart(gallery: Gallery, rounds: Sequence[dict[str, Any]]) -> Markup |
     for axes in panels[:-1]:
         axes.set_xlabel("")
         axes.tick_params(labelbottom=False)
-    return _render(figure, "rounds", ", ".join(titles) + " by round, beside both baselines" * bool(attacked))
+    return _render(figure, "rounds", ", ".join(titles) + " by round" + ", beside both baselines" * bool(attacked))
 
 
 def _leaks(gallery: Gallery) -> tuple[list[dict[int, list[float]]], dict[str, dict[int, list[float]]]]:
