@@ -58,31 +58,14 @@ def rounds_chart(gallery: Gallery, rounds: Sequence[dict[str, Any]]) -> Markup |
         _draw_leaks(next(free), leaks, baselines, axis)
     if accuracy:
         axes = next(free)
-        axes.plot(
-            list(accuracy),
-            list(accuracy.values()),
-            color=_INK,
-            linewidth=1.6,
-            marker="o",
-            markersize=_marker(accuracy),
-            clip_on=False,
-        )
+        _line(axes, accuracy)
         _label(axes, "Test accuracy of the global model", axis)
         axes.set_ylim(0, min(1.0, max(accuracy.values()) * 1.25) or 1.0)
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
         titles.append("test accuracy")
     if epsilon:
         axes = next(free)
-        axes.step(list(epsilon), list(epsilon.values()), where="post", color=_INK, linewidth=1.6)
-        axes.plot(
-            list(epsilon),
-            list(epsilon.values()),
-            color=_INK,
-            linestyle="",
-            marker="o",
-            markersize=_marker(epsilon),
-            clip_on=False,
-        )
+        _line(axes, epsilon, drawstyle="steps-post")
         _label(axes, "Privacy: the largest epsilon of any client so far", axis)
         axes.set_ylim(0, max(epsilon.values()) * 1.15 or 1.0)
         titles.append("epsilon")
@@ -128,8 +111,9 @@ def _margin(axis: Sequence[int]) -> float:
     return max(0.5, 0.01 * (axis[-1] - axis[0]))
 
 
-def _marker(curve: dict[int, float]) -> float:
-    return 4.0 if len(curve) <= _MARKED else 0.0
+def _line(axes: Axes, curve: dict[int, float], drawstyle: str = "default") -> None:
+    style: dict[str, Any] = {"color": _INK, "linewidth": 1.6, "marker": "o", "markersize": 4.0 if len(curve) <= _MARKED else 0.0}
+    axes.plot(list(curve), list(curve.values()), drawstyle=drawstyle, clip_on=False, **style)
 
 
 def fidelity_chart(gallery: Gallery) -> Markup | None:
@@ -180,7 +164,7 @@ def loss_chart(rounds: Sequence[dict[str, Any]]) -> Markup | None:
     if not loss:
         return None
     figure, (axes,) = _figure([1.0])
-    axes.plot(list(loss), list(loss.values()), color=_INK, linewidth=1.6, marker="o", markersize=_marker(loss), clip_on=False)
+    _line(axes, loss)
     _label(axes, "Test loss of the global model, nats", sorted(loss))
     return _render(figure, "loss", "Test loss of the global model by round")
 
