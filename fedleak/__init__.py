@@ -35,12 +35,15 @@ __all__ = [
     "Result",
     "Scenario",
     "Seed",
+    "SweepResult",
     "__version__",
     "attack",
     "attack_run",
+    "leaderboard",
     "load_scenario",
     "observe",
     "run",
+    "sweep",
 ]
 
 _HOME = {
@@ -55,11 +58,14 @@ _HOME = {
     "Result": "fedleak.api",
     "Scenario": "fedleak.scenario",
     "Seed": "fedleak.seeding",
+    "SweepResult": "fedleak.sweeps.sweep",
     "attack": "fedleak.api",
     "attack_run": "fedleak.api",
+    "leaderboard": "fedleak.sweeps.leaderboard",
     "load_scenario": "fedleak.scenario",
     "observe": "fedleak.observation",
     "run": "fedleak.api",
+    "sweep": "fedleak.sweeps.sweep",
 }
 
 if TYPE_CHECKING:
@@ -70,6 +76,8 @@ if TYPE_CHECKING:
     from fedleak.scenario import Scenario, load_scenario
     from fedleak.seeding import Seed
     from fedleak.server.curious import HonestButCurious
+    from fedleak.sweeps.leaderboard import leaderboard
+    from fedleak.sweeps.sweep import SweepResult, sweep
     from fedleak.threat import Knowledge
 
 

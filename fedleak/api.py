@@ -19,8 +19,9 @@ from fedleak.attacks.base import Attack, attacks
 from fedleak.check import Checked, build_attack, check, check_device, difficulty
 from fedleak.engines.base import engine
 from fedleak.errors import ScenarioError
+from fedleak.evaluation.privacy import spent
 from fedleak.evaluation.summary import summarise
-from fedleak.evaluation.utility import privacy, utility
+from fedleak.evaluation.utility import utility
 from fedleak.events import Listener, silent
 from fedleak.observation import Observation
 from fedleak.report.html import write_report
@@ -206,7 +207,7 @@ def write_summary(folder: RunFolder) -> Row:
         "client_errors": sum(len(row["failures"]) for row in rounds),
         "attack_failures": len(failed),
         "utility": utility(rounds),
-        "privacy": privacy(rounds),
+        "privacy": spent(rounds),
         "leakage": summarise(rows),
         "model_sha256": model_digest(final_model(folder)) if has_model else "",
     }

@@ -18,6 +18,7 @@ from fedleak.errors import ScenarioError, nearest
 from fedleak.models import models
 from fedleak.registry import Registry
 from fedleak.server.strategies import strategy_names, strategy_parameters
+from fedleak.sweeps import verdicts
 from fedleak.threat import Knowledge, presets_granting
 from fedleak.validation import expectation
 
@@ -44,13 +45,15 @@ def catalogue() -> dict[str, dict[str, str]]:
 
 
 def explanation(name: str) -> str:
-    """Return what there is to know of the plugin called ``name``.
+    """Return what there is to know of the plugin called ``name``, or the rules of a sweep's verdicts for ``"verdicts"``.
 
     Raises
     ------
     ScenarioError
         If no plugin of any kind has that name.
     """
+    if name == "verdicts":
+        return inspect.cleandoc(verdicts.__doc__ or "")
     parts = []
     for kind, registry in _registries().items():
         if name in registry.names():

@@ -20,6 +20,7 @@ from fedleak.client.batches import private_batch
 from fedleak.data.federated import FederatedData, federated_data
 from fedleak.defenses.base import defenses
 from fedleak.defenses.chain import check_combination, defended_model
+from fedleak.defenses.secagg_view import check_sums
 from fedleak.engines.base import engine
 from fedleak.errors import DefenseError, ParameterError, ScenarioError
 from fedleak.evaluation.lpips import load_lpips
@@ -69,6 +70,7 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
     check_device(device, "--device")
     build_strategy(scenario)
     data = federated_data(scenario.data, scenario.federation.clients, scenario.seed)
+    check_sums(scenario, data.largest_shard)
     if Knowledge.SURROGATE in scenario.threat.granted and data.source.test is None:
         raise ScenarioError(
             f"threat.preset: 'surrogate-data' grants public images, but data source '{scenario.data.source}' has no test split; "
@@ -253,7 +255,8 @@ def difficulty(checked: Checked) -> Difficulty:
         ("attacks", ", ".join(spec.result_name for spec in scenario.attacks) if scenario.server.curious else "none: not curious"),
     ]
     if any(spec.name == Auto.name for spec in scenario.attacks):
-        chosen = plan(model, data.input, local, "gradient" if scenario.federation.protocol == "fedsgd" else "weights")
+        known = [defense.name for defense in scenario.defenses if Knowledge.DEFENSE in scenario.threat.granted]
+        chosen = plan(model, data.input, local, "gradient" if scenario.federation.protocol == "fedsgd" else "weights", known)
         facts.append(("auto would run", "; if that fails, ".join(str(step) for step in chosen)))
     blurs = {
         plural(local.steps, "local step"): local.steps > 1,

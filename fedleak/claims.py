@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from fedleak.api import Result, default_folder, run
+from fedleak.api import Result, default_folder
 from fedleak.check import check
 from fedleak.errors import ScenarioError
 from fedleak.events import Listener, silent
-from fedleak.runs import Row, RunFolder
+from fedleak.resumable import run_into
+from fedleak.runs import Row
 from fedleak.scenario import Scenario, Section, apply_override, parse_scenario, read_table
 from fedleak.validation import explain, read
 
@@ -241,41 +242,11 @@ def run_claim(
     for case, scenario in cases:
         place = folder / case.name
         on_case(case.name, place)
-        earlier = _earlier(place, scenario)
-        if isinstance(earlier, Result):
-            result = earlier
-        else:
-            result = run(
-                scenario,
-                out=None if earlier else place,
-                resume=earlier,
-                device=device,
-                threads=threads,
-                listener=listener,
-            )
+        result = run_into(scenario, place, device=device, threads=threads, listener=listener)
         findings += [_finding(case.name, expectation, result) for expectation in case.expect]
         facts = {"claim": claim.claim, "source": claim.source, "form": form, "findings": [asdict(found) for found in findings]}
         (folder / "claim.json").write_text(json.dumps(facts, indent=1, allow_nan=False), encoding="utf-8")
     return folder, findings
-
-
-def _earlier(place: Path, scenario: Scenario) -> Result | Path | None:
-    """Return what an earlier run of the same case left: its result, its folder if it was broken off, or nothing.
-
-    Raises
-    ------
-    ScenarioError
-        If the folder holds another experiment, or no whole round of this one.
-    """
-    if not place.exists():
-        return None
-    folder = RunFolder.open(place)
-    if folder.manifest.get("digest") != scenario.digest:
-        raise ScenarioError(f"{place}: holds another experiment; choose another --out")
-    done, _, _ = folder.load_checkpoint()
-    if done < scenario.federation.rounds or not (place / "summary.json").exists():
-        return place
-    return Result(place, json.loads((place / "summary.json").read_text(encoding="utf-8")))
 
 
 def _finding(case: str, expectation: Expectation, result: Result) -> Finding:

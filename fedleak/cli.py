@@ -1,8 +1,7 @@
-"""The command line: ``fedleak run | attack | claim | report | list | explain | check``."""
+"""The command line: ``fedleak run | attack | claim | sweep | leaderboard | report | list | explain | check``."""
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
 from pathlib import Path
@@ -10,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import click
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from fedleak import __version__
 from fedleak.errors import FedleakError, ScenarioError
+from fedleak.sweeps import cli as sweeps
+from fedleak.terminal import Device, Overrides, Quiet, ScenarioFile, Threads, Verbose, console, errors, interrupted, quieten
 
 if TYPE_CHECKING:
     from fedleak.api import Result
@@ -28,20 +28,6 @@ app = typer.Typer(
     "Flower clients train on private images; a curious server rebuilds their batches from the updates it receives. "
     "Start with [bold]fedleak run scenarios/quickstart.toml[/bold], then open the report.html that it names.",
 )
-console = Console()
-errors = Console(stderr=True)
-
-ScenarioFile = Annotated[Path, typer.Argument(show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as --set federation.rounds=5 (repeatable)."),
-]
-Device = Annotated[str, typer.Option(help="Where attacks compute: auto (CUDA if there is any), cpu, cuda, cuda:1 ...")]
-Threads = Annotated[
-    int, typer.Option(min=1, help="Threads for the attacks; with 1, numbers do not depend on the machine's cores.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Flower's own log as well.")]
 
 
 @app.command()
@@ -63,7 +49,7 @@ def run(
 
     Exit code: 0 done; 1 done, but clients failed or the run broke off; 2 wrong input, nothing started; 130 interrupted.
     """
-    _quieten(verbose)
+    quieten(verbose)
     from fedleak import api, load_scenario
     from fedleak.report.live import Live
 
@@ -81,7 +67,7 @@ def run(
             result = api.run(given, out=out, resume=resume, device=device, threads=threads, listener=live, on_start=place.append)
         except KeyboardInterrupt:
             live.stop()
-            _interrupted(place, "run")
+            interrupted(place, "run")
     _finish(result)
 
 
@@ -102,7 +88,7 @@ def attack(
 
     FOLDER is that of a finished or interrupted run. An attack with --set title=NAME stands beside those of other names.
     """
-    _quieten(verbose)
+    quieten(verbose)
     from fedleak import api
     from fedleak.report.live import Live
     from fedleak.scenario import attack_specs
@@ -112,7 +98,7 @@ def attack(
             result = api.attack_run(folder, attack_specs(attack, set_ or []), device=device, threads=threads, listener=live)
         except KeyboardInterrupt:
             live.stop()
-            _interrupted([folder], "attack")
+            interrupted([folder], "attack")
     _finish(result)
 
 
@@ -137,7 +123,7 @@ def claim(
 
     Exit code: 0 all figures are in their ranges; 1 one is not; 2 wrong input, nothing started; 130 interrupted.
     """
-    _quieten(verbose)
+    quieten(verbose)
     from fedleak import claims
     from fedleak.check import check as check_scenario
     from fedleak.report.live import Live
@@ -166,7 +152,7 @@ def claim(
             )
         except KeyboardInterrupt:
             live.stop()
-            _interrupted(place[-1:], f"claim {file} --out {place[-1]}" if place else "claim")
+            interrupted(place[-1:], f"claim {file} --out {place[-1]}" if place else "claim")
     console.print(findings_table(findings))
     if text.verdict:
         console.print(f"[dim]Of the run behind the file:[/dim] {escape(text.verdict)}", highlight=False, soft_wrap=True)
@@ -176,14 +162,22 @@ def claim(
         sys.exit(1)
 
 
+app.command()(sweeps.sweep)
+app.command()(sweeps.leaderboard)
+
+
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(show_default=False)]) -> None:
-    """Write the summary.json and report.html of the run in FOLDER again, from the rows that it holds."""
-    _quieten(False)
+    """Write the summary.json and report.html of the run in FOLDER again, from the rows that it holds; or a sweep's page."""
+    quieten(False)
     from fedleak import api
     from fedleak.report.html import write_report
+    from fedleak.report.sweep_html import write_sweep_report
     from fedleak.runs import RunFolder
 
+    if (folder / "sweep.json").is_file():
+        console.print(f"Report: {escape(str(write_sweep_report(folder)))}", highlight=False, soft_wrap=True)
+        return
     opened = RunFolder.open(folder)
     summary = api.write_summary(opened)
     write_report(folder)
@@ -193,7 +187,7 @@ def report(folder: Annotated[Path, typer.Argument(show_default=False)]) -> None:
 @app.command("list")
 def list_() -> None:
     """List what a scenario can name: attacks, defenses, label rules, data sources, models, strategies."""
-    _quieten(False)
+    quieten(False)
     from fedleak.catalogue import catalogue
 
     for heading, entries in catalogue().items():
@@ -210,9 +204,9 @@ def explain(
 ) -> None:
     """Explain one plugin: what it does, its formula and source, its parameters with their defaults, and what it needs.
 
-    NAME is one that `fedleak list` prints.
+    NAME is one that `fedleak list` prints, or verdicts: the rules by which `fedleak sweep` judges a defense.
     """
-    _quieten(False)
+    quieten(False)
     from fedleak.catalogue import explanation
 
     console.print(escape(explanation(name)), highlight=False, soft_wrap=True)
@@ -224,7 +218,7 @@ def check(scenario: ScenarioFile, set_: Overrides = None) -> None:
 
     SCENARIO is a TOML file, such as scenarios/quickstart.toml.
     """
-    _quieten(False)
+    quieten(False)
     from fedleak import load_scenario
     from fedleak.check import check as check_scenario
     from fedleak.check import difficulty
@@ -282,6 +276,7 @@ def _fail(word: str, message: str, code: int) -> NoReturn:
 
 
 def _finish(result: Result) -> None:
+    from fedleak.evaluation.privacy import said
     from fedleak.report.terminal import leakage_table
 
     summary = result.summary
@@ -291,26 +286,10 @@ def _finish(result: Result) -> None:
     if accuracy:
         console.print(f"Test accuracy after the last round: {accuracy[-1]:.1%}", highlight=False)
     if summary["privacy"]:
-        console.print(f"Largest epsilon of any client: {summary['privacy']['epsilon']:.2f}", highlight=False)
+        console.print(said(summary["privacy"]), highlight=False, soft_wrap=True)
     if summary["attack_failures"]:
         console.print(f"{summary['attack_failures']} update(s) gave an attack no images; the report says why.", highlight=False)
     console.print(f"Report: {escape(str(result.report))}", highlight=False, soft_wrap=True)
     if summary["client_errors"]:
         errors.print(f"[red]{summary['client_errors']} client reply(s) failed[/red]; the report names them.", highlight=False)
         sys.exit(1)
-
-
-def _interrupted(place: list[Path], command: str) -> None:
-    if place:
-        folder = escape(str(place[0]))
-        on = f"; go on with: fedleak run --resume {folder}" if command == "run" else ""
-        on = f"; go on with: fedleak {escape(command)}" if command.startswith("claim ") else on
-        errors.print(f"Interrupted. What is done is kept in {folder}{on}", highlight=False, soft_wrap=True)
-    sys.exit(130)
-
-
-def _quieten(verbose: bool) -> None:
-    """Keep Flower's log out of the way, unless asked for."""
-    import flwr.app  # noqa: F401 (its import sets the level, so it must come first)
-
-    logging.getLogger("flwr").setLevel(logging.INFO if verbose else logging.ERROR)

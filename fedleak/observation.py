@@ -1,4 +1,4 @@
-"""What the server saw of one client in one round, redacted to the threat model; saved as safetensors."""
+"""What the server saw of one client, or of a cohort's sum, in one round, redacted to the threat model; saved as safetensors."""
 
 from __future__ import annotations
 
@@ -96,6 +96,9 @@ class Observation:
         What the model takes.
     round, client : int
         Round from 1, and partition id from 0.
+    clients : tuple of int
+        Where secure aggregation leaves only the sum: the clients whose weighted mean ``update`` is, ascending, of which
+        ``client`` is the first; empty for one client's own update. ``local`` then speaks of all their images together.
     local : LocalTraining, optional
         Granted by ``Knowledge.LOCAL_TRAINING``.
     labels : tuple of int, optional
@@ -115,6 +118,7 @@ class Observation:
     buffers: Tensors = field(default_factory=dict)
     round: int = 1
     client: int = 0
+    clients: tuple[int, ...] = ()
     local: LocalTraining | None = None
     labels: tuple[int, ...] | None = None
     received_buffers: Tensors | None = None
@@ -132,6 +136,11 @@ class Observation:
             Knowledge.DEFENSE: self.defenses,
         }
         return frozenset(fact for fact, value in facts.items() if value is not None)
+
+    @property
+    def cohort(self) -> tuple[int, ...]:
+        """The clients behind the update; one, unless it is a sum."""
+        return self.clients or (self.client,)
 
     @property
     def batch_size(self) -> int:
@@ -167,6 +176,7 @@ class Observation:
             "kind": self.kind,
             "round": self.round,
             "client": self.client,
+            "clients": self.clients,
             "input": vars(self.input),
             "local": vars(self.local) if self.local else None,
             "labels": self.labels,
@@ -197,6 +207,7 @@ class Observation:
             kind=facts["kind"],
             round=facts["round"],
             client=facts["client"],
+            clients=tuple(facts.get("clients", ())),
             input=InputSpec(**spec),
             parameters=groups["parameters"],
             buffers=groups["buffers"],

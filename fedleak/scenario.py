@@ -165,6 +165,12 @@ class Evaluation(Section):
     lpips: Path | None = Field(
         default=None, description="safetensors with AlexNet's features and LPIPS' heads; fedleak/evaluation/lpips.py makes it"
     )
+    delta: float = Field(
+        default=1e-5,
+        gt=0,
+        lt=1,
+        description="probability at which epsilon is stated; keep it below one over the number of images",
+    )
 
 
 class Scenario(Section):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from fedleak import claims
+from fedleak import resumable
 from fedleak.claims import Expectation, load_claim, measure, run_claim
 from fedleak.errors import ScenarioError
 
@@ -81,7 +81,7 @@ def test_cases_run_once_and_are_held_against_their_ranges(file, tmp_path, monkey
     assert [found["holds"] for found in saved["findings"]] == [True, True, False]
     assert (out / "one" / "report.html").exists()
 
-    monkeypatch.setattr(claims, "run", lambda *_, **__: pytest.fail("a finished case was run again"))
+    monkeypatch.setattr(resumable, "run", lambda *_, **__: pytest.fail("a finished case was run again"))
     assert run_claim(file, out=out, device="cpu")[1] == findings
 
 

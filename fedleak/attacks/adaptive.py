@@ -78,12 +78,16 @@ class Adaptive(Attack):
         """Whether its base does."""
         return self._base.takes_rounds
 
+    @property
+    def remembers(self) -> bool:
+        """Whether rounds are matched together."""
+        return self._rounds > 1
+
     def remember(self, observations: Sequence[Observation]) -> None:
         """Keep the latest updates of each client, for those to come."""
-        if self._rounds > 1:
-            for observation in observations:
-                kept = [*self._earlier.get(observation.client, []), observation]
-                self._earlier[observation.client] = kept[1 - self._rounds :]
+        for observation in observations if self.remembers else ():
+            kept = [*self._earlier.get(observation.client, []), observation]
+            self._earlier[observation.client] = kept[1 - self._rounds :]
 
     def run(
         self, observations: Sequence[Observation], model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget

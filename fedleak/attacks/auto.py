@@ -1,13 +1,14 @@
 """Auto: look at the network, the update and the knowledge granted, and run what is best for them, with a fallback in order.
 
 Formula: exact where the equations can suffice; unrolled, then natural, for several local steps; natural for smooth networks;
-mmse for networks with ReLU; Inverting Gradients last
+mmse for networks with ReLU; Inverting Gradients last; adaptive, and nothing else, where defenses are known to be on
 Source: fedleak's own; the order is that of what was measured for each attack
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -39,12 +40,13 @@ class Step:
 
     attack: str
     reason: str
+    base: str | None = None
 
     def __str__(self) -> str:
         return f"{self.attack}: {self.reason}"
 
 
-def plan(model: nn.Module, input: InputSpec, local: LocalTraining, kind: UpdateKind) -> list[Step]:
+def plan(model: nn.Module, input: InputSpec, local: LocalTraining, kind: UpdateKind, defenses: Sequence[str] = ()) -> list[Step]:
     """Return what to run, best first; each is for where those before it fail.
 
     Parameters
@@ -57,7 +59,13 @@ def plan(model: nn.Module, input: InputSpec, local: LocalTraining, kind: UpdateK
         How the client trained.
     kind : {"gradient", "weights"}
         What it sent.
+    defenses : sequence of str
+        Which the attacker knows to be on.
     """
+    if defenses:
+        smooth, seen = _smoothness(model)
+        base, through = "natural" if smooth else "inverting-gradients", ", ".join(defenses)
+        return [Step("adaptive", f"{base} through {through}, known to be on; {seen}", base)]
     order = execution_order(model, input)
     whole = count_update(model, input, local)[-1]
     steps = local.steps if kind == "weights" else 1
@@ -121,7 +129,8 @@ class Auto(Attack):
         assert observation.local is not None
         kept: Reconstruction | None = None
         failures, iterations = [], 0
-        for step in plan(model, observation.input, observation.local, observation.kind):
+        defenses = [str(defense["name"]) for defense in observation.defenses or ()]
+        for step in plan(model, observation.input, observation.local, observation.kind, defenses):
             if kept is not None and budget.exhausted:
                 break
             attack = attacks.get(step.attack)(**self._parameters(step, observation, model))
@@ -152,6 +161,8 @@ class Auto(Attack):
         given = self.config.model_dump(include=self.config.model_fields_set - {"budget_seconds"})
         if "labels" not in given and (observation.labels is not None or step.attack not in _OWN_LABELS):
             given["labels"] = _label_rule(observation, model)
+        if step.base is not None:
+            given["base"] = step.base
         return {key: value for key, value in given.items() if value is not None}
 
     def _rest(self, budget: Budget, attack: Attack, observation: Observation) -> Budget:

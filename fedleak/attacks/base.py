@@ -183,6 +183,11 @@ class Attack(ABC):
         """Whether a round's observations are better handed over at once than one by one, so that each result is kept."""
         return type(self).run is not Attack.run
 
+    @property
+    def remembers(self) -> bool:
+        """Whether :meth:`remember` keeps anything, so that every round must be shown to it."""
+        return type(self).remember is not Attack.remember
+
     def remember(self, observations: Sequence[Observation]) -> None:  # noqa: B027 (a hook, and most attacks need none)
         """See a round's observations, whether or not the attack strikes in it, once it is over; by default nothing is kept.
 

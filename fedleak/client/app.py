@@ -20,6 +20,7 @@ from fedleak.errors import FedleakError
 from fedleak.evaluation.grade import grade, label_counts
 from fedleak.evaluation.identification import PenultimateFeatures
 from fedleak.evaluation.lpips import load_lpips
+from fedleak.evaluation.pairing import mse_matrix
 from fedleak.evaluation.wire import grades_to_record
 from fedleak.scenario import Scenario
 from fedleak.seeding import Seed
@@ -38,10 +39,11 @@ def on_train(msg: Message, context: Context) -> Message:
     chain, server_round = chain_for(context), int(config["server-round"])
     with remembering(context, chain) as memory:
         trained = train(scenario, chain.at(server_round, client, memory), received, client, server_round, mu)
+    loss = {} if chain.private else {"train_loss": trained.loss}
     content = RecordDict(
         {
             "arrays": ArrayRecord(trained.arrays),
-            "metrics": MetricRecord({"num-examples": trained.num_examples, "train_loss": trained.loss}),
+            "metrics": MetricRecord({"num-examples": trained.num_examples, **loss}),
             "fedleak": ConfigRecord({"buffers": trained.buffers}),
         }
     )
@@ -77,6 +79,7 @@ def on_grade(msg: Message, context: Context) -> Message:
     shard = data.shard(client)
     positions = private_batch(scenario, len(shard), client, server_round)
     truth, labels = data.images(shard[positions]), data.labels(shard[positions])
+    assigned: list[int] | None = config.get("assigned")  # type: ignore[assignment]
     arrays = msg.content.array_records["reconstruction"].to_torch_state_dict()
     restored = [int(label) for label in config["labels"]] if "labels" in config else None  # type: ignore[union-attr]
     with one_thread(), Seed(scenario.seed).derive("grading", client, server_round).isolated():
@@ -89,11 +92,14 @@ def on_grade(msg: Message, context: Context) -> Message:
             positions.tolist(),
             arrays["mean_image"],
             Seed(scenario.seed).derive("baseline", client, server_round),
+            matched=None if assigned is None else [None if place < 0 else place for place in assigned],
             lpips=load_lpips(scenario.evaluation.lpips, data.input.shape) if scenario.evaluation.lpips else None,
             features=_features(msg, scenario),
         )
     record = grades_to_record(grades)
     record["duplicate-labels"] = int(len(set(labels.tolist())) < len(labels))
+    if restored is not None and assigned is not None:
+        restored = [restored[place] for place in assigned if place >= 0]
     share = label_counts(restored, labels.tolist())
     record["label-counts"] = math.nan if share is None else share
     content = RecordDict({"grades": record})
@@ -102,6 +108,18 @@ def on_grade(msg: Message, context: Context) -> Message:
         if config.get("reveal"):
             content["images"] = ArrayRecord({"images": truth})
     return Message(content, reply_to=msg)
+
+
+@app.query("distances")
+def on_distances(msg: Message, context: Context) -> Message:
+    """Reply with the MSE of each image of the round's batch to each one sent: what an assignment over clients needs."""
+    scenario, client = scenario_of(context), partition_of(context)
+    data = client_data(scenario)
+    shard = data.shard(client)
+    positions = private_batch(scenario, len(shard), client, int(_config(msg)["server-round"]))  # type: ignore[arg-type]
+    images = msg.content.array_records["reconstruction"].to_torch_state_dict()["images"]
+    distances = mse_matrix(data.images(shard[positions]), images)
+    return Message(RecordDict({"distances": ArrayRecord({"mse": distances})}), reply_to=msg)
 
 
 def partition_of(context: Context) -> int:

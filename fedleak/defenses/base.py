@@ -51,6 +51,29 @@ class Situation:
     memory: Tensors = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Mechanism:
+    """A Gaussian mechanism of differential privacy, for the accountant (:mod:`fedleak.evaluation.privacy`).
+
+    Attributes
+    ----------
+    unit : {"record", "client"}
+        What is protected: each image of a client, noised wherever a local step uses it; or all that a client holds, noised
+        once a round.
+    noise_multiplier : float
+        Standard deviation of the noise over the largest norm of what one unit contributes.
+    sample_rate : float
+        Probability in (0, 1] with which a use takes the unit, drawn independently and kept secret (Poisson sampling).
+    flaw : str
+        Why it gives no guarantee at all; empty if it gives one.
+    """
+
+    unit: Literal["record", "client"]
+    noise_multiplier: float
+    sample_rate: float = 1.0
+    flaw: str = ""
+
+
 class Defense:
     """Protects a client's update; subclasses override the hooks that they use.
 
@@ -69,6 +92,8 @@ class Defense:
     protocols: ClassVar[frozenset[Protocol]] = frozenset({"fedsgd", "fedavg"})
     identity: ClassVar[dict[str, Any]]
     """Parameters at which the defense changes nothing; the contract test holds it to that."""
+    protects_alone: ClassVar[bool] = True
+    """Whether a client's update changes by itself; false where only the protocol around it does."""
     excludes: ClassVar[Mapping[str, str]] = {}
     """Defenses that it cannot be combined with, its own name for no second one of it; each with the reason."""
     not_before: ClassVar[Mapping[str, str]] = {}
@@ -95,6 +120,10 @@ class Defense:
         DefenseError
             What was expected, what came, and what to do.
         """
+
+    def mechanism(self) -> Mechanism | None:
+        """Return the mechanism of differential privacy that the defense is, or ``None`` if it is none."""
+        return None
 
     def on_architecture(self, model: nn.Module, input: InputSpec, seed: Seed) -> nn.Module:
         """Return the network that the whole federation trains in place of ``model``, which may be changed in place.

@@ -38,6 +38,11 @@ class DefenseChain:
     def __bool__(self) -> bool:
         return bool(self._defenses)
 
+    @property
+    def private(self) -> bool:
+        """Whether a defense is a mechanism of differential privacy, so that nothing else of the images may be sent."""
+        return any(defense.mechanism() is not None for defense in self._defenses)
+
     def at(self, server_round: int, client: int, memory: Sequence[Tensors] | None = None) -> ChainAt:
         """Return the chain for one client in one round.
 

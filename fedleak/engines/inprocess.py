@@ -13,6 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedleak.client.app import app
 from fedleak.engines.base import OrderedGrid, Serve
+from fedleak.engines.secagg_client import SecuredApp
 from fedleak.scenario import Scenario
 
 _RUN_ID = 1
@@ -30,7 +31,7 @@ class InProcess:
     """
 
     def __init__(self, client_app: ClientApp = app) -> None:
-        self._app = client_app
+        self._app = SecuredApp(client_app)
 
     def run(self, scenario: Scenario, serve: Serve) -> None:
         """Call ``serve`` with a grid to clients that live in this process."""

@@ -20,6 +20,7 @@ from flwr.supercore.telemetry import EventType
 
 from fedleak.client.app import app as client_app
 from fedleak.engines.base import OrderedGrid, Serve
+from fedleak.engines.secagg_client import SecuredApp
 from fedleak.errors import FedleakError
 from fedleak.scenario import Scenario
 
@@ -82,7 +83,7 @@ class Ray:
         _run_simulation(
             num_supernodes=scenario.federation.clients,
             server_app=server_app,
-            client_app=client_app,
+            client_app=SecuredApp(client_app),
             app_dir=str(folder),
             is_app=True,
             run=run,

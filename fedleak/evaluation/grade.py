@@ -85,6 +85,7 @@ def grade(
     mean_image: Tensor,
     seed: Seed,
     *,
+    matched: Sequence[int | None] | None = None,
     lpips: Distance | None = None,
     features: Features | None = None,
 ) -> list[ImageGrade]:
@@ -109,6 +110,9 @@ def grade(
         (C, H, W) in [0, 1], the guess of someone who knows only public images.
     seed : Seed
         The random baseline derives from it.
+    matched : sequence of int or None, optional
+        The reconstruction of each true image, where they were assigned together with other clients' images; by default
+        they are assigned here.
     lpips : callable, optional
         From two batches of images to their distances (B,).
     features : callable, optional
@@ -122,7 +126,7 @@ def grade(
     Raises
     ------
     AttackError
-        If the reconstructions have not the shape of the true images, or not one label each.
+        If the reconstructions have not the shape of the true images, or not one label each, or ``matched`` names others.
     """
     if images is None:
         images = truth.new_empty((0, *truth.shape[1:]))
@@ -132,7 +136,7 @@ def grade(
     random_scores = _scores(torch.stack([noise[index] for index in pair(noise, truth)]), truth, lpips)
     mean_scores = _scores(mean_image.expand_as(truth), truth, lpips)
 
-    matched = pair(images, truth)
+    matched = pair(images, truth) if matched is None else _named(matched, images, truth)
     found = {index: rebuilt for index, rebuilt in enumerate(matched) if rebuilt is not None}
     rebuilt_images, positions = images[list(found.values())], [truth_in_shard[index] for index in found]
     scores = dict(zip(found, _scores(rebuilt_images, truth[list(found)], lpips), strict=True))
@@ -169,6 +173,12 @@ def _check(images: Tensor, labels: Sequence[int] | None, truth: Tensor) -> None:
         raise AttackError(f"the attack returned images of shape {tuple(images.shape)}, expected (R, *{tuple(truth.shape[1:])})")
     if labels is not None and len(labels) != len(images) and len(images):
         raise AttackError(f"the attack returned {len(labels)} labels for {len(images)} images, expected one for each")
+
+
+def _named(matched: Sequence[int | None], images: Tensor, truth: Tensor) -> Sequence[int | None]:
+    if len(matched) != len(truth) or any(place is not None and not 0 <= place < len(images) for place in matched):
+        raise AttackError(f"expected one of {len(images)} rebuilt images for each of {len(truth)}, got {list(matched)[:8]}")
+    return matched
 
 
 def _scores(images: Tensor, truth: Tensor, lpips: Distance | None) -> list[Scores]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -51,6 +54,12 @@ def pair(reconstructed: Tensor, truth: Tensor) -> list[int | None]:
     if reconstructed.shape[1:] != truth.shape[1:]:
         raise ValueError(f"expected reconstructions of shape {tuple(truth.shape[1:])}, got {tuple(reconstructed.shape[1:])}")
     usable = reconstructed.isfinite().flatten(1).all(dim=1).nonzero().flatten()
-    rows, columns = linear_sum_assignment(mse_matrix(truth, reconstructed[usable]).cpu().numpy())
-    chosen = {int(row): int(usable[column]) for row, column in zip(rows, columns, strict=True)}
-    return [chosen.get(index) for index in range(len(truth))]
+    found = assign(mse_matrix(truth, reconstructed[usable]).cpu().numpy())
+    return [None if column is None else int(usable[column]) for column in found]
+
+
+def assign(distances: np.ndarray[Any, Any]) -> list[int | None]:
+    """Return for each row of ``distances`` (N, M) a column of its own, so that the sum is least; ``None`` where M < N."""
+    rows, columns = linear_sum_assignment(distances)
+    chosen = {int(row): int(column) for row, column in zip(rows, columns, strict=True)}
+    return [chosen.get(index) for index in range(len(distances))]

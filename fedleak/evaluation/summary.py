@@ -40,8 +40,8 @@ def summarise(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 def _entry(attack: str, defenses: Sequence[str], threat: str, rows: list[Row]) -> dict[str, Any]:
     graded = [row for row in rows if _finite([row["psnr"]])]
-    updates = {(row["round"], row["client"]): row for row in rows}
-    failed = {(row["round"], row["client"]) for row in rows if row["image"] is None}
+    updates = {_update(row): row for row in rows}
+    failed = {_update(row) for row in rows if row["image"] is None}
     psnr = _finite(row["psnr"] for row in graded)
     return {
         "attack": attack,
@@ -67,6 +67,11 @@ def _entry(attack: str, defenses: Sequence[str], threat: str, rows: list[Row]) -
         "cpu_seconds": math.fsum(_finite(row["cpu_seconds"] for row in updates.values())),
         "baseline": {guess: _baseline(graded, guess) for guess in ("random", "mean_image")},
     }
+
+
+def _update(row: Row) -> tuple[Any, ...]:
+    """Return what the rows of one attacked update have in common: the client, or the clients whose sum it is."""
+    return row["round"], tuple(row.get("cohort") or (row["client"],))
 
 
 def _baseline(rows: list[Row], guess: str) -> dict[str, float | None]:

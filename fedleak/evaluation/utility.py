@@ -35,17 +35,6 @@ def utility(rounds: Sequence[Row]) -> Row:
     }
 
 
-def privacy(rounds: Iterable[Row]) -> Row | None:
-    """Return the ``privacy`` of ``summary.json``: the epsilon of each client after its last round, and the largest.
-
-    ``None`` if no row holds an epsilon: no defense promises one then.
-    """
-    by_client: dict[str, float] = {}
-    for row in rounds:
-        by_client |= {client: float(value) for client, value in _table(row, "epsilon").items() if _number(value)}
-    return {"epsilon": max(by_client.values()), "by_client": by_client} if by_client else None
-
-
 def epsilon_by_round(rounds: Iterable[Row]) -> dict[int, float]:
     """Return the largest epsilon of any client so far, for each round whose row holds one."""
     found: dict[int, float] = {}

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from fedleak.evaluation.flags import FLAGS
+from fedleak.evaluation.privacy import spent
 from fedleak.evaluation.summary import CLEAR_DB
-from fedleak.evaluation.utility import by_client, privacy, utility
+from fedleak.evaluation.utility import by_client, utility
 from fedleak.report import asked, formats
 from fedleak.report.figures import MARKERS, fidelity_chart, loss_chart, rounds_chart, series_colour
 from fedleak.report.gallery import CLOSE_DB, Cell, Gallery, Place, Series, bands
+from fedleak.report.pages import asset, render
 from fedleak.report.records import RunRecords, baseline_psnr, number, read_records, rows_of, table
 from fedleak.report.verdict import verdict
 
@@ -82,32 +79,14 @@ def write_report(folder: Path) -> Path:
         If ``folder`` is not a run folder.
     """
     folder = Path(folder)
-    page = _environment().get_template("report.html.j2").render(_context(read_records(folder)))
+    page = render("report.html.j2", _context(read_records(folder)))
     target = folder / "report.html"
     target.write_text(page, encoding="utf-8", errors="replace")
     return target
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("fedleak.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    names = ("decimals", "scientific", "percent", "count", "duration", "size", "yes_no", "enumerated", "plain")
-    environment.filters.update({name: getattr(formats, name) for name in names})
-    return environment
-
-
-def _asset(name: str) -> Markup:
-    return Markup((Path(__file__).parent / "templates" / name).read_text(encoding="utf-8"))
-
-
 def _context(records: RunRecords) -> dict[str, Any]:
     gallery = Gallery(records)
-    script = _asset("sort.js")
     truth = table(records.scenario, "evaluation").get("truth")
     return {
         "name": formats.plain(records.scenario.get("name") or records.folder.resolve().name),
@@ -141,9 +120,7 @@ def _context(records: RunRecords) -> dict[str, Any]:
         "rows": [_row(row, gallery) for row in records.rows],
         "private": gallery.reveals or truth == "reveal",
         "scenario_file": asked.to_toml(records.scenario) if records.scenario else None,
-        "style": _asset("style.css"),
-        "script": script,
-        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "style": asset("style.css"),
     }
 
 
@@ -209,7 +186,7 @@ def _leak(row: dict[str, Any]) -> dict[str, Any]:
 def _costs(records: RunRecords) -> dict[str, Any]:
     """Return what each client paid and was promised, and the same for all of them in a round."""
     rounds = [row for row in records.rounds if (number(row.get("round")) or 0) >= 1]
-    private = privacy(rounds)
+    private = spent(rounds)
     promised = private["by_client"] if private else {}
     clients = by_client(rounds)
     return {

@@ -17,6 +17,9 @@ from torch.nn import functional
 from fedleak.data.federated import FederatedData, federated_data
 from fedleak.data.statistics import evenly_spaced
 from fedleak.defenses.chain import defended_model
+from fedleak.defenses.secure_aggregation import most_weight, secure_aggregation
+from fedleak.engines.secagg_grid import SecureGrid
+from fedleak.evaluation.privacy import Accountant
 from fedleak.events import Event, Listener, silent
 from fedleak.models.weights import load_weights
 from fedleak.runs import Arrays, RunFolder
@@ -104,19 +107,31 @@ def federate(serving: Serving, grid: Grid, directory: Directory) -> None:
         if scenario.model.weights is not None:
             load_weights(model, scenario.model.weights)
         arrays = ArrayRecord(model.state_dict())
+    secure = secure_aggregation(scenario)
     referee = Referee(
         trainer,
         directory,
         Seed(scenario.seed),
         buffers=buffers,
         most_examples=data.largest_shard,
+        summed=secure is not None,
         meter=Meter(scenario, buffers),
     )
     spy = make_spy(serving, directory, model, data) if scenario.server.curious else None
     if spy and done:
         spy.recall()
     strategy: Strategy = HonestButCurious(referee, spy) if spy else referee
-    ledger = Ledger(serving, trainer, referee, spy, model, data, done)
+    secured = None
+    if secure is not None:
+        grid = secured = SecureGrid(
+            grid,
+            directory,
+            secure,
+            Seed(scenario.seed).derive("secure-aggregation"),
+            most_examples=most_weight(scenario, data.largest_shard),
+            gradients=[name for name in arrays if name not in buffers] if scenario.federation.protocol == "fedsgd" else (),
+        )
+    ledger = Ledger(serving, trainer, referee, spy, model, data, done, secured)
     left = scenario.federation.rounds - (done or 0)
     Resumed(strategy, done or 0).start(
         grid, arrays, num_rounds=left, timeout=scenario.federation.timeout, evaluate_fn=ledger.close
@@ -131,10 +146,11 @@ def _restore(folder: RunFolder, trainer: Strategy) -> tuple[int, ArrayRecord]:
 
 
 class Ledger:
-    """Closes each round: test accuracy, checkpoint, one line in rounds.jsonl.
+    """Closes each round: test accuracy, privacy spent, checkpoint, one line in rounds.jsonl.
 
     Flower calls :meth:`close` with the global model before the first round and after each round. ``rounds_done`` is how
-    many an earlier process finished; ``None`` if there was none.
+    many an earlier process finished; ``None`` if there was none. Where secure aggregation carries the updates, ``secured`` knows
+    how many bytes a round took.
     """
 
     def __init__(
@@ -146,6 +162,7 @@ class Ledger:
         model: nn.Module,
         data: FederatedData,
         rounds_done: int | None,
+        secured: SecureGrid | None = None,
     ) -> None:
         self._serving = serving
         self._trainer = trainer
@@ -155,7 +172,11 @@ class Ledger:
         self._data = data
         self._resumed = rounds_done is not None
         self._done = rounds_done or 0
+        self._secured = secured
         self._since = time.perf_counter()
+        self._accountant = Accountant(serving.scenario, [len(shard) for shard in data.shards])
+        for row in serving.folder.rows("rounds.jsonl"):
+            self._accountant.took_part(row["round"], row.get("clients", ()))
 
     def close(self, flower_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Account for one finished round."""
@@ -175,6 +196,10 @@ class Ledger:
                 "bytes_received": self._referee.bytes_received,
                 "by_client": {str(client): costs for client, costs in self._referee.by_client.items()},
             }
+            if self._secured is not None:
+                row |= {"bytes_received": self._secured.bytes_received, "bytes_sent": self._secured.bytes_sent}
+            self._accountant.took_part(server_round, self._referee.asked)
+            row |= self._accountant.row(self._referee.asked)
         # In this order: what a kill in between leaves of the round is dropped when the run goes on.
         self._serving.folder.append("rounds.jsonl", [row])
         self._checkpoint(server_round, arrays)

@@ -21,10 +21,12 @@ from fedleak.evaluation.wire import grades_from_record
 from fedleak.observation import Observation
 from fedleak.runs import Row, RunFolder, stem
 from fedleak.scenario import Scenario
+from fedleak.server.assignment import assign_over
 from fedleak.server.observing import local_training
 from fedleak.server.replies import Directory, decoded
 
 _METRICS = ("psnr", "ssim", "mse", "lpips")
+_Answer = tuple[list[ImageGrade], list[int] | None, dict[str, float | None]]
 
 
 class Grader:
@@ -57,27 +59,47 @@ class Grader:
     def grade(
         self, observation: Observation, result: Reconstruction, model: nn.Module, grid: Grid, *, models_steps: bool = False
     ) -> list[Row]:
-        """Return one row for each private image, or one row that says why there is none."""
+        """Return one row for each private image, with the client that owns it; or one row that says why there is none."""
         told = self._told(observation)
         flags = [*update_flags(told, model), *result_flags(result)]
         if models_steps:
             flags = [flag for flag in flags if flag != "several-local-steps"]
-        counted = dict(self._counted(told, model))
+        counted = dict(self._counted(told, model)) | {"cohort": list(observation.clients) or None}
         if result.images is None:
             return [self._failed(result, result.error or "no images", flags) | counted]
-        reveal = not self._truth_path(observation, 0, exists=True)
-        question = self._question(observation, result, reveal)
-        replies = list(grid.send_and_receive([question], timeout=self._scenario.federation.timeout))
-        try:
-            grades, truth_labels, facts = self._read(observation, result, replies[0] if replies else None)
-        except ReplyError as error:
-            return [self._failed(result, f"the client did not grade the reconstruction: {error}", flags) | counted]
-        counted["label_counts"] = facts["label-counts"]
-        duplicates = bool(facts["duplicate-labels"])
-        return [
-            self._row(result, grade, truth_labels, [*flags, *grade_flags([grade], duplicate_labels=duplicates)]) | counted
-            for grade in grades
-        ]
+        answers = self._ask(observation, result, grid)
+        graded = {client: answer for client, answer in answers.items() if not isinstance(answer, str)}
+        known = [label for _, labels, _ in graded.values() for label in labels or ()]
+        duplicates = len(set(known)) < len(known) or any(facts["duplicate-labels"] for _, _, facts in graded.values())
+        rows = []
+        for client, answer in answers.items():
+            own = replace(result, client=client)
+            if isinstance(answer, str):
+                rows.append(self._failed(own, f"the client did not grade the reconstruction: {answer}", flags) | counted)
+                continue
+            for grade in answer[0]:
+                said = [*flags, *grade_flags([grade], duplicate_labels=duplicates)]
+                rows.append(self._row(own, grade, answer[1], said) | counted | {"label_counts": answer[2]["label-counts"]})
+        return rows
+
+    def _ask(self, observation: Observation, result: Reconstruction, grid: Grid) -> dict[int, _Answer | str]:
+        """Return each client's grades, true labels where they came, and facts of its batch; or why there are none."""
+        assert result.images is not None
+        timeout = self._scenario.federation.timeout
+        assigned: dict[int, list[int]] = {}
+        answers: dict[int, _Answer | str] = dict.fromkeys(observation.cohort, "no answer")
+        if observation.clients:
+            assigned, errors = assign_over(observation.clients, result.images, observation.round, self._directory, grid, timeout)
+            answers |= errors
+        asked = assigned if observation.clients else answers
+        questions = [self._question(observation, result, client, assigned.get(client)) for client in asked]
+        for reply in grid.send_and_receive(questions, timeout=timeout):
+            client = self._directory.partition(reply.metadata.src_node_id)
+            try:
+                answers[client] = self._read(observation, result, client, reply)
+            except ReplyError as error:
+                answers[client] = str(error)
+        return answers
 
     def _counted(self, observation: Observation, model: nn.Module) -> Row:
         """Return equations against unknowns of the whole update, and the layer with the least to spare."""
@@ -95,26 +117,28 @@ class Grader:
 
     def _told(self, observation: Observation) -> Observation:
         """Fill in what the scenario's author knows: flags are for the reader of the report, not for the attacker."""
-        local = observation.local or local_training(self._scenario, self._most_examples)
+        clients = len(observation.cohort)
+        local = observation.local or local_training(self._scenario, self._most_examples * clients, clients)
         return replace(observation, local=local, defenses=tuple(spec.model_dump() for spec in self._scenario.defenses))
 
-    def _question(self, observation: Observation, result: Reconstruction, reveal: bool) -> Message:
+    def _question(self, observation: Observation, result: Reconstruction, client: int, assigned: list[int] | None) -> Message:
         assert result.images is not None
         arrays = {"images": result.images, "mean_image": self._mean_image.float()}
+        reveal = not self._truth_path(observation.round, client, 0)
         config: dict[str, Any] = {"server-round": observation.round, "reveal": reveal}
+        if assigned is not None:
+            config["assigned"] = assigned
         if result.labels is not None:
             config["labels"] = list(result.labels)
         # The model that was attacked, in whose feature space the client looks for the nearest of its images.
         model = ArrayRecord({**observation.parameters, **observation.buffers})
         content = RecordDict({"reconstruction": ArrayRecord(arrays), "model": model, "config": ConfigRecord(config)})
-        return Message(content, dst_node_id=self._directory.node(observation.client), message_type="query.grade")
+        return Message(content, dst_node_id=self._directory.node(client), message_type="query.grade")
 
-    def _read(
-        self, observation: Observation, result: Reconstruction, reply: Message | None
-    ) -> tuple[list[ImageGrade], list[int] | None, dict[str, float | None]]:
+    def _read(self, observation: Observation, result: Reconstruction, client: int, reply: Message) -> _Answer:
         """Return the grades, the true labels if they came, and facts of the batch; save the true images, if they came."""
-        if reply is None or reply.has_error():
-            raise ReplyError("no answer" if reply is None else str(reply.error.reason))
+        if reply.has_error():
+            raise ReplyError(str(reply.error.reason))
         metrics, arrays = reply.content.metric_records, reply.content.array_records
         grades = grades_from_record(metrics.get("grades", MetricRecord()))
         rebuilt = len(result.images) if result.images is not None else 0
@@ -128,12 +152,12 @@ class Grader:
             if images.shape != (len(grades), *observation.input.shape) or images.dtype != np.float32:
                 raise ReplyError(f"its images are {images.dtype} {images.shape}")
             for number, image in enumerate(torch.from_numpy(images)):
-                self._folder.save_image(f"{stem(observation.round, observation.client)}-truth-{number}", image)
+                self._folder.save_image(f"{stem(observation.round, client)}-truth-{number}", image)
         return grades, labels, {key: _share(metrics["grades"], key) for key in ("duplicate-labels", "label-counts")}
 
-    def _truth_path(self, where: Observation | Reconstruction, number: int, *, exists: bool) -> str | None:
-        relative = f"images/{stem(where.round, where.client)}-truth-{number}.png"
-        return relative if not exists or (self._folder.path / relative).exists() else None
+    def _truth_path(self, server_round: int, client: int, number: int) -> str | None:
+        relative = f"images/{stem(server_round, client)}-truth-{number}.png"
+        return relative if (self._folder.path / relative).exists() else None
 
     def _row(self, result: Reconstruction, grade: ImageGrade, labels: list[int] | None, flags: list[str]) -> Row:
         png = None
@@ -155,7 +179,7 @@ class Grader:
                 "random": {metric: _finite(getattr(grade, f"random_{metric}")) for metric in _METRICS},
                 "mean_image": {metric: _finite(getattr(grade, f"mean_{metric}")) for metric in _METRICS},
             },
-            "truth_png": self._truth_path(result, grade.image, exists=True),
+            "truth_png": self._truth_path(result.round, result.client, grade.image),
             "png": png,
         }
 
@@ -185,7 +209,7 @@ def failed_row(scenario: Scenario, attack: str, server_round: int, client: int, 
     """Return the row of an update that gave no images."""
     empty = Reconstruction(None, attack=attack, round=server_round, client=client, stop_reason="failed")
     missing = dict.fromkeys(("image", *_METRICS, "label", "label_restored", "label_correct", "label_counts", "identified"))
-    missing |= dict.fromkeys(("identified_features", "truth_png", "png", "unknowns", "equations", "weakest_layer"))
+    missing |= dict.fromkeys(("identified_features", "truth_png", "png", "unknowns", "equations", "weakest_layer", "cohort"))
     return base_row(scenario, empty) | missing | {"flags": list(dict.fromkeys(flags)), "error": error, "baseline": None}
 
 

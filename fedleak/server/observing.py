@@ -21,6 +21,7 @@ def observe_reply(
     input: InputSpec,
     server_round: int,
     client: int,
+    clients: tuple[int, ...] = (),
     labels: tuple[int, ...] | None = None,
     surrogate: Tensor | None = None,
 ) -> Observation:
@@ -32,6 +33,10 @@ def observe_reply(
         The global model as it was sent, by state-dict name; the observations of a round share it.
     buffers : collection of str
         Names of the model's buffers; all other names are parameters.
+    client : int
+        Partition id of the client that sent it, or of the first one of ``clients``.
+    clients : tuple of int
+        Whom the reply is the mean of, where it is of several.
     labels, surrogate
         Passed on only if the threat model grants them.
     """
@@ -46,7 +51,8 @@ def observe_reply(
         input=input,
         round=server_round,
         client=client,
-        local=local_training(scenario, examples) if Knowledge.LOCAL_TRAINING in granted else None,
+        clients=clients,
+        local=local_training(scenario, examples, max(1, len(clients))) if Knowledge.LOCAL_TRAINING in granted else None,
         labels=labels if Knowledge.LABELS in granted else None,
         received_buffers={n: v for n, v in received.items() if n in buffers} if Knowledge.BATCHNORM in granted else None,
         surrogate=surrogate if Knowledge.SURROGATE in granted else None,
@@ -54,12 +60,18 @@ def observe_reply(
     )
 
 
-def local_training(scenario: Scenario, examples: int) -> LocalTraining:
-    """Return how a client with ``examples`` images trains in a round, by the hyper-parameters that the server set."""
+def local_training(scenario: Scenario, examples: int, clients: int = 1) -> LocalTraining:
+    """Return how a client with ``examples`` images trains in a round, by the hyper-parameters that the server set.
+
+    The mean over several ``clients`` with so many images together is read as one client's whose batches are theirs
+    together. For one step that is exact; for several, and for shards of unequal size, it is the nearest that a server
+    can say that knows no client's own number of images.
+    """
     local = scenario.local
-    batch = min(local.batch_size, examples)
+    each = -(-examples // clients)
+    batch = min(local.batch_size, each)
     steps, epochs = 1, 1
     if scenario.federation.protocol == "fedavg":
         epochs = local.epochs
-        steps = local.steps or epochs * -(-examples // batch)
-    return LocalTraining(examples, batch, steps, epochs, local.learning_rate, local.mode)
+        steps = local.steps or epochs * -(-each // batch)
+    return LocalTraining(examples, min(batch * clients, examples), steps, epochs, local.learning_rate, local.mode)

@@ -39,6 +39,8 @@ class Referee(StrategyWrapper):
         Names of the model's buffers.
     most_examples : int
         A reply that claims more images than this is refused.
+    summed : bool
+        Whether secure aggregation sends one reply for all clients of a round.
     meter : Meter, optional
         Reads what each reply costs.
 
@@ -62,6 +64,7 @@ class Referee(StrategyWrapper):
         *,
         buffers: Collection[str],
         most_examples: int,
+        summed: bool = False,
         meter: Meter | None = None,
     ) -> None:
         super().__init__(strategy)
@@ -74,6 +77,7 @@ class Referee(StrategyWrapper):
         self._seed = seed
         self._buffers = frozenset(buffers)
         self._most_examples = most_examples
+        self._summed = summed
         self._sent = ArrayRecord()
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
@@ -93,8 +97,9 @@ class Referee(StrategyWrapper):
         received = list(replies)
         contents = [reply.content for reply in received if not reply.has_error()]
         self.bytes_received = sum(record.count_bytes() for content in contents for record in content.array_records.values())
-        good, self.failures = sift(received, self._sent, self._directory, self.asked, self._most_examples)
-        self.by_client = {client: self._meter.read(reply, self._sent) for client, reply in good.items()} if self._meter else {}
+        good, self.failures = sift(received, self._sent, self._directory, self.asked, self._most_examples, summed=self._summed)
+        metered = good if self._meter and not self._summed else {}
+        self.by_client = {client: self._meter.read(reply, self._sent) for client, reply in metered.items()} if self._meter else {}
         if not good:
             return None, None
         buffers = self._averaged_buffers([reply.content for reply in good.values()])

@@ -12,6 +12,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedleak.errors import FedleakError, ReplyError
+from fedleak.server.cohort import LOST, cohort_of
 
 _QUERY_CHUNK = 50
 _LONGEST_REASON = 300
@@ -35,7 +36,13 @@ class Failure:
 
 
 def sift(
-    replies: Iterable[Message], sent: ArrayRecord, directory: Directory, asked: Collection[int], most_examples: int
+    replies: Iterable[Message],
+    sent: ArrayRecord,
+    directory: Directory,
+    asked: Collection[int],
+    most_examples: int,
+    *,
+    summed: bool = False,
 ) -> tuple[dict[int, Message], list[Failure]]:
     """Part the replies that the protocol allows from the clients that failed.
 
@@ -51,6 +58,8 @@ def sift(
         Partition ids of the clients that were sent the model.
     most_examples : int
         No client can have trained on more images.
+    summed : bool
+        Whether the replies come from secure aggregation: one for all clients of the sum, or one error for the round.
 
     Returns
     -------
@@ -61,14 +70,19 @@ def sift(
     """
     found: dict[int, Message] = {}
     reasons: dict[int, str] = dict.fromkeys(asked, "no reply")
+    replies = list(replies)
     for reply in replies:
         client = directory.partition(reply.metadata.src_node_id)
         try:
-            check_reply(reply, sent, most_examples)
+            check_reply(reply, sent, most_examples * len(asked) if summed else most_examples)
             found[client] = reply
-            reasons.pop(client, None)
+            # Only the server's own end of secure aggregation may speak for several clients.
+            for member in (cohort_of(reply) if summed else ()) or (client,):
+                reasons.pop(member, None)
         except ReplyError as error:
             reasons[client] = str(error)
+            if summed and not found and len(replies) == 1:  # the round's failure
+                reasons = {client: str(error)}
     # Flower refuses a whole round if the records or the metrics differ between replies.
     forms = {client: _form(found[client]) for client in sorted(found)}
     usual = Counter(forms.values()).most_common(1)[0][0] if forms else frozenset[str]()
@@ -90,6 +104,8 @@ def check_reply(reply: Message, sent: ArrayRecord, most_examples: int) -> ArrayR
     """
     if reply.has_error():
         reason = " ".join(str(reply.error.reason).split())
+        if reply.error.code == LOST:
+            raise ReplyError(reason)
         raise ReplyError(f"the client raised: {reason[-_LONGEST_REASON:]}")
     records, metrics = reply.content.array_records, reply.content.metric_records
     if len(records) != 1 or len(metrics) != 1:

@@ -14,11 +14,14 @@ from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from fedleak.attacks.base import Attack, Progress, Reconstruction, attacks
+from fedleak.defenses.secagg_view import only_sums
+from fedleak.defenses.secure_aggregation import secure_aggregation
 from fedleak.events import Event, Listener, silent
 from fedleak.observation import InputSpec, Observation
 from fedleak.runs import RunFolder
 from fedleak.scenario import AttackSpec, Scenario
 from fedleak.seeding import Seed
+from fedleak.server.cohort import cohort_of, mean_reply
 from fedleak.server.grading import Grader, failed_row
 from fedleak.server.observing import observe_reply
 from fedleak.server.quarantine import quarantine, sound
@@ -87,6 +90,7 @@ class Spy:
         self._threads = torch.get_num_threads()
         self._device = device
         self._listener = listener
+        self._summed, self._viewed = secure_aggregation(scenario) is not None, only_sums(scenario)
         self._buffers = frozenset(model.state_dict()) - {name for name, _ in model.named_parameters()}
         self._attacks = [(spec, attacks.get(spec.name)(**spec.parameters)) for spec in scenario.attacks]
         self._grader = Grader(scenario, folder, directory, mean_image, most_examples)
@@ -95,9 +99,12 @@ class Spy:
         """Record and attack one round; whatever goes wrong becomes a row, never an exception."""
         started = time.perf_counter()
         clients = [self._directory.partition(node) for node in asked]
-        good, failures = sift(replies, sent, self._directory, clients, self._most_examples)
+        good, failures = sift(replies, sent, self._directory, clients, self._most_examples, summed=self._summed)
         self.record_failures(server_round, failures)
-        if self._scenario.server.captures == "all" or self._scenario.attacked(server_round):
+        if self._viewed and not self._summed and good:
+            good = {min(good): mean_reply(good)}
+        remembered = any(attack.remembers for _, attack in self._attacks)
+        if remembered or self._scenario.server.captures == "all" or self._scenario.attacked(server_round):
             observations = self._observe(server_round, sent, good, grid)
             for observation in observations:
                 self._folder.save_capture(observation)
@@ -106,7 +113,7 @@ class Spy:
 
     def recall(self) -> None:
         """Show the attacks the rounds that an earlier process saw."""
-        if any(type(attack).remember is not Attack.remember for _, attack in self._attacks):
+        if any(attack.remembers for _, attack in self._attacks):
             for path in self._folder.captures():
                 self.remember([self.complete(Observation.load(path))])
 
@@ -131,7 +138,7 @@ class Spy:
     def remember(self, observations: Sequence[Observation]) -> None:
         """Show a round that is over to the attacks that keep what they saw."""
         for spec, attack in self._attacks:
-            if type(attack).remember is not Attack.remember:
+            if attack.remembers:
                 try:
                     with quarantine(self._threads):
                         attack.remember(copy.deepcopy(list(observations)))
@@ -176,7 +183,8 @@ class Spy:
             self._tell("graded", attack=spec.result_name, round=observation.round, client=observation.client, rows=rows)
 
     def _observe(self, server_round: int, sent: ArrayRecord, good: dict[int, Message], grid: Grid) -> list[Observation]:
-        labels = self._labels(server_round, good, grid)
+        cohorts = {client: cohort_of(reply) if self._viewed else () for client, reply in good.items()}
+        labels = self._labels(server_round, [one for client in good for one in cohorts[client] or (client,)], grid)
         parameters = sent.to_torch_state_dict()
         return [
             observe_reply(
@@ -187,7 +195,8 @@ class Spy:
                 input=self._input,
                 server_round=server_round,
                 client=client,
-                labels=labels.get(client),
+                clients=cohorts[client],
+                labels=_together([labels.get(one) for one in cohorts[client] or (client,)]),
                 surrogate=self._surrogate,
             )
             for client, reply in good.items()
@@ -215,6 +224,16 @@ class Spy:
 
     def _tell(self, kind: str, **facts: Any) -> None:
         self._listener(Event(kind, facts))
+
+
+def _together(labels: Iterable[tuple[int, ...] | None]) -> tuple[int, ...] | None:
+    """Return all labels of a cohort, sorted; ``None`` if a client did not tell its own."""
+    found: list[int] = []
+    for own in labels:
+        if own is None:
+            return None
+        found += own
+    return tuple(sorted(found))
 
 
 def _failure(observation: Observation, message: str) -> Reconstruction:

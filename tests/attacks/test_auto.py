@@ -57,6 +57,20 @@ def test_several_local_steps_are_told_apart():
     assert "4 local steps" in steps[0].reason
 
 
+def test_known_defenses_are_attacked_through():
+    [step] = plan(network(), INPUT, ONE, "gradient", ["random-masking"])
+    assert (step.attack, step.base) == ("adaptive", "natural")
+    assert "random-masking" in step.reason
+    model = network()
+    observation, _ = seen(model)
+    update = {name: value * (torch.rand(value.shape, generator=torch.Generator().manual_seed(2)) < 0.5)
+              for name, value in observation.update.items()}  # fmt: skip
+    known = replace(observation, update=update, defenses=({"name": "random-masking", "p": 0.5},))
+    [result] = attacks.get("auto")(iterations=3)([known], model)
+    assert result.images is not None
+    assert "through random-masking" in result.method
+
+
 def test_the_result_says_which_attack_and_why():
     model = network(channels=24)
     observation, images = seen(model)

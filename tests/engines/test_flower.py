@@ -20,9 +20,25 @@ import fedleak
 PACKAGE = Path(fedleak.__file__).parent
 PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy", "flwr.app.exception"}
 PRIVATE = {
+    "flwr.client.mod": {"secaggplus_mod"},
+    "flwr.common": {"Code", "FitRes", "Status", "bytes_to_ndarray", "ndarrays_to_parameters"},
+    "flwr.common.secure_aggregation.crypto.shamir": {"combine_shares"},
+    "flwr.common.secure_aggregation.crypto.symmetric_encryption": {"generate_shared_key"},
+    "flwr.common.secure_aggregation.ndarrays_arithmetic": {
+        "factor_extract",
+        "get_parameters_shape",
+        "parameters_addition",
+        "parameters_mod",
+        "parameters_subtraction",
+    },
+    "flwr.common.secure_aggregation.quantization": {"dequantize"},
+    "flwr.common.secure_aggregation.secaggplus_constants": {"RECORD_KEY_CONFIGS", "RECORD_KEY_STATE", "Key", "Stage"},
+    "flwr.common.secure_aggregation.secaggplus_utils": {"pseudo_rand_gen"},
     "flwr.common.serde": {"message_from_proto", "message_to_proto"},
+    "flwr.compat.common.recorddict_compat": {"fitres_to_recorddict"},
     "flwr.simulation.run_simulation": {"_run_simulation"},
     "flwr.supercore.constant": {"NOOP_FEDERATION_ID"},
+    "flwr.supercore.primitives.asymmetric": {"bytes_to_private_key", "bytes_to_public_key"},
     "flwr.supercore.run": {"Run"},
     "flwr.supercore.task_identity": {"TaskIdentity"},
     "flwr.supercore.telemetry": {"EventType"},

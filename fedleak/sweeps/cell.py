@@ -1,0 +1,108 @@
+"""Runs one cell of a sweep, once: whoever comes second, or again after a kill, finds what is done and does the rest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedleak.events import Event
+from fedleak.resumable import run_into
+from fedleak.runs import Row
+from fedleak.scenario import Scenario
+from fedleak.sweeps.lock import Lock
+from fedleak.sweeps.rows import run_rows
+
+CELLS, DONE, LOCKS = "cells", "done", "locks"
+_PATIENCE = 60.0  # seconds for the worker of a killed sweep to notice that it is alone
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know of a cell; travels as JSON.
+
+    Attributes
+    ----------
+    name : str
+        The cell's.
+    out : str
+        The sweep's folder, absolute.
+    scenario : str
+        As :meth:`fedleak.scenario.Scenario.to_json` writes it.
+    facts : dict
+        What each of the cell's rows says beside what the run itself says.
+    device : str
+        Where attacks compute.
+    """
+
+    name: str
+    out: str
+    scenario: str
+    facts: dict[str, Any]
+    device: str
+
+    def to_json(self) -> str:
+        """Return the job as one line of JSON; :meth:`from_json` reads it."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        """Read what :meth:`to_json` wrote."""
+        return cls(**json.loads(text))
+
+
+def run_cell(job: Job, tell: Callable[[str], None] = lambda what: None) -> None:
+    """Run a cell, or the rest of it, and write its rows to ``done/NAME.json``.
+
+    Parameters
+    ----------
+    job : Job
+        Which cell.
+    tell : callable
+        Told in a few words how far it is.
+
+    Raises
+    ------
+    FedleakError
+        If the run cannot go on.
+    """
+    out, scenario = Path(job.out), Scenario.from_json(job.scenario)
+    with Lock(out / LOCKS / job.name, f"{job.name}: another process runs this cell", _PATIENCE):
+        if done_rows(out, job.name, scenario.digest) is not None:
+            return
+        result = run_into(scenario, out / CELLS / job.name, device=job.device, listener=_Listener(tell))
+        rows = [{**job.facts, **row} for row in run_rows(result.path)]
+        _write(out / DONE / f"{job.name}.json", {"digest": scenario.digest, "rows": rows})
+
+
+def done_rows(out: Path, name: str, digest: str) -> list[Row] | None:
+    """Return the rows of a finished cell; ``None`` if it is not finished, or its run folder is gone."""
+    path = out / DONE / f"{name}.json"
+    if not path.is_file() or not (out / CELLS / name / "manifest.json").is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rows: list[Row] = found["rows"]
+    return rows if found["digest"] == digest else None
+
+
+def _write(path: Path, content: Row) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+    temporary.replace(path)  # whole or not at all: a cell with rows is finished
+
+
+class _Listener:
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._round = ""
+
+    def __call__(self, event: Event) -> None:
+        facts = event.facts
+        if event.kind == "round":
+            self._round = f"round {facts['round']} of {facts['rounds']}"
+            self._tell(f"{self._round}, training")
+        elif event.kind == "attack":
+            self._tell(f"{self._round}, {facts['attack']}, update {facts['number']} of {facts['total']}")

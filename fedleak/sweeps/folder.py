@@ -1,0 +1,168 @@
+"""The sweep's folder: what was asked, one run folder a cell, and one table of all rows.
+
+::
+
+    sweep.json      the file that asked, and every cell with its digest
+    cells/NAME/     one run folder a cell
+    done/NAME.json  the rows of a finished cell, written whole when it is
+    sweep.jsonl     all rows, one a line: cell x attack; sweep.csv is the same without the single images
+    sweep.html      the page
+    locks/  sweep.lock  workers.log
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedleak.errors import ScenarioError
+from fedleak.runs import Row
+from fedleak.sweeps.cell import CELLS
+
+_FIRST = {"sweep.lock", "sweep.json.tmp"}  # all that a start killed at once has left
+_COLUMNS = (
+    "cell",
+    "defense",
+    "family",
+    "strength",
+    "control",
+    "setting",
+    "seed",
+    "threat",
+    "defense_known",
+    "model",
+    "data",
+    "protocol",
+    "batch",
+    "steps",
+    "rounds",
+    "attack",
+    "knows_defense",
+    "graded",
+    "failures",
+    "psnr",
+    "psnr_max",
+    "gain",
+    "gain_max",
+    "mean_image",
+    "random",
+    "ssim",
+    "label_accuracy",
+    "identification",
+    "chance",
+    "accuracy",
+    "epsilon",
+    "cpu_seconds",
+    "seconds",
+    "bytes",
+    "coded_bytes",
+    "client_errors",
+    "folder",
+    "digest",
+    "error",
+)
+
+
+class SweepFolder:
+    """One sweep's folder, private to its owner because it holds run folders.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def prepare(cls, path: Path) -> SweepFolder:
+        """Make the folder, or take that of an earlier start.
+
+        Raises
+        ------
+        ScenarioError
+            If something else is there, or the folder cannot be made.
+        """
+        try:
+            taken = path.exists() and (not path.is_dir() or {found.name for found in path.iterdir()} - _FIRST)
+            if taken and not (path / "sweep.json").is_file():
+                raise ScenarioError(f"{path}: exists and is no sweep's folder; choose another --out")
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise ScenarioError(f"{path}: cannot be made ({error.strerror}); choose another --out") from error
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> SweepFolder:
+        """Open the folder of an earlier sweep.
+
+        Raises
+        ------
+        ScenarioError
+            If it is none.
+        """
+        if not (path / "sweep.json").is_file():
+            raise ScenarioError(f"{path}: no sweep's folder (it has no sweep.json); expected the --out of `fedleak sweep`")
+        return cls(path)
+
+    def asked(self) -> Row:
+        """Return ``sweep.json``.
+
+        Raises
+        ------
+        ScenarioError
+            If it cannot be read.
+        """
+        path = self.path / "sweep.json"
+        try:
+            found: Row = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ScenarioError(f"{path}: cannot be read ({error}); the folder is no sweep of fedleak, or is damaged") from error
+        return found
+
+    def ask(self, content: Row) -> None:
+        """Write ``sweep.json``; call it with the folder locked.
+
+        Raises
+        ------
+        ScenarioError
+            If the folder holds another sweep.
+        """
+        other = self.asked().get("name") if (self.path / "sweep.json").is_file() else content["name"]
+        if other != content["name"]:
+            raise ScenarioError(f"{self.path}: holds the sweep '{other}', not '{content['name']}'; choose another --out")
+        self._replace("sweep.json", json.dumps(content, indent=1, allow_nan=False))
+
+    def rows(self) -> list[Row]:
+        """Return all rows of ``sweep.jsonl``."""
+        path = self.path / "sweep.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+    def write_table(self, rows: Sequence[Row]) -> None:
+        """Write ``sweep.jsonl`` and ``sweep.csv`` whole: a reader sees the old ones or the new ones."""
+        self._replace("sweep.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+        text = io.StringIO()
+        table = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+        table.writeheader()
+        for row in rows:
+            table.writerow({key: _cell(value) for key, value in row.items()})
+        self._replace("sweep.csv", text.getvalue())
+
+    def cell(self, name: str) -> Path:
+        """Return a cell's run folder."""
+        return self.path / CELLS / name
+
+    def _replace(self, name: str, content: str) -> None:
+        temporary = self.path / f"{name}.tmp"
+        temporary.write_text(content, encoding="utf-8")
+        temporary.replace(self.path / name)
+
+
+def _cell(value: Any) -> Any:
+    """Return a value for a spreadsheet, which would take a text that starts like a formula for one."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" and value[:1] else value

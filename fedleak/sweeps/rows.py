@@ -1,0 +1,159 @@
+"""From a run folder to the rows of a table: one for each attack, with every image's gain above a guess."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from fedleak.attacks.base import attacks
+from fedleak.errors import ScenarioError
+from fedleak.report.records import RunRecords, baseline_psnr, number, read_records, table
+from fedleak.runs import Row
+from fedleak.scenario import AttackSpec, Scenario
+from fedleak.threat import Knowledge
+
+SEEN_DB = 30.0
+"""PSNR in dB from which an image counts as fully seen, as in the run's report: what lies above it leaks nothing more."""
+
+
+def run_rows(folder: Path) -> list[Row]:
+    """Return one row for each attack of a run; one with ``attack`` null for a run that attacked nothing.
+
+    Parameters
+    ----------
+    folder : Path
+        A run folder.
+
+    Returns
+    -------
+    list of dict
+        PSNR, gain and baselines in dB, each a mean over images; shares in [0, 1]; ``cpu_seconds`` for each attacked
+        update; ``seconds``, ``bytes`` and ``coded_bytes`` for each client's reply, as in the summary's ``cost``; ``images``
+        holds, image by image, its name (equal for the same private image in two rounds), its gain and whether it was
+        identified. A value is ``None`` where it is unknown.
+
+    Raises
+    ------
+    ScenarioError
+        If the folder is no run folder.
+    """
+    records = read_records(folder)
+    scenario = _scenario(records, folder)
+    facts = _facts(records, scenario)
+    attacked: dict[str, list[Row]] = {spec.result_name: [] for spec in scenario.attacks} if scenario.server.curious else {}
+    for row in records.rows:
+        if "invalid-reply" not in (row.get("flags") or ()):
+            attacked.setdefault(str(row.get("attack")), []).append(row)
+    specs = {spec.result_name: spec for spec in scenario.attacks}
+    if not attacked:
+        return [{**facts, "attack": None, "error": None}]
+    return [
+        {**facts, "attack": name, "error": None, **_knowledge(specs.get(name), scenario), **_leak(rows, folder)}
+        for name, rows in attacked.items()
+    ]
+
+
+def failed_rows(reason: str) -> list[Row]:
+    """Return the row of a run that broke off."""
+    return [{"attack": None, "error": " ".join(reason.split())}]
+
+
+def gain(row: Row) -> float | None:
+    """Return by how many dB an image is nearer than the better of both guesses, the PSNR cut at :data:`SEEN_DB`.
+
+    ``None`` for an image that was not graded.
+    """
+    psnr = number(row.get("psnr"))
+    guesses = [value for kind in ("mean_image", "random") if (value := baseline_psnr(row, kind)) is not None]
+    if psnr is None or not guesses or not all(map(math.isfinite, guesses)):
+        return None
+    best = max(guesses)
+    # A guess may be above the cut itself, where all images are nearly the same.
+    return min(psnr, max(SEEN_DB, best)) - best
+
+
+def _scenario(records: RunRecords, folder: Path) -> Scenario:
+    try:
+        return Scenario.model_validate(records.scenario)
+    except ValueError as error:
+        raise ScenarioError(f"{folder}: its manifest.json holds no scenario that this version can read") from error
+
+
+def _facts(records: RunRecords, scenario: Scenario) -> Row:
+    rounds = [row for row in records.rounds if (number(row.get("round")) or 0) >= 1]
+    accuracy = [value for row in records.rounds if (value := number(row.get("accuracy"))) is not None]
+    failures = [failure for row in rounds for failure in (row.get("failures") or ()) if isinstance(failure, dict)]
+    privacy, cost = table(records.summary, "privacy"), table(table(records.summary, "utility"), "cost")
+    return {
+        "threat": scenario.threat.preset,
+        "defense_known": scenario.threat.defense_known,
+        "model": scenario.model.name,
+        "model_parameters": scenario.model.parameters,
+        "data": scenario.data.source,
+        "image_size": scenario.data.image_size,
+        "protocol": scenario.federation.protocol,
+        "batch": scenario.local.batch_size,
+        "steps": scenario.local.steps,
+        "rounds": len(rounds),
+        "client_errors": len(failures),
+        "client_error": str(failures[0].get("reason")) if failures else None,
+        "accuracy": accuracy[-1] if accuracy else None,
+        "epsilon": next((value for key in ("epsilon", "max") if (value := number(privacy.get(key))) is not None), None),
+        **{key: number(cost.get(key)) for key in ("seconds", "bytes", "coded_bytes")},
+    }
+
+
+def _knowledge(spec: AttackSpec | None, scenario: Scenario) -> Row:
+    if spec is None:
+        return {"plugin": None, "parameters": {}, "knows_defense": False}
+    try:
+        needs = attacks.get(spec.name).needs("gradient" if scenario.federation.protocol == "fedsgd" else "weights")
+    except ScenarioError:
+        needs = frozenset()  # the run's own plugin, not installed here: no claim can rest on what it knows
+    knows = Knowledge.DEFENSE in needs and scenario.threat.defense_known
+    return {"plugin": spec.name, "parameters": spec.parameters, "knows_defense": knows}
+
+
+def _leak(rows: list[Row], folder: Path) -> Row:
+    graded = [row for row in rows if number(row.get("psnr")) is not None]
+    updates = {(row.get("round"), row.get("client")): row for row in rows}
+    images = [
+        {"name": _name(row, folder), "gain": gain(row), "identified": row.get("identified"), "png": row.get("png")}
+        for row in rows
+    ]
+    gains = [image["gain"] for image in images if image["gain"] is not None]
+    psnrs = [psnr for row in graded if (psnr := number(row.get("psnr"))) is not None]
+    return {
+        "graded": len(graded),
+        "failures": len(rows) - len(graded),
+        "failure": next((str(row["error"]) for row in rows if row.get("error")), None),
+        "psnr": _mean(psnrs),
+        "psnr_max": max(psnrs, default=None),
+        "gain": _mean(gains),
+        "gain_max": max(gains, default=None),
+        "ssim": _mean(row.get("ssim") for row in graded),
+        "label_accuracy": _mean(row.get("label_correct") for row in rows),
+        "identification": _mean(row.get("identified") for row in rows),
+        "mean_image": _mean(baseline_psnr(row, "mean_image") for row in graded),
+        "random": _mean(baseline_psnr(row, "random") for row in graded),
+        "cpu_seconds": _mean(row.get("cpu_seconds") for row in updates.values()),
+        "images": images,
+    }
+
+
+def _name(row: Row, folder: Path) -> str:
+    """Name the private image: by its pixels where they were revealed, and by its place elsewhere."""
+    truth = row.get("truth_png")
+    path = folder / truth if isinstance(truth, str) else None
+    if path is not None and path.is_file() and path.resolve().is_relative_to(folder.resolve()):
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    return f"r{row.get('round')}-c{row.get('client')}-{row.get('image')}"
+
+
+def _mean(values: Iterable[Any]) -> float | None:
+    found = [float(value) for value in values if value is not None and math.isfinite(value)]
+    return statistics.fmean(found) if found else None

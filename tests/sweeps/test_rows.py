@@ -1,0 +1,112 @@
+"""From a run folder to rows: gains above the better guess, image by image."""
+
+import json
+import math
+
+import pytest
+
+from fedleak import api
+from fedleak.errors import ScenarioError
+from fedleak.scenario import parse_scenario
+from fedleak.sweeps.rows import SEEN_DB, gain, run_rows
+
+
+def graded(psnr, mean_image=12.0, random=8.0):
+    return {"psnr": psnr, "baseline": {"mean_image": {"psnr": mean_image}, "random": {"psnr": random}}}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (graded(20.0), 8.0),
+        (graded(20.0, random=15.0), 5.0),  # of the better guess
+        (graded(10.0), -2.0),
+        (graded(99.0), 18.0),  # fully seen is fully seen
+        (graded(99.0, mean_image=35.0), 0.0),
+        (graded(20.0, mean_image=None), 12.0),
+        (graded(None), None),
+        (graded(math.nan), None),
+        ({"psnr": 20.0, "baseline": None}, None),
+        ({}, None),
+    ],
+)
+def test_gain_is_above_the_better_guess_and_cut_where_the_image_is_seen(row, expected):
+    assert SEEN_DB == 30.0
+    assert gain(row) == expected
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    scenario = parse_scenario(
+        {
+            "name": "rows",
+            "data": {"source": "samples", "image_size": 16},
+            "model": {"name": "mlp", "hidden": [8]},
+            "federation": {"clients": 2, "rounds": 2},
+            "threat": {"preset": "labels-known", "defense_known": True},
+            "attacks": [{"name": "closed-form", "clients": 1}, {"name": "inverting-gradients", "title": "ig", "iterations": 1}],
+            "defenses": [{"name": "gaussian-noise", "std": 0.01}],
+        }
+    )
+    return api.run(scenario, out=tmp_path_factory.mktemp("rows") / "run", device="cpu").path
+
+
+def test_one_row_for_each_attack_with_all_its_images(run):
+    exact, cosine = run_rows(run)
+    assert [exact["attack"], cosine["attack"]] == ["closed-form", "ig"]
+    assert (exact["graded"], cosine["graded"]) == (2, 4)
+    assert len(exact["images"]) == 2
+    assert exact["gain"] == pytest.approx(sum(image["gain"] for image in exact["images"]) / 2)
+    lines = [json.loads(line) for line in (run / "reconstructions.jsonl").read_text().splitlines()]
+    psnr = [line["psnr"] for line in lines if line["attack"] == "closed-form"]
+    assert exact["psnr"] == pytest.approx(sum(psnr) / 2)
+    assert exact["psnr_max"] == max(psnr)
+    assert (exact["threat"], exact["defense_known"], exact["knows_defense"]) == ("labels-known", True, False)
+    assert [exact[key] for key in ("model", "data", "batch", "protocol", "rounds")] == ["mlp", "samples", 1, "fedsgd", 2]
+    assert exact["bytes"] > 10_000
+    assert exact["seconds"] > 0
+    assert cosine["parameters"] == {"iterations": 1}
+    assert exact["accuracy"] is None
+    assert json.loads(json.dumps(exact, allow_nan=False)) == exact
+
+
+def test_the_same_private_image_has_the_same_name_in_both_rounds(run):
+    exact, cosine = run_rows(run)
+    names = {image["name"] for image in cosine["images"]}
+    assert {image["name"] for image in exact["images"]} <= names
+    truths = {path.read_bytes() for path in (run / "images").glob("*-truth-*.png")}
+    assert len(names) == len(truths)
+
+
+def test_failed_updates_and_replies_are_told_apart(run, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("manifest.json", "rounds.jsonl"):
+        (copy / name).write_text((run / name).read_text())
+    rows = [json.loads(line) for line in (run / "reconstructions.jsonl").read_text().splitlines()]
+    rows[0] |= {"psnr": None, "image": None, "error": "no linear layer", "baseline": None, "truth_png": None}
+    rows[1] |= {"psnr": None, "image": None, "error": "invalid reply", "flags": ["invalid-reply"], "baseline": None}
+    (copy / "reconstructions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = {row["attack"]: row for row in run_rows(copy)}
+    attack = rows[0]["attack"]
+    assert found[attack]["failures"] == 1
+    assert found[attack]["failure"] == "no linear layer"
+    assert [image["gain"] is None for image in found[attack]["images"]].count(True) == 1
+    assert sum(len(row["images"]) for row in found.values()) == len(rows) - 1
+
+
+def test_a_run_that_attacked_nothing_has_one_row(run, tmp_path):
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["scenario"]["attacks"] = []
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    [row] = run_rows(tmp_path)
+    assert row["attack"] is None
+    assert row["error"] is None
+
+
+def test_no_run_folder_is_refused(tmp_path):
+    with pytest.raises(ScenarioError, match="not a run folder"):
+        run_rows(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"scenario": {"nam": 3}}')
+    with pytest.raises(ScenarioError, match="no scenario that this version can read"):
+        run_rows(tmp_path)
