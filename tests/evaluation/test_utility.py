@@ -1,4 +1,4 @@
-from fedleak.evaluation.utility import by_client, epsilon_by_round, privacy, utility
+from fedleak.evaluation.utility import by_client, epsilon_by_round, utility
 
 
 def costs(seconds: float | None, size: int, coded: int) -> dict[str, float | None]:
@@ -27,8 +27,6 @@ def test_clients_come_in_order_with_their_own_means():
     assert found["10"]["seconds"] is None
 
 
-def test_epsilon_is_each_clients_last_and_the_largest():
-    assert privacy(EPSILON) == {"epsilon": 2.5, "by_client": {"0": 1.5, "1": 2.5}}
+def test_epsilon_by_round_is_the_largest_of_any_client_so_far():
     assert epsilon_by_round(EPSILON) == {1: 2.5, 3: 2.5}
-    assert privacy(ROUNDS) is None
     assert epsilon_by_round(ROUNDS) == {}

@@ -345,10 +345,19 @@ def test_what_a_client_pays_is_said_by_client(make_run, read, lines):
 
 def test_epsilon_stands_beside_the_costs_where_it_was_promised(make_run, read, lines):
     paid = {"seconds": 0.5, "cpu_seconds": 0.25, "bytes": 10, "coded_bytes": 10}
-    rounds = [row | {"by_client": {"0": paid}, "epsilon": {"0": 1.5 * row["round"]}} for row in lines.rounds() if row["round"]]
+    promised = {"delta": 1e-5, "privacy_unit": "client", "by_client": {"0": paid}}
+    rounds = [row | promised | {"epsilon": {"0": 1.5 * row["round"]}} for row in lines.rounds() if row["round"]]
     page = read(write_report(make_run(rounds=rounds)))
-    assert "epsilon 3.00 at most." in page.text
+    assert "Differential privacy of each client: epsilon 3.00 at most, at delta 1e-05." in page.text
     assert "10 B 10 B 3.00" in page.text
+
+
+def test_a_mechanism_without_a_guarantee_says_why(make_run, read, lines):
+    paid = {"seconds": 0.5, "cpu_seconds": 0.25, "bytes": 10, "coded_bytes": 10}
+    facts = {"by_client": {"0": paid}, "epsilon": {"0": None}, "no_epsilon": "nothing is clipped", "delta": 1e-5}
+    page = read(write_report(make_run(rounds=[row | facts for row in lines.rounds() if row["round"]])))
+    assert "no epsilon, because nothing is clipped." in page.text
+    assert "Epsilon" not in page.text
 
 
 def test_runs_that_did_not_measure_costs_say_nothing_of_them(make_run, read):
