@@ -20,6 +20,8 @@ from fedleak.client.batches import private_batch
 from fedleak.data.federated import FederatedData, federated_data
 from fedleak.defenses.base import defenses
 from fedleak.defenses.chain import check_combination, defended_model
+from fedleak.defenses.gradient_pruning import GradientPruning
+from fedleak.defenses.random_masking import RandomMasking
 from fedleak.defenses.secagg_view import check_sums
 from fedleak.engines.base import engine
 from fedleak.errors import DefenseError, ParameterError, ScenarioError
@@ -34,6 +36,7 @@ from fedleak.server.observing import local_training
 from fedleak.server.strategies import build_strategy
 from fedleak.threat import Knowledge, presets_granting
 
+_REMOVED = {RandomMasking.name: "p", GradientPruning.name: "ratio"}  # share of the entries, in the defense's parameters
 _SENT = {"gradient": "gradients, which FedSGD sends", "weights": "weights, which FedAvg sends"}
 
 
@@ -264,8 +267,14 @@ def difficulty(checked: Checked) -> Difficulty:
         "dropout in train mode": dropout and mode == "train",
         f"the defenses ({defended})": bool(scenario.defenses),
     }
-    layers = count_update(model, data.input, local)
+    layers = count_update(model, data.input, local, _kept(scenario))
     return Difficulty(facts, layers, _verdict(layers, [name for name, applies in blurs.items() if applies]))
+
+
+def _kept(scenario: Scenario) -> float:
+    """Return the share of an update's entries that the defenses leave, as far as they say it."""
+    removed = [spec.parameters.get(_REMOVED[spec.name], 0.0) for spec in scenario.defenses if spec.name in _REMOVED]
+    return float(prod(1 - share for share in removed))
 
 
 def _update(scenario: Scenario, steps: int) -> str:
