@@ -1,9 +1,10 @@
 """What a user sees: help without a wait, every name explained, every scenario checked, a run told and tabled."""
 
-from __future__ import os
+from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
