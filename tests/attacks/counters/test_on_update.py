@@ -119,6 +119,7 @@ def test_the_truth_contradicts_nothing_and_another_image_does(
     assert float(residual(victim, 1 - truth).max()) > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("defense", "ratio"), HELPED, ids=title)
 def test_knowing_the_defense_rebuilds_what_the_base_does_not(
     defense: dict[str, Any], ratio: float, model: Any, truth: torch.Tensor
@@ -131,6 +132,16 @@ def test_knowing_the_defense_rebuilds_what_the_base_does_not(
         return float((found.images - truth).square().mean())
 
     assert error("adaptive", base="natural") < ratio * error("natural")
+
+
+@pytest.mark.parametrize("chain", FITTING, ids=title)
+def test_what_is_descended_on_has_finite_derivatives(chain: list[dict[str, Any]], model: Any, truth: torch.Tensor) -> None:
+    victim, guess = victim_of(model, defended(model, truth, chain)), (1 - truth).requires_grad_()
+    guessed = victim.compared(victim.gradient(INPUT.normalize(guess), torch.eye(5)[2:3]), victim.observed)
+    loss = torch.stack([(a - b).square().sum() for a, b in zip(guessed, victim.observed, strict=True)]).sum()
+    [slope] = torch.autograd.grad(loss, guess)
+    assert slope.isfinite().all()
+    assert slope.any()
 
 
 def test_compressed_rounds_are_followed_through_the_clients_memory(truth: torch.Tensor) -> None:
