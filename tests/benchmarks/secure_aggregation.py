@@ -5,6 +5,30 @@ the images of the last round, where clients of one image each are sampled three 
 from the sum, and from differences of sums (cohort-difference), with a tiny learning rate and a tinier one.
 
     python tests/benchmarks/secure_aggregation.py --attack
+
+found on one core of a busy shared machine, flwr 1.41, torch 2.14.1, a round of FedSGD in process, every client sharing keys with
+every other:
+
+    model     clients  CPU s: plain  SecAgg+  KiB received: plain  SecAgg+  KiB sent: plain  SecAgg+
+    lenet           4         0.033    0.089                  309      618              309      324
+    lenet           8         0.064    0.268                  618     1258              618      682
+    lenet          16         0.111    1.090                 1236     2602             1236     1496
+    resnet20        4         0.186    0.300                 4305     8483             4305     4320
+    resnet20        8         0.346    0.706                 8611    16988             8611     8674
+    resnet20       16         0.686    1.947                17221    34061            17221    17481
+
+PSNR, median of the last round's three images (the mean image has 14.8 dB); "-" is an attack that says that it cannot:
+
+    attack                       alone   secagg-view           secure-aggregation
+    learning rate                 1e-6   1e-6   1e-9           1e-6
+    closed-form                   97.1   31.6   31.6           -
+    closed-form on differences           -      98.8           -
+    inverting-gradients           16.2   14.3   14.5           14.3
+    inverting-gradients on differences   16.6   17.3           16.6
+
+The sum of three is no shield by itself: the closed form separates three images of LeNet to 32 dB, and single clients come out
+exactly once four cohorts have been seen and the model stands still. What stops it with SecAgg+ is the quantiser's step of 4e-6,
+which is too coarse for its certificate; gradient matching loses nothing by that step.
 """
 
 from __future__ import annotations
