@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,7 +23,7 @@ from fedleak.defenses.base import defenses
 from fedleak.defenses.chain import check_combination, defended_model
 from fedleak.defenses.gradient_pruning import GradientPruning
 from fedleak.defenses.random_masking import RandomMasking
-from fedleak.defenses.secagg_view import check_sums
+from fedleak.defenses.secagg_view import check_sums, only_sums
 from fedleak.engines.base import engine
 from fedleak.errors import DefenseError, ParameterError, ScenarioError
 from fedleak.evaluation.lpips import load_lpips
@@ -233,24 +234,32 @@ class Difficulty:
 
 
 def difficulty(checked: Checked) -> Difficulty:
-    """Say how hard it is to rebuild one client's batch: unknowns against equations, and what blurs them."""
+    """Say how hard it is to rebuild one client's batch, or a cohort's from its sum: unknowns, equations, and what blurs them."""
     scenario, data, model = checked.scenario, checked.data, checked.model
-    shard = data.shard(0)
-    positions = private_batch(scenario, len(shard), 0, 1)
-    local = replace(local_training(scenario, len(positions)), num_examples=len(positions))
+    clients = scenario.federation.sampled if only_sums(scenario) else 1
+    shards = [data.shard(client) for client in range(clients)]
+    batches = [shard[private_batch(scenario, len(shard), client, 1)] for client, shard in enumerate(shards)]
+    positions = np.concatenate(batches)
+    local = replace(local_training(scenario, len(positions), clients), num_examples=len(positions))
     parameters = sum(p.numel() for p in model.parameters())
     unknowns = len(positions) * prod(data.input.shape)
-    repeats = len(positions) - len(set(data.labels(shard[positions]).tolist()))
+    repeats = len(positions) - len(set(data.labels(positions).tolist()))
     batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     dropout = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules())
     mode = scenario.local.mode
     defended = ", ".join(defense.name for defense in scenario.defenses)
     facts = [
-        ("images in one update", f"{len(positions)} of {' x '.join(map(str, data.input.shape))}"),
+        (
+            "images in one update" if clients == 1 else f"images in the sum of {clients} clients",
+            f"{len(positions)} of {' x '.join(map(str, data.input.shape))}",
+        ),
         ("unknown pixels", f"{unknowns:,}"),
         ("parameters", f"{parameters:,} ({parameters / unknowns:.2f} for each unknown pixel)"),
         ("update", _update(scenario, local.steps)),
-        ("labels (client 0, round 1)", f"{repeats} of {len(positions)} repeat another's" if repeats else "all different"),
+        (
+            "labels (client 0, round 1)" if clients == 1 else f"labels (clients 0 to {clients - 1}, round 1)",
+            f"{repeats} of {len(positions)} repeat another's" if repeats else "all different",
+        ),
         ("BatchNorm", f"yes, in {mode} mode" if batchnorm else "none"),
         ("dropout", f"yes, in {mode} mode" if dropout else "none in the model"),
         ("defenses", defended or "none"),

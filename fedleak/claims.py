@@ -283,14 +283,19 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _each_update(rows: list[Row], key: str) -> list[float | None]:
-    return list({(row["round"], row["client"]): row.get(key) for row in rows}.values())
+    return list({_update(row): row.get(key) for row in rows}.values())
+
+
+def _update(row: Row) -> tuple[Any, ...]:
+    """Return what the rows of one update have in common: the client, or the clients whose sum it is."""
+    return row["round"], tuple(row.get("cohort") or (row["client"],))
 
 
 def _labels_in_common(rows: list[Row]) -> float | None:
-    true: dict[tuple[int, int], Counter[int]] = {}
-    restored: dict[tuple[int, int], Counter[int]] = {}
+    true: dict[tuple[Any, ...], Counter[int]] = {}
+    restored: dict[tuple[Any, ...], Counter[int]] = {}
     for row in rows:
-        update = row["round"], row["client"]
+        update = _update(row)
         for counts, label in ((true, row["label"]), (restored, row["label_restored"])):
             counts.setdefault(update, Counter()).update([label] if label is not None else [])
     return _mean((true[update] & restored[update]).total() / true[update].total() for update in true if true[update])

@@ -3,19 +3,20 @@
 Formula: y_k = q(n_k u_k / w) + PRG(b_k) + sum_{j<k} PRG(s_kj) - sum_{j>k} PRG(s_kj) mod 2**32; sum_k y_k, less the masks that
 Shamir shares of b_k (survivors) and of the keys behind s_kj (dropped clients) remove, is sum_k q(n_k u_k / w)
 Source: Bell et al. 2020, "Secure Single-Server Aggregation with (Poly)Logarithmic Overhead", ACM CCS, as flwr 1.41 implements it
-Cost: four exchanges a round in place of one; masked numbers travel as 64-bit integers, twice the bytes of float32; rounding
-Broken by: the sum itself, which is the update of one large batch (any attack here); several sums with different cohorts
-(cohort-difference); and in flwr 1.41 by its mask generator, which is seeded with 32 bits or fewer, few enough to try them all
+Cost: four exchanges a round in place of one, and rounding; masked numbers travel as 64-bit integers, twice the bytes of float32,
+and CPU seconds grow with the square of the clients (tests/benchmarks/secure_aggregation.py)
+Broken by: any attack that reads the sum as one large batch; several sums with different cohorts (cohort-difference); and as flwr
+1.41 has it by trying all masks, because its generator folds each seed to 32 bits, and that of two clients' common mask to 28
 
 Whose is what: the client's side is Flower's own ``secaggplus_mod``, unchanged, with Flower's keys, Shamir shares, encryption,
-masks and stochastic quantiser. The server's side (:mod:`fedleak.engines.secagg_grid`) is ours, because Flower's
-``SecAggPlusWorkflow`` drives only strategies of the older kind; it goes through the same four stages with Flower's own
-primitives and messages, and unlike the workflow it also goes on without a client that is lost before its masked vector was due.
+masks and stochastic quantiser. The server's side (:mod:`fedleak.engines.secagg_protocol`) is ours, because Flower's
+``SecAggPlusWorkflow`` drives only strategies of the older kind. It goes through the same four stages with Flower's messages and
+primitives, and unlike the workflow it leaves out a client that is lost before all keys were shared, instead of ending the round.
 What travels in the vector is ours too: gradients as they are, weights and buffers as their change, so that values stay small.
 
 A client refuses to take part in a round, with an error, where Flower would clip a value or let a weight overflow: the sum
-would silently be another one. An entry of the mean is off by less than ``clients * 2 * clipping_range / quantization_range``
-times ``max_weight`` over the mean number of examples of a client, divided by ``clients``: see :meth:`SecureAggregation.step`.
+would silently be another one. By how much rounding may change an entry of the mean says :meth:`SecureAggregation.step`; with the
+default ranges and clients of one size it is 2 * 8 / 2**22, about 4e-6.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class SecureAggregation(Defense):
         return self.config.reconstruction_threshold or self.shares(sampled) // 2 + 1
 
     def step(self, clients: int, examples: int, most_examples: int) -> float:
-        """Return how far an entry of the mean may be off, in its own units.
+        """Return how far an entry of the mean may be off, in its own units; rounded weights add at most half as much.
 
         Parameters
         ----------

@@ -80,7 +80,9 @@ class Live:
         self._close_attack()
         facts = event.facts
         rows = [row for row in facts["rows"] if row["psnr"] is not None]
-        where = f"round {facts['round']}  client {facts['client']}  {facts['attack']}"
+        cohort = facts["rows"][0].get("cohort") if facts["rows"] else None
+        whose = f"clients {', '.join(map(str, cohort))}" if cohort else f"client {facts['client']}"
+        where = f"round {facts['round']}  {whose}  {facts['attack']}"
         if rows:
             figures = ", ".join(f"{row['psnr']:.1f} dB" for row in rows[:8]) + (" ..." if len(rows) > 8 else "")
             self._console.print(

@@ -101,8 +101,9 @@ class Spy:
         clients = [self._directory.partition(node) for node in asked]
         good, failures = sift(replies, sent, self._directory, clients, self._most_examples, summed=self._summed)
         self.record_failures(server_round, failures)
-        if self._viewed and not self._summed and good:
-            good = {min(good): mean_reply(good)}
+        if self._viewed and not self._summed:
+            # With fewer than a majority, SecAgg+ by its default threshold would have no sum to show either.
+            good = {min(good): mean_reply(good)} if len(good) > len(clients) // 2 else {}
         remembered = any(attack.remembers for _, attack in self._attacks)
         if remembered or self._scenario.server.captures == "all" or self._scenario.attacked(server_round):
             observations = self._observe(server_round, sent, good, grid)

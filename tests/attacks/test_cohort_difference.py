@@ -117,7 +117,8 @@ def test_it_is_the_base_attack_where_nothing_can_be_told_apart(change: str) -> N
     attack = attacks.get("cohort-difference")(
         attack="dlg", iterations=1, restarts=1, **({"memory": 1} if change == "forgotten" else {})
     )
-    rounds = [] if change == "one round" else [seen(model, cohort, number) for number, cohort in enumerate(COHORTS[:3], 1)]
+    before = [] if change == "one round" else COHORTS[:3]
+    rounds = [seen(model, cohort, number) for number, cohort in enumerate(before, 1)]
     last = seen(model, (3,) if change == "one client" else COHORTS[3], 4)
     if change == "moved":
         rounds = [replace(one, parameters={name: 1.01 * value for name, value in one.parameters.items()}) for one in rounds]
