@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
@@ -147,7 +148,7 @@ def write_weights(alexnet: Path, target: Path) -> None:
     heads = Path(torchmetrics_lpips.__file__).parent / "lpips_models" / "alex.pth"
     try:
         state = torch.load(alexnet.expanduser(), map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         raise ScenarioError(f"{alexnet}: cannot be read ({error}); expected the .pth file of torchvision's AlexNet") from error
     if not isinstance(state, dict) or "features.0.weight" not in state:
         raise ScenarioError(f"{alexnet}: holds no AlexNet; expected the .pth file of torchvision's AlexNet")

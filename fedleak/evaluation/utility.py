@@ -41,7 +41,7 @@ def epsilon_by_round(rounds: Iterable[Row]) -> dict[int, float]:
     highest = -math.inf
     for row in rounds:
         values = [float(value) for value in _table(row, "epsilon").values() if _number(value)]
-        if values:
+        if values and _number(row.get("round")):
             highest = max(highest, *values)
             found[int(row["round"])] = highest
     return found

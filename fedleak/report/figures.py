@@ -53,27 +53,26 @@ def rounds_chart(gallery: Gallery, rounds: Sequence[dict[str, Any]]) -> Markup |
         return None
     axis = sorted({*attacked, *accuracy, *epsilon})
     figure, panels = _figure(heights, width=12.8, height=1.2 + 1.5 * sum(heights))
-    titles, free = ["PSNR, dB"] * bool(attacked), iter(panels)
+    titles, free = ["PSNR in dB"] * bool(attacked), iter(panels)
     if attacked:
         _draw_leaks(next(free), leaks, baselines, axis)
     if accuracy:
         axes = next(free)
-        axes.plot(list(accuracy), list(accuracy.values()), color=_INK, linewidth=1.6, marker="o", markersize=_marker(accuracy))
+        _line(axes, accuracy)
         _label(axes, "Test accuracy of the global model", axis)
         axes.set_ylim(0, min(1.0, max(accuracy.values()) * 1.25) or 1.0)
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
         titles.append("test accuracy")
     if epsilon:
         axes = next(free)
-        axes.step(list(epsilon), list(epsilon.values()), where="post", color=_INK, linewidth=1.6)
-        axes.plot(list(epsilon), list(epsilon.values()), color=_INK, linestyle="", marker="o", markersize=_marker(epsilon))
+        _line(axes, epsilon, drawstyle="steps-post")
         _label(axes, "Privacy: the largest epsilon of any client so far", axis)
         axes.set_ylim(0, max(epsilon.values()) * 1.15 or 1.0)
         titles.append("epsilon")
     for axes in panels[:-1]:
         axes.set_xlabel("")
         axes.tick_params(labelbottom=False)
-    return _render(figure, "rounds", ", ".join(titles) + " by round, beside both baselines" * bool(attacked))
+    return _render(figure, "rounds", ", ".join(titles) + " by round" + ", beside both baselines" * bool(attacked))
 
 
 def _leaks(gallery: Gallery) -> tuple[list[dict[int, list[float]]], dict[str, dict[int, list[float]]]]:
@@ -108,8 +107,13 @@ def _draw_leaks(
         axes.set_yticks([0, 25, 50, 75, TOP_DB], ["0", "25", "50", "75", "≥ 100"])
 
 
-def _marker(curve: Sequence[int] | dict[int, float]) -> float:
-    return 4.0 if len(curve) <= _MARKED else 0.0
+def _margin(axis: Sequence[int]) -> float:
+    return max(0.5, 0.01 * (axis[-1] - axis[0]))
+
+
+def _line(axes: Axes, curve: dict[int, float], drawstyle: str = "default") -> None:
+    style: dict[str, Any] = {"color": _INK, "linewidth": 1.6, "marker": "o", "markersize": 4.0 if len(curve) <= _MARKED else 0.0}
+    axes.plot(list(curve), list(curve.values()), drawstyle=drawstyle, clip_on=False, **style)
 
 
 def fidelity_chart(gallery: Gallery) -> Markup | None:
@@ -160,7 +164,7 @@ def loss_chart(rounds: Sequence[dict[str, Any]]) -> Markup | None:
     if not loss:
         return None
     figure, (axes,) = _figure([1.0])
-    axes.plot(list(loss), list(loss.values()), color=_INK, linewidth=1.6, marker="o", markersize=_marker(loss))
+    _line(axes, loss)
     _label(axes, "Test loss of the global model, nats", sorted(loss))
     return _render(figure, "loss", "Test loss of the global model by round")
 
@@ -189,7 +193,7 @@ def _figure(heights: Sequence[float], width: float = 6.4, height: float = 4.2) -
 def _label(axes: Axes, title: str, rounds: list[int]) -> None:
     axes.set_title(title, loc="left", fontsize=13, color=_INK, pad=10)
     axes.set_xlabel("Round", fontsize=13, color=_TEXT)
-    axes.set_xlim(rounds[0] - 0.5, rounds[-1] + 0.5)
+    axes.set_xlim(rounds[0] - _margin(rounds), rounds[-1] + _margin(rounds))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
 
@@ -218,7 +222,7 @@ def _flat(axes: Axes, by_round: dict[int, float], axis: list[int], style: dict[s
     ordered = sorted(by_round.items())
     if not ordered:
         return
-    at = [axis[0] - 0.5, *(point for point, _ in ordered), axis[-1] + 0.5]
+    at = [axis[0] - _margin(axis), *(point for point, _ in ordered), axis[-1] + _margin(axis)]
     axes.plot(at, [ordered[0][1], *(value for _, value in ordered), ordered[-1][1]], **style)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedleak.evaluation.flags import FLAGS
-from fedleak.evaluation.privacy import spent
+from fedleak.evaluation.privacy import said, spent
 from fedleak.evaluation.summary import CLEAR_DB
 from fedleak.evaluation.utility import by_client, utility
 from fedleak.report import asked, formats
@@ -193,7 +193,14 @@ def _costs(records: RunRecords) -> dict[str, Any]:
         "clients": [{"client": client, **costs, "epsilon": promised.get(client)} for client, costs in clients.items()],
         "cost": utility([{"accuracy": None, "loss": None, **row} for row in rounds])["cost"],
         "epsilon": private["epsilon"] if private else None,
+        "promise": _promise(private) if private else "",
     }
+
+
+def _promise(private: dict[str, Any]) -> str:
+    if private.keys() >= ({"no_epsilon"} if private["epsilon"] is None else {"delta", "privacy_unit"}):
+        return said(private) + "."
+    return f"Epsilon {formats.decimals(private['epsilon'], 2)} at most; the rows do not say at which delta."
 
 
 def _no_utility(records: RunRecords) -> str:

@@ -1,8 +1,7 @@
 """Measure what sparsity costs in accuracy: no defense, plain pruning, and Deep Gradient Compression, in a real federation.
 
 LeNet with ReLU on CIFAR-10 at 16 x 16 pixels (Parquet files: 20,000 training and 3,000 test images), FedSGD, 10 IID clients of
-which 5 are drawn in each round, batches of 64. The learning rate of the arms with momentum is multiplied by 1 - momentum, so
-that a gradient moves the model as far in the end.
+which 5 are drawn in each round, batches of 64. "feedback" is Deep Gradient Compression without momentum.
 
     python tests/benchmarks/deep_gradient_compression.py --data $FEDLEAK_DATA/cifar10
 """

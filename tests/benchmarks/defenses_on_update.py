@@ -111,20 +111,27 @@ def main() -> None:
     for activation in options.activations:
         base, iterations = BASES[activation]
 
-        def measure(defense: dict[str, Any] | None, rounds: int, name: str, activation: str = activation, **own: Any) -> str:
+        def measure(
+            defense: dict[str, Any] | None,
+            rounds: int = 1,
+            knows: bool = False,
+            activation: str = activation,
+            base: str = base,
+            iterations: int = iterations,
+        ) -> str:
+            name, own = ("adaptive", {"base": base, "rounds": rounds}) if knows else (base, {})
             found = []
             for rows, truth in zip(batches, truths, strict=True):
                 model = build_model(Model(name="lenet", activation=activation), data.input, rows[0]).eval()
                 seen = updates(model, data, rows, defense, rounds)
-                found.append(quality(seen, model, truth, name, rows[0], **own))
+                found.append(quality(seen, model, truth, name, rows[0], iterations=iterations, **own))
             error = statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else 0.0
             return f"{statistics.mean(found):6.1f} +-{error:4.1f}"
 
-        undefended = measure(None, 1, base, iterations=iterations)
+        undefended = measure(None)
         for defense, rounds in CASES:
             if options.cases is None or defense["name"] in options.cases:
-                plain = measure(defense, rounds, base, iterations=iterations)
-                known = measure(defense, rounds, "adaptive", base=base, rounds=rounds, iterations=iterations)
+                plain, known = measure(defense, rounds), measure(defense, rounds, knows=True)
                 title = " ".join(str(value) for value in defense.values())
                 print(f"{activation:9s}{title:58s}{rounds:7d}{undefended:>13s}{plain:>13s}{known:>13s}", flush=True)
     print(f"mean PSNR in dB +- standard error over {len(batches)} batches; {time.process_time() - begun:.0f} CPU seconds")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fedleak.errors import AttackError
-from fedleak.evaluation.grade import ImageGrade, grade
+from fedleak.evaluation.grade import ImageGrade, grade, label_counts
 from fedleak.evaluation.metrics import MAX_PSNR, mse, psnr, ssim
 from fedleak.seeding import Seed
 
@@ -116,3 +116,38 @@ def test_wrong_shapes_are_the_attacks_failure():
         graded(torch.zeros(3, 1, 16, 16))
     with pytest.raises(AttackError, match="2 labels for 3 images"):
         graded(TRUTH, [1, 2])
+
+
+def test_label_counts_compare_multisets():
+    assert label_counts([3, 3, 1], [1, 3, 3]) == 1.0
+    assert label_counts([3, 3, 3], [1, 3, 3]) == pytest.approx(2 / 3)
+    assert label_counts([1, 2], [3, 4]) == 0.0
+    # Naming every class, or too few labels, is no way to more.
+    assert label_counts(list(range(10)), [4]) == 0.1
+    assert label_counts([4], [4, 4, 5, 6]) == 0.25
+    assert label_counts(None, [4]) is None
+
+
+def test_lpips_is_of_the_matched_pair_and_of_both_baselines():
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).abs().mean(dim=(1, 2, 3))
+
+    rebuilt = TRUTH[[1, 2, 0]] * 0.5
+    for g, index in zip(graded(rebuilt, lpips=distance), [2, 0, 1], strict=True):
+        assert g.lpips == pytest.approx(distance(rebuilt[index : index + 1], TRUTH[g.image : g.image + 1]).item())
+        assert g.mean_lpips == pytest.approx(distance(MEAN[None], TRUTH[g.image : g.image + 1]).item())
+        assert g.random_lpips == pytest.approx(1 / 3, rel=0.1)
+    assert {(g.lpips, g.mean_lpips, g.random_lpips) for g in graded(rebuilt)} == {(None, None, None)}
+
+
+def test_identification_by_features_is_asked_of_the_features_alone():
+    def first_pixel(images: Tensor) -> Tensor:
+        return images[:, :, 0, 0]
+
+    rebuilt = TRUTH.clone()
+    rebuilt[0, :, 0, 0] = SHARD[0, :, 0, 0]
+    found = graded(rebuilt, features=first_pixel)
+    assert [g.identified for g in found] == [True] * 3
+    assert [g.identified_features for g in found] == [False, True, True]
+    assert [g.identified_features for g in graded(rebuilt)] == [None] * 3
+    assert [g.identified_features for g in graded(None, features=first_pixel)] == [None] * 3

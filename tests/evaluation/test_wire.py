@@ -71,3 +71,10 @@ def test_a_missing_field_is_refused():
     del record["random_ssim"]
     with pytest.raises(ReplyError, match="random_ssim"):
         grades_from_record(record)
+
+
+def test_figures_that_were_not_asked_for_travel_as_nothing():
+    grades = [dataclasses.replace(g, lpips=0.25, random_lpips=1.0, identified_features=True) for g in some_grades()]
+    received = grades_from_record(MetricRecord.inflate(grades_to_record(grades).deflate()))
+    assert received == grades
+    assert {(g.lpips, g.mean_lpips, g.identified_features) for g in received} == {(0.25, None, True)}

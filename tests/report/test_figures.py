@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from matplotlib import rcParams
 
 from fedleak.report import figures
@@ -85,3 +86,59 @@ def test_the_fidelity_curve_has_a_line_for_each_attack(make_run):
     svg = figures.fidelity_chart(Gallery(read_records(make_run())))
     assert "Share of images" in svg
     assert "var(--series-1)" in svg
+
+
+def long_rounds(count, every=1):
+    return [{"round": at, "accuracy": 0.1 + 0.004 * at if at % every == 0 else None, "loss": 2.0} for at in range(count + 1)]
+
+
+def sparse(lines):
+    """Rows of a training of 100 rounds, attacked in three."""
+    return lambda folder: [lines.image(folder, at, 0, "dlg", psnr) for at, psnr in ((1, 45.0), (10, 30.0), (100, 14.0))]
+
+
+def across(svg, colour):
+    return [float(x) for x in re.findall(rf'<use href="#[^"]+" x="([^"]+)" y="[^"]+" style="fill: var\(--{colour}\)', svg)]
+
+
+def test_rounds_without_an_attack_have_no_mark_and_share_the_axis_of_accuracy(make_run, lines):
+    gallery = Gallery(read_records(make_run(sparse(lines))))
+    svg = figures.rounds_chart(gallery, long_rounds(100, every=10))
+    leaks, accuracy = across(svg, "series-0"), across(svg, "ink")
+    assert len(leaks) == 3
+    assert len(accuracy) == 11
+    # Round 10 and round 100 stand at the same place in both panels.
+    assert leaks[1] == pytest.approx(accuracy[1], abs=0.5)
+    assert leaks[2] == pytest.approx(accuracy[10], abs=0.5)
+    assert "Test accuracy" in svg
+    assert "epsilon" not in svg
+
+
+def test_a_long_curve_has_no_marks_of_its_own(make_run, lines):
+    gallery = Gallery(read_records(make_run(sparse(lines))))
+    assert across(figures.rounds_chart(gallery, long_rounds(100)), "ink") == []
+
+
+def test_epsilon_has_a_panel_where_rows_hold_one(make_run, lines):
+    gallery = Gallery(read_records(make_run()))
+    rounds = [row | {"epsilon": {"0": 0.5 * row["round"], "1": 0.1}} for row in lines.rounds() if row["round"]]
+    svg = figures.rounds_chart(gallery, rounds)
+    assert "largest epsilon" in svg
+    assert 'aria-label="PSNR in dB, test accuracy, epsilon by round, beside both baselines"' in svg
+
+
+def test_accuracy_alone_still_draws(make_run, lines):
+    nothing = Gallery(read_records(make_run(lambda folder: [])))
+    svg = figures.rounds_chart(nothing, lines.rounds())
+    assert 'aria-label="test accuracy by round"' in svg
+    assert figures.rounds_chart(nothing, []) is None
+
+
+def test_both_baselines_cross_the_whole_axis(make_run, lines):
+    gallery = Gallery(read_records(make_run(sparse(lines))))
+    svg = figures.rounds_chart(gallery, long_rounds(100))
+    dashed = re.findall(r'<path d="M ([\d.]+) [^"]*?L ([\d.]+) [\d.]+ ?\n?" [^>]*stroke-dasharray: [^>]*var\(--muted\)', svg)
+    spans = [float(end) - float(start) for start, end in dashed]
+    width = float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1])
+    assert len(spans) == 2
+    assert min(spans) > 0.85 * width

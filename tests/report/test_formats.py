@@ -40,3 +40,9 @@ def test_formats(function, value, expected):
 def test_class_names():
     names = ["cat", "dog"]
     assert [formats.class_name(label, names) for label in (1, 2, -1, None, True)] == ["dog", "class 2", "class -1", None, None]
+
+
+def test_sizes_have_a_unit():
+    values = (0, 999, 1000, 12_345, 123_456, 5_000_000, 2.5e12, None, float("inf"))
+    shown = ["0 B", "999 B", "1.0 kB", "12.3 kB", "123 kB", "5.0 MB", "2500 GB", "–", "–"]
+    assert [formats.size(value) for value in values] == shown

@@ -310,3 +310,64 @@ def test_odd_values_do_not_break_the_page(make_run, read, lines):
     page = read(write_report(folder))
     assert "class 99" in page.text
     assert "200.0 dB" in page.text
+
+
+def test_the_table_of_attacks_holds_every_figure_and_can_be_sorted(make_run, read, lines):
+    def rows(folder):
+        facts = {"identified": True, "identified_features": False, "label_counts": 0.75, "lpips": 0.123}
+        return [lines.image(folder, 1, 0, "dlg", 41.0, **facts)]
+
+    page = read(write_report(make_run(rows)))
+    head, body = page.source.split('aria-label="Leakage by attack"')[1].split("</table>")[0].split("</thead>")
+    last = head.split("<tr>")[-1]
+    columns = re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', last)
+    cells = re.findall(r'<t[hd][^>]*data-value="([^"]*)"', body)
+    assert len(columns) == len(cells)
+    found = dict(zip(columns, cells, strict=True))
+    assert "sortable" in head
+    assert (found["Attack"], found["worst case"], found["&gt; 20 dB"], found["LPIPS"]) == ("dlg", "41.0", "1.0", "0.123")
+    assert (found["pixels"], found["features"], found["right"], found["counts"]) == ("1.0", "0.0", "1.0", "0.75")
+
+
+def test_lpips_has_a_column_only_where_it_was_measured(make_run, read):
+    page = read(write_report(make_run()))
+    assert "LPIPS" not in page.source.split('aria-label="Leakage by attack"')[1].split("</table>")[0]
+
+
+def test_what_a_client_pays_is_said_by_client(make_run, read, lines):
+    paid = {"seconds": 0.5, "cpu_seconds": 0.25, "bytes": 78_000, "coded_bytes": 1_500}
+    rounds = [row | {"by_client": {"0": paid, "1": paid | {"seconds": None}}} for row in lines.rounds() if row["round"]]
+    page = read(write_report(make_run(rounds=rounds)))
+    assert "0.50 s a round, 78.0 kB sent, of which a plain coding needs 1.5 kB." in page.text
+    assert "Client Rounds Seconds CPU, s Sent Coded 0 2 0.50 0.25 78.0 kB 1.5 kB 1 2 – 0.25" in page.text
+    assert "psilon" not in page.text
+
+
+def test_epsilon_stands_beside_the_costs_where_it_was_promised(make_run, read, lines):
+    paid = {"seconds": 0.5, "cpu_seconds": 0.25, "bytes": 10, "coded_bytes": 10}
+    promised = {"delta": 1e-5, "privacy_unit": "client", "by_client": {"0": paid}}
+    rounds = [row | promised | {"epsilon": {"0": 1.5 * row["round"]}} for row in lines.rounds() if row["round"]]
+    page = read(write_report(make_run(rounds=rounds)))
+    assert "Differential privacy of each client: epsilon 3.00 at most, at delta 1e-05." in page.text
+    assert "10 B 10 B 3.00" in page.text
+
+
+def test_a_mechanism_without_a_guarantee_says_why(make_run, read, lines):
+    paid = {"seconds": 0.5, "cpu_seconds": 0.25, "bytes": 10, "coded_bytes": 10}
+    facts = {"by_client": {"0": paid}, "epsilon": {"0": None}, "no_epsilon": "nothing is clipped", "delta": 1e-5}
+    page = read(write_report(make_run(rounds=[row | facts for row in lines.rounds() if row["round"]])))
+    assert "no epsilon, because nothing is clipped." in page.text
+    assert "Epsilon" not in page.text
+
+
+def test_runs_that_did_not_measure_costs_say_nothing_of_them(make_run, read):
+    assert "What it costs a client" not in read(write_report(make_run())).text
+
+
+def test_settings_of_the_measurement_are_named_where_they_are_not_the_usual_ones(make_run, read):
+    assert "test_images" not in read(write_report(make_run())).text.split("To run it again")[0]
+
+
+def test_a_chosen_measurement_is_named(make_run, read):
+    text = read(write_report(make_run(evaluation={"every": 5, "test_images": 100}))).text
+    assert "Measured every = 5 test_images = 100" in text

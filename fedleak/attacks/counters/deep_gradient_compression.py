@@ -11,6 +11,7 @@ client's first round, and roughly wherever its images stay the same and the entr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -44,9 +45,10 @@ class DeepGradientCompressionCounter(Counter):
 
     def guess(self, guessed: list[Tensor], observed: Sequence[Tensor]) -> list[Tensor]:
         """Return what would have accumulated; what of it was sent, the comparison says."""
-        norm = torch.stack([value.square().sum() for value in guessed]).sum().sqrt()
-        limit = self.config.max_norm / unit(self.observation)
-        shrink = (limit / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0)
+        shrink: Tensor | float = 1.0
+        if not math.isinf(self.config.max_norm):
+            limit = self.config.max_norm / unit(self.observation)
+            shrink = limit / torch.stack([value.square().sum() for value in guessed]).sum().clamp_min(limit**2).sqrt()
         before: Sequence[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(guessed)
         missed = 0
         if self._earlier is not None:

@@ -23,7 +23,7 @@ from fedleak.errors import AttackError
 
 _BITS = {"fp16": 11, "bf16": 8}  # of the significand
 _SMALLEST = {"fp16": 2.0**-24, "bf16": 2.0**-133}  # steps
-_UNEVEN = 1e-4  # of a multiple, by single precision
+_UNEVEN = (1e-4, 1e-2, 5e-2)  # of a step: by single precision, and by that of weights that a change is taken of
 _AVERAGE = 0.2113  # share of a step whose variance is that of a random share, 1 / 6
 
 
@@ -110,10 +110,11 @@ def _unit(magnitudes: Tensor, levels: int) -> float:
     if len(sent) == 0:
         return 0.0
     smallest = float(sent.min())
-    for number in range(1, levels + 1):
-        multiples = sent * (number / smallest)
-        if float((multiples - multiples.round()).abs().max()) < _UNEVEN * max(1.0, float(multiples.max())):
-            return smallest / number
+    for uneven in _UNEVEN:
+        for number in range(1, levels + 1):
+            multiples = sent * (number / smallest)
+            if float((multiples - multiples.round()).abs().max()) < uneven:
+                return smallest / number
     raise AttackError(
         f"the update is not of QSGD with {levels} levels: its values are no multiples of one step; "
         "is a defense missing from the scenario, or is it another's?"
