@@ -27,7 +27,7 @@ def runs(tmp_path_factory):
         "seed 1": {},
         "seed 2": {"seed": 2, "attacks": [{"name": "closed-form"}, {"name": "inverting-gradients", "iterations": 1}]},
         "labels": {"threat": {"preset": "labels-known"}},
-        "noise": {"defenses": [{"name": "gaussian-noise", "std": 0.1}, {"name": "clipping", "max_norm": 1.0}]},
+        "noise": {"defenses": [{"name": "clipping", "max_norm": 1.0}, {"name": "gaussian-noise", "std": 0.1}]},
     }
     for name, change in several.items():
         api.run(parse_scenario(base | change), out=folder / name, device="cpu")
@@ -41,7 +41,7 @@ def test_runs_that_differ_in_the_seed_alone_are_one_line(runs, tmp_path):
         ("local-training-known", "none", "closed-form", 2),
         ("local-training-known", "none", "inverting-gradients", 1),
         ("labels-known", "none", "closed-form", 1),
-        ("local-training-known", "gaussian-noise std=0.1 + clipping max_norm=1", "closed-form", 1),
+        ("local-training-known", "clipping max_norm=1 + gaussian-noise std=0.1", "closed-form", 1),
     ]
     assert board.lines[0].attacked.gain.seeds == 2
     page = board.page.read_text()
