@@ -91,14 +91,14 @@ def dropping(masks: Callable[[Tensor], Tensor], p: float) -> Callable[[nn.Module
 
 
 def sites(model: nn.Module, input: InputSpec, where: str) -> list[LeafCall]:
-    """Return the executions of modules whose input is dropped from, in order.
+    """Return the first executions of the modules whose input is dropped from, in order.
 
     Raises
     ------
     DefenseError
         If there is none.
     """
-    calls = execution_order(model, input).calls
+    calls = list({call.name: call for call in reversed(execution_order(model, input).calls)}.values())[::-1]
     linear = [call for call in calls if isinstance(call.module, nn.Linear)]
     if where == CLASSIFIER:
         if not linear:

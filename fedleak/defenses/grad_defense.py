@@ -1,8 +1,8 @@
 """Add noise to randomly chosen slices of each step's gradient, the slices being short where gradients tell most of the image.
 
-Formula: sensitivity of a tensor s_l = mean_b |d sum(grad_l) / d x_b|; the gradient's entries in order are cut into slices of equal
-sensitivity, an entry of tensor l counting s_l / n_l; g <- g + N(0, scale^2) on the slices drawn. With clip, the entries of each
-drawn slice are scaled to a norm of at most clip first
+Formula: sensitivity of a tensor s_l = mean_b |d sum(grad_l) / d x_b|; the gradient's entries in order are cut into slices of
+equal sensitivity, an entry of tensor l counting s_l / n_l; g <- g + N(0, scale^2) on the slices drawn. With clip, the entries of
+each drawn slice are scaled to a norm of at most clip first
 Source: Wang, Guo, Xie, Qi 2022, "Protect Privacy from Gradient Leakage Attack in Federated Learning", INFOCOM; its public code
 Cost: a second derivative for each tensor in each local step; noise on about the share drawn / slices of the sensitivity
 Broken by: an attacker who matches the slices that were not drawn, which the size of the noise gives away
