@@ -58,7 +58,7 @@ class DropoutCounter(Counter):
         observed = dict(zip(self._names, victim.observed, strict=True))
         for call in found:
             if self.way == "read" and isinstance(call.module, nn.Linear) and len(call.input_shape) == 1:
-                masks = read_masks(observed[f"{call.name}.weight"], self.observation.batch_size)
+                masks = read_masks(observed[f"{call.name}.weight"], self.observation.batch_size, self.config.p)
                 if masks is not None:
                     self._known[call.name] = masks
 
