@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -149,10 +150,35 @@ class JointVictim(Victim):
         self.__dict__.update(latest.__dict__)
         self._victims = [*earlier, latest]
         self.observed = [value for victim in self._victims for value in victim.observed]
+        for before, after in pairwise(self._victims):
+            for one, other in zip(before.counters, after.counters, strict=True):
+                other.follow(one)
+        for victim in self._victims:
+            victim.joined = len(self._victims)
 
     def gradient(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
         """Return the gradients of all rounds, one after the other, by parameter."""
         return [value for victim in self._victims for value in victim.gradient(inputs, targets)]
+
+    def compared(self, guessed: list[Tensor], observed: Sequence[Tensor]) -> list[Tensor]:
+        """Compare each round's guess."""
+        found, first = [], 0
+        for victim in self._victims:
+            part = slice(first, first + len(victim.observed))
+            found += victim.compared(guessed[part], observed[part])
+            first = part.stop
+        return found
+
+    def noise(self) -> list[Tensor] | None:
+        """Return the variances in all rounds."""
+        found = [victim.noise() for victim in self._victims]
+        if all(variances is None for variances in found):
+            return None
+        return [
+            value
+            for victim, variances in zip(self._victims, found, strict=True)
+            for value in variances or [torch.zeros_like(value) for value in victim.observed]
+        ]
 
     def start(self, generator: torch.Generator) -> list[Tensor]:
         """Draw the unknowns of the counters of every round."""

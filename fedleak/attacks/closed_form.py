@@ -17,6 +17,7 @@ from fedleak.attacks.exact.batch import invert_batch
 from fedleak.attacks.exact.chain import ChainSolution, ImagePrior, check_chain, walk
 from fedleak.attacks.exact.count import count_layers
 from fedleak.attacks.exact.drift import evaluating, follow_drift, gradient_of
+from fedleak.attacks.exact.missing import survivors
 from fedleak.attacks.labels.base import label_rules
 from fedleak.errors import AttackError
 from fedleak.models.inspect import ExecutionOrder, execution_order
@@ -34,9 +35,10 @@ class ClosedForm(Attack):
 
     One image needs no batch size: the rank of the classifier's gradient tells whether there is one. A batch must have fewer
     images than classes; its labels are restored by the rule ``consistent`` unless another is given, and labels that do not
-    satisfy the equations are a named failure. Several local steps are read of one image only. ``restarts`` and
-    ``iterations`` do not apply. The loss is the norm of the difference between the observed gradient and that of the
-    solution, relative to the observed one.
+    satisfy the equations are a named failure. Several local steps are read of one image only. Where it is known that the
+    client has masked or pruned its gradient, entries at zero are no equations, and one image is solved for by those left.
+    ``restarts`` and ``iterations`` do not apply. The loss is the norm of the difference between the observed gradient and
+    that of the solution, relative to the observed one.
     """
 
     name = "closed-form"
@@ -54,6 +56,11 @@ class ClosedForm(Attack):
         )
         if not all(bool(torch.isfinite(value).all()) for value in gradient.values()):
             raise AttackError("the update is not finite")
+        local = observation.local
+        steps = local.steps if observation.kind == "weights" and local is not None else 1
+        left = survivors(observation) if observation.batch_size == steps == 1 else None
+        known = None if left is None else {name: value.to(device) for name, value in left.known.items()}
+        gradient = gradient if left is None else _double(left.gradient, device)
         label = None
         if self.config.labels is not None and observation.batch_size == 1:
             label = label_rules.get(self.config.labels)().restore(observation, model)[0]
@@ -61,8 +68,6 @@ class ClosedForm(Attack):
         grey = spec.normalize(torch.full((1, *spec.shape), 0.5, dtype=torch.float64, device=device))[0]
         unit = len(spec.std) / sum(spec.std)
         image = ImagePrior(grey, _SPREAD * unit, _DIFFERENCE * unit)
-        local = observation.local
-        steps = local.steps if observation.kind == "weights" and local is not None else 1
         if observation.batch_size > 1:
             if steps > 1:
                 raise AttackError(
@@ -75,8 +80,10 @@ class ClosedForm(Attack):
         if local is not None and steps > 1:
             return self._after_local_steps(observation, local, model, order, (parameters, buffers), label, image, budget)
         with torch.no_grad():
-            solution = walk(order, parameters, buffers, gradient, label=label, image=image, out_of_time=lambda: budget.exhausted)
-        loss = _residual(model, solution, parameters, buffers, gradient)
+            solution = walk(
+                order, parameters, buffers, gradient, label=label, image=image, known=known, out_of_time=lambda: budget.exhausted
+            )
+        loss = _residual(model, solution, parameters, buffers, gradient, known)
         # Convolutions are counted by the outputs that were in fact known, which for ReLU the shapes do not tell.
         counts = {counted.layer: counted for counted in (*count_layers(order, 1), *solution.counts)}
         flags = ("not-identifiable",) if any(counted.slack < 0 for counted in counts.values()) else ()
@@ -122,8 +129,18 @@ def _double(named: Tensors, device: torch.device) -> Tensors:
     }
 
 
-def _residual(model: nn.Module, solution: ChainSolution, parameters: Tensors, buffers: Tensors, gradient: Tensors) -> float:
-    """Return the relative misfit of the gradient at the solution; the model runs in eval mode, as no layer passed differs."""
+def _residual(
+    model: nn.Module,
+    solution: ChainSolution,
+    parameters: Tensors,
+    buffers: Tensors,
+    gradient: Tensors,
+    known: Tensors | None = None,
+) -> float:
+    """Return the relative misfit of the known gradient at the solution.
+
+    The model runs in eval mode, as no layer passed differs.
+    """
     leaves: dict[str, Tensor] = {name: value.clone().requires_grad_() for name, value in parameters.items()}
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -136,6 +153,6 @@ def _residual(model: nn.Module, solution: ChainSolution, parameters: Tensors, bu
             module.training = training
     loss = functional.cross_entropy(logits, torch.tensor([solution.label], device=logits.device))
     found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    pairs = [(mine, gradient[name]) for name, mine in zip(leaves, found, strict=True)]
+    pairs = [(mine if known is None else mine * known[name], gradient[name]) for name, mine in zip(leaves, found, strict=True)]
     misfit = sum(float((mine - seen).square().sum()) for mine, seen in pairs)
     return float((misfit / sum(float(seen.square().sum()) for _, seen in pairs)) ** 0.5)

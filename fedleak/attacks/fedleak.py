@@ -116,4 +116,5 @@ class FedLeak(MatchingAttack):
     def _loss(self, victim: Victim, unknowns: Unknowns, chosen: Sequence[Tensor], observed: Sequence[Tensor]) -> Tensor:
         pixels = unknowns.pixels
         guessed = victim.gradient(victim.input.normalize(pixels), unknowns.targets(victim.input.num_classes))
-        return self.distance(select(guessed, chosen), observed) + self.prior(pixels) + victim.penalty()
+        guessed = select(victim.compared(guessed, victim.observed), chosen)
+        return self.distance(guessed, observed) + self.prior(pixels) + victim.penalty()

@@ -90,7 +90,7 @@ class MatchingAttack(Attack):
     """The optimiser is given the loss times this; PyTorch's L-BFGS forgets steps that change the loss by less than 1e-10."""
 
     takes_counters: ClassVar[bool] = True
-    """Whether its loss is made of the victim's ``gradient`` and ``penalty`` alone, so that it can attack through a defense."""
+    """Whether its loss is made of the victim's ``gradient``, ``compared`` and ``penalty``: it can attack through a defense."""
     countered: Callable[[Observation, Victim], Victim] | None = None
     """What an attacker who knows the client's defenses makes of the victim; see :mod:`fedleak.attacks.adaptive`."""
 
@@ -141,6 +141,7 @@ class MatchingAttack(Attack):
         def loss_of() -> Tensor:
             pixels = unknowns.pixels
             guessed = victim.gradient(victim.input.normalize(pixels), unknowns.targets(classes))
+            guessed = victim.compared(guessed, victim.observed)
             return self.distance(guessed, victim.observed) + self.prior(pixels) + victim.penalty()
 
         return descend(

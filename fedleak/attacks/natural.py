@@ -65,8 +65,11 @@ class Natural(MatchingAttack):
     def victim(self, observation: Observation, model: nn.Module, device: torch.device) -> Victim:
         """Return the network at the sent parameters, or those where a FedAvg client was on average."""
         if observation.kind == "gradient" or observation.local is None or observation.local.steps == 1:
-            return super().victim(observation, model, device)
-        return LocalVictim(model, observation, device, self.precision)
+            victim = super().victim(observation, model, device)
+        else:
+            victim = LocalVictim(model, observation, device, self.precision)
+        victim.weighs_noise = True
+        return victim
 
     def restore_labels(self, observation: Observation, model: nn.Module) -> tuple[int, ...] | None:
         """Return the labels by the configured rule; by default those granted, or else by ``bias-corrected``."""
@@ -111,6 +114,7 @@ class Natural(MatchingAttack):
         kept = drift = local.no_drift(seed.derive("order").generator()) if local else None
         course, begun, observed, tried = Descent(), budget.spent, victim.observed, set[Order]()
         penalties = self._penalties(self.config.local_stages if local else self.config.stages)
+        noise = victim.noise()
         for stage, penalty in enumerate(penalties):
             if local and kept and stage:
                 guess = victim.input.normalize(unknowns.pixels.detach()), self._targets(victim, unknowns)
@@ -118,8 +122,9 @@ class Natural(MatchingAttack):
                 observed = [value - moved for value, moved in zip(victim.observed, drift.values, strict=True)]
                 tried.add(drift.order)
             share = (stage + 1) / len(penalties)
+            trusted, pull = _at_noise(weights, noise, penalty, unknowns.image.numel())
             part = descend(
-                partial(self._loss, victim, unknowns, weights, observed, penalty),
+                partial(self._loss, victim, unknowns, trusted, observed, pull),
                 unknowns.variables,
                 self.optimiser(unknowns.variables),
                 self.config.model_copy(update={"iterations": round(share * self.config.iterations) - course.iterations}),
@@ -211,12 +216,32 @@ class Natural(MatchingAttack):
     ) -> Tensor:
         pixels = unknowns.pixels
         guessed = victim.gradient(victim.input.normalize(pixels), unknowns.targets(victim.input.num_classes))
+        guessed = victim.compared(guessed, observed)
         distance = self.distance(_product(weights, guessed), _product(weights, observed))
         return distance + self.prior(pixels) + penalty * unknowns.image.square().mean() + victim.penalty()
 
     def _penalties(self, stages: int) -> list[float]:
         first, last = math.log(self.config.penalty), math.log(self.config.penalty_end)
         return torch.linspace(first, last, stages).exp().tolist()
+
+
+def _at_noise(
+    weights: Sequence[Tensor], noise: Sequence[Tensor] | None, penalty: float, unknowns: int
+) -> tuple[Sequence[Tensor], float]:
+    """Return a stage's weights and penalty where the update is noisy: its likelihood, and a prior that stays at that level.
+
+    Without noise a stage trusts entry k to the variance ``a s_k^2``, where ``penalty = a unknowns / entries``: against a standard
+    normal prior, and all multiplied by a. Noise adds to this variance. So that the loss stays of order one as a falls, it is
+    then multiplied by a and the least noise r, in units of ``s_k^2``.
+    """
+    if noise is None:
+        return weights, penalty
+    entries = sum(value.numel() for value in weights)
+    relative = [weight.square() * variance for weight, variance in zip(weights, noise, strict=True)]
+    least = min(float(r[w > 0].min()) for r, w in zip(relative, weights, strict=True) if (w > 0).any())
+    trust = penalty * entries / unknowns
+    scaled = [weight * ((trust + least) / (trust + r)).sqrt() for weight, r in zip(weights, relative, strict=True)]
+    return scaled, penalty + least * unknowns / entries
 
 
 def _product(weights: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:

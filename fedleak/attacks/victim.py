@@ -63,6 +63,10 @@ class Victim:
                 if hasattr(module, "running_mean"):
                     module.train()
 
+        self.weighs_noise = False
+        """Whether the attack weighs likelihood against prior by :meth:`noise`; where it does not, counters may."""
+        self.joined = 1
+        """How many updates are matched together."""
         self.counters: tuple[Counter, ...] = ()
         self._others: list[list[Tensor]] = []
 
@@ -84,6 +88,19 @@ class Victim:
         """Return what the counters' own unknowns add to an attack's loss."""
         found = [counter.penalty(others) for counter, others in zip(self.counters, self._others, strict=True)]
         return sum((value for value in found if value is not None), start=0.0)
+
+    def compared(self, guessed: list[Tensor], observed: Sequence[Tensor]) -> list[Tensor]:
+        """Return the guess with what does not contradict the observed set to it, as the counters know; for the distance only."""
+        for counter in self.counters:
+            guessed = counter.compare(guessed, observed)
+        return guessed
+
+    def noise(self) -> list[Tensor] | None:
+        """Return the variance of what is random in each entry observed, by parameter, or ``None`` if nothing is."""
+        variances = [torch.zeros_like(value) for value in self.observed]
+        for counter in self.counters:
+            variances = counter.noise(variances, self.observed)
+        return variances if any(bool(value.any()) for value in variances) else None
 
     @property
     def network(self) -> nn.Module:

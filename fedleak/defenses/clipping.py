@@ -25,6 +25,9 @@ def _none_is_infinite(value: Any) -> Any:
     return math.inf if value is None else value
 
 
+InfiniteAsNull = Annotated[float, BeforeValidator(_none_is_infinite)]
+
+
 @defenses.register
 class Clipping(Defense):
     """Clip the update; see the module for formula and source."""
@@ -35,7 +38,7 @@ class Clipping(Defense):
     class Config(DefenseConfig):
         """Parameters."""
 
-        max_norm: Annotated[float, BeforeValidator(_none_is_infinite)] = Field(
+        max_norm: InfiniteAsNull = Field(
             gt=0, description="largest L2 norm, or largest |entry| for scope 'value', in the update's units; inf for no limit"
         )
         scope: Literal["global", "layer", "value"] = Field(

@@ -23,6 +23,10 @@ class GaussianNoise(Defense):
 
     name = "gaussian-noise"
     identity = {"std": 0.0}
+    excludes = {"gaussian-noise": "two draws add up to one with a larger std; set that"}
+    not_before = {
+        "clipping": "the norm bounded would be the noise's as well, so that neither bound nor std is what it says; clip first"
+    }
 
     class Config(DefenseConfig):
         """Parameters."""

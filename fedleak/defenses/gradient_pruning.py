@@ -26,6 +26,15 @@ class GradientPruning(Defense):
 
     name = "gradient-pruning"
     identity = {"ratio": 0.0}
+    excludes = {
+        "gradient-pruning": "the second finds entries at zero to prune again; set one larger ratio",
+        "random-masking": "both set entries to zero, and of the update as a whole neither leaves the share that it says",
+        "deep-gradient-compression": "both send a part of the entries, and its memory would take what this one removes for sent",
+    }
+    not_before = dict.fromkeys(
+        ("gaussian-noise", "laplacian-noise"),
+        "noise fills the entries that it has set to zero, so that none is left out any more",
+    )
 
     class Config(DefenseConfig):
         """Parameters."""

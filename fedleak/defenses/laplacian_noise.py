@@ -23,6 +23,10 @@ class LaplacianNoise(Defense):
 
     name = "laplacian-noise"
     identity = {"scale": 0.0}
+    excludes = {"laplacian-noise": "once is enough: use one of a larger scale"}
+    not_before = {
+        "clipping": "the norm bounded would be the noise's as well, so that neither bound nor scale is what it says; clip first"
+    }
 
     class Config(DefenseConfig):
         """Parameters."""

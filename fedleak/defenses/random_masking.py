@@ -24,6 +24,15 @@ class RandomMasking(Defense):
 
     name = "random-masking"
     identity = {"p": 0.0}
+    excludes = {
+        "random-masking": "two masks are one of the larger p = 1 - (1 - p1)(1 - p2); set that",
+        "gradient-pruning": "both set entries to zero, and of the update as a whole neither leaves the share that it says",
+        "deep-gradient-compression": "both send a part of the entries, and its memory would take what this one removes for sent",
+    }
+    not_before = dict.fromkeys(
+        ("gaussian-noise", "laplacian-noise"),
+        "noise fills the entries that it has set to zero, so that none is left out any more",
+    )
 
     class Config(DefenseConfig):
         """Parameters."""

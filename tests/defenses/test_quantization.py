@@ -49,3 +49,38 @@ def test_values_beyond_the_range_become_the_largest_of_the_format() -> None:
     assert quantized(torch.tensor([1e6, -1e6]), "fp16").tolist() == [65504.0, -65504.0]
     largest = torch.finfo(torch.float32).max
     assert torch.isfinite(quantized(torch.tensor([largest]), "bf16")).all()
+
+
+def test_sign_is_one_magnitude_for_each_tensor() -> None:
+    values = torch.tensor([3.0, -1.0, 0.0, 2.0])
+    assert quantized(values, "sign").tolist() == [1.5, -1.5, 0.0, 1.5]
+    assert quantized(torch.empty(0), "sign").shape == (0,)
+
+
+def qsgd(values: torch.Tensor, seed: int = 1, **parameters: int) -> torch.Tensor:
+    at = Situation(Seed(seed), 1, 0, InputSpec((3, 8, 8), 10))
+    return Quantization(format="qsgd", **parameters).on_update({"w": values}, at)["w"]
+
+
+def test_qsgd_sends_one_of_the_two_levels_next_to_each_value() -> None:
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(1))
+    for first in range(0, 1000, 300):
+        part = values[first : first + 300]
+        unit = part.norm() / 4
+        levels = qsgd(values, levels=4, bucket=300)[first : first + 300] / unit
+        torch.testing.assert_close(levels, levels.round(), atol=1e-5, rtol=0)
+        assert ((levels - part / unit).abs() < 1 + 1e-5).all()
+        assert (levels * part >= 0).all()
+
+
+def test_qsgd_is_unbiased() -> None:
+    values = torch.tensor([0.02, -0.3, 0.5, 0.81])
+    mean = torch.stack([qsgd(values, seed, levels=2) for seed in range(3000)]).mean(0)
+    torch.testing.assert_close(mean, values, atol=0.02, rtol=0)
+
+
+def test_qsgd_draws_anew_and_keeps_zeros() -> None:
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(1))
+    assert not torch.equal(qsgd(values, 1), qsgd(values, 2))
+    assert torch.equal(qsgd(torch.zeros(700)), torch.zeros(700))
+    assert qsgd(torch.empty(0)).shape == (0,)

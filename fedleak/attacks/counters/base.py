@@ -56,7 +56,11 @@ class Counter:
         return observation
 
     def observe(self, victim: Victim) -> None:
-        """Look at the network and the gradient to match, and change ``victim.observed`` where entries are to be left out."""
+        """Look at the network and the gradient to match, and change ``victim.observed`` where entries are to be left out.
+
+        What more the update tells can be appended, as further tensors that :meth:`guess` appends as well: later counters are
+        given them too.
+        """
 
     def start(self, victim: Victim, generator: torch.Generator) -> list[Tensor]:
         """Return further unknowns of one start, optimised with the images: floats without bounds; none by default.
@@ -91,6 +95,25 @@ class Counter:
         """Return what the client would have sent of a gradient, by parameter; differentiable, and zero where it is left out."""
         return guessed
 
+    def compare(self, guessed: list[Tensor], observed: Sequence[Tensor]) -> list[Tensor]:
+        """Return the guess with the entries that do not contradict what was observed set to it; the same by default.
+
+        For defenses that tell of an entry no more than a range: a guess within it fits, and one beyond it is off by the rest.
+
+        Parameters
+        ----------
+        guessed, observed : sequence of Tensor
+            What the client would have sent of a gradient and what is matched, by parameter.
+        """
+        return guessed
+
+    def noise(self, variances: list[Tensor], observed: Sequence[Tensor]) -> list[Tensor]:
+        """Return the variance of what is random in each entry observed, given that before this defense; the same by default."""
+        return variances
+
+    def follow(self, earlier: Counter) -> None:
+        """Take note of this defense's counter for the client's update before; its guess is made before this one's."""
+
     def penalty(self, others: Sequence[Tensor]) -> Tensor | None:
         """Return what is added to the attack's loss for this counter's unknowns, scalar; nothing by default."""
         return None
@@ -102,6 +125,13 @@ counters: Registry[type[Counter]] = Registry("counter", "fedleak.attacks.counter
 def leave_out(tensors: Sequence[Tensor], names: Sequence[str], left_out: frozenset[str]) -> list[Tensor]:
     """Return ``tensors`` with those of the names in ``left_out`` at zero, which no distance then sees."""
     return [torch.zeros_like(value) if name in left_out else value for name, value in zip(names, tensors, strict=True)]
+
+
+def unit(observation: Observation) -> float:
+    """Return by what a change of the weights is divided to be a gradient, but for its sign; 1 where gradients are sent."""
+    if observation.kind == "gradient" or observation.local is None:
+        return 1.0
+    return observation.local.learning_rate * observation.local.steps
 
 
 def change(observation: Observation) -> Tensors:

@@ -1,6 +1,7 @@
-"""Through random masking: match the entries that survived, at the scale that they had before.
+"""Through random masking: match the entries that survived, at the scale that they have.
 
-Formula: D(m * grad L(f(x), y), m * g) with m_i = 1 where the entry received is not zero; labels are read from g / (1 - p)
+Formula: D(m * grad L(f(x), y) / (1 - p), g) with m_i = 1 where the entry received is not zero, without 1 / (1 - p) where the
+client did not rescale; labels are read from g / (1 - p) there
 Source: Fan et al. 2025, arXiv 2506.08435 (partial matching); Yue et al. 2023, arXiv 2206.04055
 """
 
@@ -32,10 +33,17 @@ class RandomMaskingCounter(Counter):
         return changed(observation, grown)
 
     def observe(self, victim: Victim) -> None:
-        """Take the survivors back to the values that they had."""
-        victim.observed = [value * (1 - self.config.p) for value in victim.observed]
-        self._survived = [value != 0 for value in victim.observed]
+        """Find the survivors, and take back what :meth:`clean` did to them."""
+        if not self.config.rescale:
+            victim.observed = [value * (1 - self.config.p) for value in victim.observed]
+        factor = 1 / (1 - self.config.p) if self.config.rescale else 1.0
+        self._survived = [factor * (value != 0) for value in victim.observed]
 
     def guess(self, guessed: list[Tensor], observed: Sequence[Tensor]) -> list[Tensor]:
-        """Drop the same entries."""
+        """Drop the same entries, and rescale the others as the client did."""
         return [value * kept for value, kept in zip(guessed, self._survived, strict=True)]
+
+    def noise(self, variances: list[Tensor], observed: Sequence[Tensor]) -> list[Tensor]:
+        """Return the variance of noise that came before, in the entries that are left."""
+        left = [value * kept.square() for value, kept in zip(variances, self._survived, strict=False)]
+        return [*left, *variances[len(left) :]]  # a later counter may match more than the parameters' entries

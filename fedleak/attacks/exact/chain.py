@@ -19,6 +19,7 @@ from fedleak.attacks.exact.convolution import ConvolutionSystem, Geometry, solve
 from fedleak.attacks.exact.count import LayerCount, count_convolution
 from fedleak.attacks.exact.features import classifier_features
 from fedleak.attacks.exact.kinks import repair_kinks
+from fedleak.attacks.exact.missing import completed_features
 from fedleak.attacks.exact.prior import GaussianPrior
 from fedleak.errors import AttackError
 from fedleak.models.inspect import ExecutionOrder, LeafCall
@@ -125,6 +126,7 @@ def walk(
     label: int | None = None,
     image: ImagePrior,
     least_noise: float = 0.0,
+    known: Tensors | None = None,
     out_of_time: Callable[[], bool] = lambda: False,
 ) -> ChainSolution:
     """Return the input of the one image behind ``gradient``.
@@ -141,6 +143,8 @@ def walk(
         What is known of any image before.
     least_noise : float
         Noise in the gradient, relative to its norm, if it is known to be more than the classifier's gradient shows.
+    known : dict of str to Tensor, optional
+        By the model's names, boolean: which entries of the gradient are known; all by default.
     out_of_time : callable
         Asked before each layer.
 
@@ -151,7 +155,10 @@ def walk(
     """
     head = order.calls[-1].name
     weight = parameters[f"{head}.weight"]
-    features = classifier_features(weight, gradient[f"{head}.weight"], gradient.get(f"{head}.bias"), label)
+    if known is None:
+        features = classifier_features(weight, gradient[f"{head}.weight"], gradient.get(f"{head}.bias"), label)
+    else:
+        features = completed_features(weight, parameters.get(f"{head}.bias"), gradient, known, head, label)
     state = State(features.h, features.d @ weight, torch.ones_like(features.h))
     counts: list[LayerCount] = []
     for position in range(len(order.calls) - 2, -1, -1):
@@ -160,9 +167,9 @@ def walk(
             raise AttackError(f"budget spent before layer '{call.name}'; raise budget_seconds")
         state = state.reshape(call.output_shape)
         if isinstance(call.module, nn.Linear):
-            state = _through_linear(call.name, state, parameters, gradient)
+            state = _through_linear(call.name, state, parameters, gradient, known)
         elif isinstance(call.module, nn.Conv2d):
-            system, counted = _convolution_system(call, state, parameters, gradient)
+            system, counted = _convolution_system(call, state, parameters, gradient, known)
             counts.append(counted)
             h = _solve_convolution(system, max(features.noise, least_noise), counted, _below(order, position) or image)
             state = State(h, system.geometry.fold(system.kernel.mT @ system.d), torch.ones_like(h))
@@ -172,6 +179,9 @@ def walk(
             back = preimage(call.module, state.h)
             below = order.calls[position - 1]
             sums = gradient.get(f"{below.name}.bias")
+            if sums is not None and known is not None:
+                # A sum that is missing must not look like one that does not hold; nothing compares with NaN.
+                sums = sums.where(known[f"{below.name}.bias"], torch.nan)
             if position and sums is not None and isinstance(below.module, nn.Conv2d | nn.BatchNorm2d):
                 back = repair_kinks(call.module, back, state.h, state.d, sums)
             state = State(back.z, state.d * back.slope, state.weight * back.weight)
@@ -202,9 +212,14 @@ def _obstacle(call: LeafCall, *, training: bool) -> str | None:
     return "it has no inverse here"
 
 
-def _through_linear(name: str, state: State, parameters: Tensors, gradient: Tensors) -> State:
+def _through_linear(name: str, state: State, parameters: Tensors, gradient: Tensors, known: Tensors | None) -> State:
     weight = parameters[f"{name}.weight"]
     d = gradient.get(f"{name}.bias", state.d)
+    if known is not None:
+        d = state.d if f"{name}.bias" not in known else d.where(known[f"{name}.bias"], state.d)
+        energies = d.square() @ known[f"{name}.weight"].to(d)
+        h = d @ gradient[f"{name}.weight"] / energies.clamp_min(torch.finfo(d.dtype).tiny)
+        return State(h, d @ weight, (energies > 0).to(d))
     energy = d @ d
     if float(energy) == 0:
         raise AttackError(f"no derivative reaches linear layer '{name}': its units are all off for this image")
@@ -213,7 +228,7 @@ def _through_linear(name: str, state: State, parameters: Tensors, gradient: Tens
 
 
 def _convolution_system(
-    call: LeafCall, state: State, parameters: Tensors, gradient: Tensors
+    call: LeafCall, state: State, parameters: Tensors, gradient: Tensors, known: Tensors | None
 ) -> tuple[ConvolutionSystem, LayerCount]:
     module = call.module
     assert isinstance(module, nn.Conv2d)
@@ -224,8 +239,11 @@ def _convolution_system(
     bias = parameters.get(f"{call.name}.bias")
     z = flat.h if bias is None else flat.h - bias[:, None]
     kernel, observed = (named[f"{call.name}.weight"].reshape(outputs, -1) for named in (parameters, gradient))
-    system = ConvolutionSystem(geometry, kernel, flat.weight, flat.d, z, observed)
-    return system, count_convolution(call.name, geometry, outputs, int((flat.weight > 0).sum()))
+    mask = None if known is None else known[f"{call.name}.weight"].reshape(outputs, -1)
+    system = ConvolutionSystem(
+        geometry, kernel, flat.weight, flat.d, z, observed, known=None if mask is None else mask.to(observed)
+    )
+    return system, count_convolution(call.name, geometry, outputs, int((flat.weight > 0).sum()), survivors=mask)
 
 
 def _below(order: ExecutionOrder, position: int) -> tuple[float, float] | None:

@@ -102,6 +102,8 @@ class ConvolutionSystem:
         (O, C * taps): gradient of the kernel.
     prior : GaussianPrior, optional
         On the distance of the solution from its start.
+    known : Tensor, optional
+        (O, C * taps), 1 or 0: which entries of the gradient are equations; all by default.
     """
 
     geometry: Geometry
@@ -111,6 +113,7 @@ class ConvolutionSystem:
     z: Tensor
     gradient: Tensor
     prior: GaussianPrior | None = None
+    known: Tensor | None = None
 
     @cached_property
     def rows(self) -> Tensor:
@@ -125,15 +128,18 @@ class ConvolutionSystem:
     def apply(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return both blocks of the system's left side at ``u`` (C * H * W)."""
         patches = self.geometry.unfold(u)
-        return (self.kernel @ patches) * self.rows, (self.d @ patches.mT) * self.scale
+        return (self.kernel @ patches) * self.rows, self._kept(self.d @ patches.mT) * self.scale
 
     def adjoint(self, forward: Tensor, backward: Tensor) -> Tensor:
         """Return the transposed system applied to the two blocks."""
-        return self.geometry.fold(self.kernel.mT @ (forward * self.rows) + (backward * self.scale).mT @ self.d)
+        return self.geometry.fold(self.kernel.mT @ (forward * self.rows) + (self._kept(backward) * self.scale).mT @ self.d)
 
     def target(self) -> tuple[Tensor, Tensor]:
         """Return the system's right side."""
-        return self.z * self.rows, self.gradient * self.scale
+        return self.z * self.rows, self._kept(self.gradient) * self.scale
+
+    def _kept(self, backward: Tensor) -> Tensor:
+        return backward if self.known is None else backward * self.known
 
     def residual(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Return the right side less the left side at ``u``."""
@@ -181,7 +187,7 @@ def solve(system: ConvolutionSystem, start: Tensor, *, tolerance: float = 1e-10,
     reference = float(full @ precondition(full))
     p = z = precondition(s)
     gamma = float(s @ z)
-    for _ in range(iterations if exact else 10 * iterations):
+    for _ in range(iterations if exact and system.known is None else 10 * iterations):
         if gamma <= tolerance**2 * reference:
             break
         q = system.apply(p)
@@ -202,7 +208,12 @@ def preconditioner(system: ConvolutionSystem) -> tuple[Preconditioner, bool]:
     """Return the cheapest good preconditioner, and whether it is exact up to rounding and a small shift."""
     unknowns = system.geometry.input_shape[0] * system.geometry.pixels
     equations = system.z.numel()
-    if equations <= unknowns // 2 and equations <= DENSE_LIMIT and system.geometry.pixels <= _PIXEL_LIMIT:
+    if (
+        system.known is None
+        and equations <= unknowns // 2
+        and equations <= DENSE_LIMIT
+        and system.geometry.pixels <= _PIXEL_LIMIT
+    ):
         return _Dual(system), True
     if unknowns <= DENSE_LIMIT:
         return _Primal(system), True
@@ -218,10 +229,10 @@ class _Primal:
         channels, pixels = system.geometry.input_shape[0], system.geometry.pixels
         pixel = system.geometry.pixel_of(system.d.device)
         normal = _forward_normal(system, pixel)
-        shared = _shared_normal(system, pixel, torch.float32)
+        shared = _shared_normal(system, pixel, torch.float32) if system.known is None else None
         blocks = normal.view(channels, pixels, channels, pixels)
         for channel in range(channels):
-            blocks[channel, :, channel] += shared
+            blocks[channel, :, channel] += _channel_normal(system, pixel, channel) if shared is None else shared
         self._factor = shifted_cholesky(normal, (3e-7, 3e-6, 3e-5, 3e-4))
 
     def __call__(self, s: Tensor) -> Tensor:
@@ -279,6 +290,17 @@ class _Diagonal:
 
     def __call__(self, s: Tensor) -> Tensor:
         return s * self._inverse
+
+
+def _channel_normal(system: ConvolutionSystem, pixel: Tensor, channel: int) -> Tensor:
+    """Return one input channel's part of the normal matrix where it has equations of its own, (H * W, H * W), float32."""
+    assert system.known is not None
+    kept = system.known.view(len(system.d), system.geometry.input_shape[0], -1)[:, channel].reshape(-1) > 0
+    derivative = _derivative_matrix(system, pixel)[kept].float()
+    normal = derivative.mT @ derivative
+    if system.prior is not None:
+        normal += system.prior.matrix(*system.geometry.input_shape[1:], like=normal)
+    return normal
 
 
 def _shared_normal(system: ConvolutionSystem, pixel: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from math import prod
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fedleak.attacks.exact.convolution import Geometry
 from fedleak.models.inspect import ExecutionOrder, LeafCall, execution_order
@@ -124,14 +125,49 @@ def weakest(counts: list[LayerCount]) -> LayerCount:
 
 
 def count_convolution(
-    name: str, geometry: Geometry, outputs: int, known: int, batch_size: int = 1, kind: str = "Conv2d"
+    name: str,
+    geometry: Geometry,
+    outputs: int,
+    known: int,
+    batch_size: int = 1,
+    kind: str = "Conv2d",
+    *,
+    kept: float = 1.0,
+    survivors: Tensor | None = None,
 ) -> LayerCount:
-    """Return the count of one convolution, of whose batch's output ``known`` entries are known."""
+    """Return the count of one convolution, of whose batch's output ``known`` entries are known.
+
+    Parameters
+    ----------
+    kept : float
+        Share of its gradient's entries that are not missing, in (0, 1]: what is expected before anything is seen.
+    survivors : Tensor, optional
+        (O, C * taps), boolean: which of them are not.
+    """
     channels, height, width = geometry.input_shape
     vertical = _axis_classes(height, geometry.kernel[0], geometry.stride[0], geometry.padding[0], geometry.dilation[0])
     horizontal = _axis_classes(width, geometry.kernel[1], geometry.stride[1], geometry.padding[1], geometry.dilation[1])
-    derivative = sum(min(outputs * a * b, batch_size * p * q) for a, p in vertical for b, q in horizontal)
-    return LayerCount(name, kind, batch_size * channels * height * width, known + channels * derivative)
+    if survivors is None:
+        classes = [(int(kept * outputs * a * b), batch_size * p * q) for a, p in vertical for b, q in horizontal]
+        derivative = channels * sum(min(pair) for pair in classes)
+    else:
+        derivative = _surviving_equations(survivors, geometry, batch_size)
+    return LayerCount(name, kind, batch_size * channels * height * width, known + derivative)
+
+
+def _surviving_equations(survivors: Tensor, geometry: Geometry, batch_size: int) -> int:
+    """Return how many equations a kernel's gradient gives at best of which only the entries in ``survivors`` are known."""
+    channels, height, width = geometry.input_shape
+    kept = survivors.view(len(survivors), channels, *geometry.kernel).sum(0)
+    (down, across), (top, left) = geometry.stride, geometry.padding
+    rows = (torch.arange(geometry.kernel[0]) * geometry.dilation[0] - top) % down
+    columns = (torch.arange(geometry.kernel[1]) * geometry.dilation[1] - left) % across
+    total = 0
+    for i in range(down):
+        for j in range(across):
+            places = batch_size * len(range(i, height, down)) * len(range(j, width, across))
+            total += int(kept[:, rows == i][:, :, columns == j].sum((1, 2)).clamp_max(places).sum())
+    return total
 
 
 def _axis_classes(size: int, kernel: int, stride: int, padding: int, dilation: int) -> list[tuple[int, int]]:
