@@ -1,7 +1,8 @@
 """Prune and perturb each step's gradient by the spread of the layer's weights, the less often the longer training lasts.
 
 Formula: with probability 1 / (1 + beta * t) at the client's step t from 0: g_k <- 0 for the prune_base % of each tensor of
-smallest |g_k|; then g_k <- g_k + N(0, (risk * noise_base)^2) where g_k^2 was among the phi % largest of all; risk = min(var(w), 1)
+smallest |g_k|; then g_k <- g_k + N(0, (risk * noise_base)^2), risk = min(var(w), 1), where g_k^2 was among the phi % largest of
+all entries
 Source: Wang, Hugg, Li 2023, "More than Enough is Too Much", INFOCOM, and Plato's code, whose perturbation is never sent: a bug
 Cost: one quantile of the gradient and of each tensor; a biased, noisy gradient in early steps
 Broken by: an attacker who drops what was pruned and what noise outweighs; steps that are not perturbed are sent as they are

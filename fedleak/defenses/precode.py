@@ -86,9 +86,7 @@ class Precode(Defense):
     class Config(DefenseConfig):
         """Parameters, with the paper's values."""
 
-        size: int = Field(
-            default=256, ge=0, le=4096, description="dimension K of the latent variable; 0: no bottleneck"
-        )
+        size: int = Field(default=256, ge=0, le=4096, description="dimension K of the latent variable; 0: no bottleneck")
         beta: float = Field(default=1e-3, ge=0, description="weight of the divergence from N(0, I), in 1/bit")
 
     config: Config

@@ -1,7 +1,7 @@
 """Through dropout: read the masks from the zeros of the classifier's gradient, optimise those that cannot be read.
 
-Formula: x <- m * x / (1 - p) with the client's own masks m. One image: m_i = 0 where column i of the gradient of the linear layer
-behind is zero. Several: see :func:`read_masks`. Else m = sigmoid(v), optimised, with penalty w * |mean m - (1 - p)| for each layer
+Formula: x <- m * x / (1 - p) with the client's own masks m. One image: m_i = 0 where column i of the gradient of the linear
+layer behind is zero; several: see ``dropout_masks``. Else m = sigmoid(v), optimised, with penalty w * |mean m - (1 - p)| by layer
 Source: Scheliga, Maeder, Seeland 2023 (DIA), arXiv 2208.06163, for the masks that are optimised; fedleak's own for those read
 """
 
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,6 @@ from fedleak.attacks.counters.dropout_masks import read_masks
 from fedleak.attacks.victim import Victim
 from fedleak.defenses.dropout import Dropout, dropping, sites
 from fedleak.errors import AttackError, DefenseError
-from fedleak.observation import Observation
 
 PENALTY = 1e-4
 """Weight of the masks' means, DIA's."""
@@ -66,17 +66,14 @@ class DropoutCounter(Counter):
         """Draw logits of the masks that were not read, (B, ...) for each layer, around the probability to be kept."""
         middle = torch.logit(torch.tensor(1 - self.config.p))
         free = [shape for name, shape in self._sites.items() if name not in self._known]
-        return [
-            middle + SPREAD * torch.randn(self.observation.batch_size, *shape, generator=generator) for shape in free
-        ]
+        return [middle + SPREAD * torch.randn(self.observation.batch_size, *shape, generator=generator) for shape in free]
 
     @contextmanager
-    def forward(self, network: nn.Module, others: Sequence[Tensor]) -> Iterator[None]:  # type: ignore[override]
+    def forward(self, network: nn.Module, others: Sequence[Tensor]) -> Iterator[None]:
         """Drop with the masks read and guessed."""
-        masks = self._masks(others)
         handles = [
-            network.get_submodule(name).register_forward_pre_hook(dropping(lambda _, mask=mask: mask, self.config.p))
-            for name, mask in masks.items()
+            network.get_submodule(name).register_forward_pre_hook(dropping(partial(_given, mask), self.config.p))
+            for name, mask in self._masks(others).items()
         ]
         try:
             yield
@@ -97,3 +94,7 @@ class DropoutCounter(Counter):
     def _masks(self, others: Sequence[Tensor]) -> Mapping[str, Tensor]:
         free = iter(others)
         return {name: self._known[name] if name in self._known else next(free).sigmoid() for name in self._sites}
+
+
+def _given(mask: Tensor, _features: Tensor) -> Tensor:
+    return mask

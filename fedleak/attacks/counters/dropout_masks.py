@@ -50,7 +50,8 @@ def read_masks(weight: Tensor, count: int, p: float) -> Tensor | None:
         typical = torch.stack([row[row > ZERO * row.max()].median() for row in sizes])
         kept = sizes > ZERO * typical[:, None]
         if explained and _dropped(kept, p):
-            return kept.to(weight)
+            masks: Tensor = kept.to(weight)
+            return masks
     return None
 
 

@@ -1,7 +1,7 @@
 """Through PRECODE's bottleneck: compute with the client's own draws, which one image's gradient gives and which are guessed else.
 
-Formula: z = mu(h) + sigma(h) e in the guess. One image: z^T = (db . dW) / |db|^2 of the decoder and h^T = (da . dV) / |da|^2 of the
-means' layer, so that e = (z - mu(h)) / sigma(h). Several: e is optimised with the images, penalty w * mean e^2
+Formula: z = mu(h) + sigma(h) e in the guess. One image: z^T = (db . dW) / |db|^2 of the decoder, h^T = (da . dV) / |da|^2 of the
+layer of means, so that e = (z - mu(h)) / sigma(h). Several: e is optimised with the images, penalty w * mean e^2
 Source: fedleak's own; leaving out the bottleneck's tensors: Balunovic et al. 2022, arXiv 2111.04706; Scheliga et al. 2022,
 "Combining Stochastic Defenses", arXiv 2208.04767
 """
@@ -76,7 +76,7 @@ class PrecodeCounter(Counter):
         return [0.1 * torch.randn(self.observation.batch_size, self.config.size, generator=generator)]
 
     @contextmanager
-    def forward(self, network: nn.Module, others: Sequence[Tensor]) -> Iterator[None]:  # type: ignore[override]
+    def forward(self, network: nn.Module, others: Sequence[Tensor]) -> Iterator[None]:
         """Sample with the draws read or guessed."""
         draws = others[0] if others else self._draws
         found = bottlenecks(network)
