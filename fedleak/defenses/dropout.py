@@ -34,7 +34,7 @@ class Dropout(Defense):
 
     name = "dropout"
     identity = {"p": 0.0}
-    not_before = {"precode": "its bottleneck goes between the dropout and the classifier, whose input it is to drop"}
+    not_before = {"precode": "dropout is put before layers of the network that has the bottleneck already"}
 
     class Config(DefenseConfig):
         """Parameters."""

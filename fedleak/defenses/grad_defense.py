@@ -31,6 +31,8 @@ class GradDefense(Defense):
 
     name = "grad-defense"
     identity = {"scale": 0.0}
+    excludes = {"grad-defense": "both would perturb the same slices; raise scale or drawn"}
+    not_before = {"soteria": "it would zero the noise again", "outpost": "it would rank the noise, and prune it"}
 
     class Config(DefenseConfig):
         """Parameters, with the values of the authors' attack demonstration."""

@@ -30,6 +30,8 @@ class Outpost(Defense):
 
     name = "outpost"
     identity = {"prune_base": 0.0, "noise_base": 0.0}
+    excludes = {"outpost": "the second would rank the noise of the first"}
+    not_before = {"soteria": "it would zero what Outpost has perturbed"}
 
     class Config(DefenseConfig):
         """Parameters, with the paper's values."""
@@ -50,7 +52,7 @@ class Outpost(Defense):
         if not applies or not (config.prune_base or config.noise_base):
             return gradient
         perturbed = most_informative(gradient, config.phi)
-        risk = risks({name: value.detach() for name, value in model.named_parameters()})
+        risk = risks(dict(model.named_parameters()))
 
         def change(name: str, value: Tensor) -> Tensor:
             pruned = smallest(value.flatten(), config.prune_base / 100).view(value.shape)
@@ -62,7 +64,7 @@ class Outpost(Defense):
 
 def risks(parameters: Tensors) -> dict[str, float]:
     """Return min(var(w), 1) for each tensor of weights; 0 for a single one."""
-    return {name: min(float(value.var()), 1.0) if value.numel() > 1 else 0.0 for name, value in parameters.items()}
+    return {name: min(float(value.detach().var()), 1.0) if value.numel() > 1 else 0.0 for name, value in parameters.items()}
 
 
 def most_informative(gradient: Tensors, phi: float) -> Tensors:

@@ -32,6 +32,7 @@ class Soteria(Defense):
 
     name = "soteria"
     identity = {"pruning_rate": 0.0}
+    excludes = {"soteria": "the second would choose among columns that are zero already"}
 
     class Config(DefenseConfig):
         """Parameters."""

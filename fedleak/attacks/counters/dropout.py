@@ -23,6 +23,8 @@ from fedleak.errors import AttackError, DefenseError
 
 PENALTY = 1e-4
 """Weight of the masks' means, DIA's."""
+ZEROING = frozenset({"deep-gradient-compression", "gradient-pruning", "outpost", "quantization", "random-masking", "soteria"})
+"""Defenses that set entries to zero, so that a zero says nothing of dropout."""
 SPREAD = 0.1
 """Standard deviation of the first logits of masks."""
 
@@ -56,8 +58,9 @@ class DropoutCounter(Counter):
             return
         self._sites = {call.name: call.input_shape for call in found}
         observed = dict(zip(self._names, victim.observed, strict=True))
+        zeros = ZEROING & {defense["name"] for defense in self.observation.defenses or ()}
         for call in found:
-            if self.way == "read" and isinstance(call.module, nn.Linear) and len(call.input_shape) == 1:
+            if self.way == "read" and not zeros and isinstance(call.module, nn.Linear) and len(call.input_shape) == 1:
                 masks = read_masks(observed[f"{call.name}.weight"], self.observation.batch_size, self.config.p)
                 if masks is not None:
                     self._known[call.name] = masks

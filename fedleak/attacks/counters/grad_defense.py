@@ -1,7 +1,7 @@
 """Through GradDefense: find the slices that it has perturbed by their size, and trust the others.
 
-Formula: entry k has the noise's variance unless the root mean square of the 48 entries up to it, or from it on, is below 0.6
-scale, which noise alone is not once in ten thousand entries; the likelihood of the update is then as for Gaussian noise
+Formula: entry k has the noise's variance unless the root mean squares of the 48 entries up to it and of those from it on are
+below 0.6 scale, which noise alone is not; the likelihood of the update is then as for Gaussian noise
 Source: fedleak's own; the likelihood: Balunovic et al. 2022, arXiv 2111.04706
 """
 
@@ -40,10 +40,10 @@ class GradDefenseCounter(NoiseCounter):
 
 
 def quiet(values: Tensor, level: float) -> Tensor:
-    """Return where ``values`` (n,) are within a run of small ones: the root mean square before or after is below ``level``."""
+    """Return where ``values`` (n,) are amid small ones: the root mean squares before and after are below ``level``."""
     size = min(WINDOW, len(values))
     total = torch.cat([values.new_zeros(1, dtype=torch.float64), values.double().square().cumsum(0)])
     mean = (total[size:] - total[:-size]) / size  # of the windows that begin at each place
     before = torch.cat([mean[:1].expand(size - 1), mean])
     after = torch.cat([mean, mean[-1:].expand(size - 1)])
-    return torch.minimum(before, after) < level**2
+    return torch.maximum(before, after) < level**2

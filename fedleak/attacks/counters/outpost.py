@@ -38,7 +38,7 @@ class OutpostCounter(NoiseCounter):
             applied = zeros >= (config.prune_base - config.phi) / 100 - _SLACK
         self._applied = applied
         self._kept = [(value != 0) | (not applied) for value in victim.observed]
-        risk = risks({name: value.detach() for name, value in victim.parameters.items()}) if applied else {}
+        risk = risks(victim.parameters) if applied else {}
         self._deviations = [risk.get(name, 0.0) * config.noise_base / steps**0.5 for name in victim.parameters]
         super().observe(victim)
 
