@@ -90,7 +90,7 @@ def scores(model: nn.Module, classifier: nn.Linear, inputs: Tensor) -> Tensor:
     total = features.new_zeros(count)
     for first in range(0, count, _AT_ONCE):
         chosen = torch.arange(first, min(first + _AT_ONCE, count), device=features.device)
-        # The images do not mix before the classifier, so that the gradient of a feature's sum holds each image's own.
+        # Where images do not mix before the classifier, as by BatchNorm in train mode, a sum's gradient holds each one's own.
         pick = torch.zeros(len(chosen), *features.shape, dtype=features.dtype, device=features.device)
         pick[torch.arange(len(chosen)), :, chosen] = 1.0
         (slopes,) = torch.autograd.grad(features, inputs, pick, retain_graph=True, is_grads_batched=True)

@@ -78,7 +78,7 @@ def test_knowing_dropout_rebuilds_what_the_base_does_not(
 ) -> None:
     model, observation = seen("dropout", images=images, p=0.5)
     assert error("natural", model, observation, iterations=15) > 0.03
-    assert error("adaptive", model, observation, base="natural", ways={"dropout": way}) < 0.005
+    assert error("adaptive", model, observation, iterations=25, base="natural", ways={"dropout": way}) < 0.01
 
 
 @pytest.mark.slow
