@@ -11,7 +11,7 @@ which presumes that it trains on the same images in each, as it does where its s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -40,6 +40,9 @@ class AdaptiveConfig(AttackConfig):
     rounds: int = Field(
         default=1, ge=1, description="updates of one client that are matched together, the latest and those before"
     )
+    ways: dict[str, str] = Field(
+        default={}, description='how to go about a defense where its counter has a choice, such as {dropout = "leave-out"}'
+    )
 
 
 @attacks.register
@@ -52,10 +55,14 @@ class Adaptive(Attack):
     Config: ClassVar[type[AttackConfig]] = AdaptiveConfig
 
     def __init__(self, **parameters: Any) -> None:
-        own = {key: parameters.pop(key) for key in ("base", "rounds") if key in parameters}
+        own = {key: parameters.pop(key) for key in ("base", "rounds", "ways") if key in parameters}
         super().__init__(**own)
         assert isinstance(self.config, AdaptiveConfig)
-        self._rounds = self.config.rounds
+        self._rounds, self._ways = self.config.rounds, self.config.ways
+        for name, way in self._ways.items():
+            if way not in counters.get(name).ways:
+                choice = ", ".join(f"'{one}'" for one in counters.get(name).ways) or "none: there is no choice"
+                raise ParameterError("attack 'adaptive'", f"ways.{name}", f"expected one of {choice}; got '{way}'")
         plugin = attacks.get(self.config.base)
         if not issubclass(plugin, MatchingAttack) or not plugin.takes_counters:
             fitting = [name for name in attacks.names() if _fits(attacks.get(name))]
@@ -67,7 +74,7 @@ class Adaptive(Attack):
         try:
             self._base = plugin(**parameters)
         except ParameterError as error:
-            known = [*error.known, "base", "rounds"] if error.known is not None else None
+            known = [*error.known, "base", "rounds", "ways"] if error.known is not None else None
             raise ParameterError("attack 'adaptive'", error.key, error.problem, known) from error
         self.config = self._base.config
         self.models_local_steps = plugin.models_local_steps  # type: ignore[misc]
@@ -98,18 +105,18 @@ class Adaptive(Attack):
         cleaned: dict[int, Observation] = {}
         for index, observation in enumerate(observations):
             try:
-                cleaned[index] = clean(observation)
+                cleaned[index] = clean(observation, self._ways)
             except AttackError as error:
                 results[index] = Reconstruction(None, stop_reason="failed", error=str(error))
 
         def countered(observation: Observation, victim: Victim) -> Victim:
-            victim.against(counters_of(observation))
+            victim.against(counters_of(observation, self._ways))
             earlier = [one for one in self._earlier.get(observation.client, []) if one.round < observation.round]
             if not earlier:
                 return victim
-            victims = [self._base.victim(clean(one), model, device) for one in earlier]
+            victims = [self._base.victim(clean(one, self._ways), model, device) for one in earlier]
             for one, other in zip(earlier, victims, strict=True):
-                other.against(counters_of(one))
+                other.against(counters_of(one, self._ways))
             return JointVictim(victim, victims)
 
         tell = budget.on_progress
@@ -188,8 +195,8 @@ class JointVictim(Victim):
         return sum((victim.penalty() for victim in self._victims), start=0.0)
 
 
-def counters_of(observation: Observation) -> list[Counter]:
-    """Return one counter for each defense that is known to be on, in their order.
+def counters_of(observation: Observation, ways: Mapping[str, str] | None = None) -> list[Counter]:
+    """Return one counter for each defense that is known to be on, in their order; ``ways`` chooses between a counter's ways.
 
     Raises
     ------
@@ -201,13 +208,13 @@ def counters_of(observation: Observation) -> list[Counter]:
         parameters = {key: value for key, value in defense.items() if key != "name"}
         if defense["name"] not in counters.names():
             raise AttackError(f"no counter knows the defense '{defense['name']}'; there is one for {', '.join(counters.names())}")
-        found.append(counters.get(defense["name"])(parameters, observation))
+        found.append(counters.get(defense["name"])(parameters, observation, (ways or {}).get(defense["name"])))
     return found
 
 
-def clean(observation: Observation) -> Observation:
+def clean(observation: Observation, ways: Mapping[str, str] | None = None) -> Observation:
     """Return the observation as far as the counters of its defenses can clean it, the last defense first."""
-    for counter in reversed(counters_of(observation)):
+    for counter in reversed(counters_of(observation, ways)):
         observation = counter.clean(observation)
     return observation
 

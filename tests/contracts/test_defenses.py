@@ -51,7 +51,8 @@ def active(plugin: type[Defense]) -> dict[str, Any]:
         high = [bound.le if isinstance(bound, annotated_types.Le) else bound.lt for bound in field.metadata
                 if isinstance(bound, annotated_types.Le | annotated_types.Lt)]  # fmt: skip
         assert low, f"{plugin.name}: '{key}' has no lower bound"
-        chosen[key] = (low[0] + high[0]) / 2 if high else low[0] + 0.1
+        middle = (low[0] + high[0]) / 2 if high else low[0] + 0.1
+        chosen[key] = math.ceil(middle) if field.annotation is int else middle
     return chosen
 
 

@@ -1,10 +1,12 @@
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.defenses.base import Situation
-from fedleak.defenses.dropout import Dropout
+from fedleak.defenses.dropout import Dropout, sites
 from fedleak.errors import DefenseError
 from fedleak.observation import InputSpec
 from fedleak.seeding import Seed
@@ -97,3 +99,36 @@ def test_model_without_a_linear_layer_is_refused() -> None:
     Dropout(p=0.0).on_model(model, at())
     with pytest.raises(DefenseError, match=r"nn\.Linear"):
         Dropout().on_model(model, at())
+
+
+def chain() -> nn.Module:
+    with Seed(3).isolated():
+        return nn.Sequential(
+            OrderedDict(
+                conv1=nn.Conv2d(3, 4, 3), act1=nn.Sigmoid(), conv2=nn.Conv2d(4, 2, 3), flat=nn.Flatten(), fc=nn.Linear(32, 10)
+            )
+        )
+
+
+@pytest.mark.parametrize(("where", "expected"), [("classifier", ["fc"]), ("everywhere", ["conv2", "fc"]), ("act1", ["act1"])])
+def test_it_acts_where_it_is_told_to(where: str, expected: list[str]) -> None:
+    model, seen = chain(), {}
+    assert [call.name for call in sites(model, INPUT, where)] == expected
+    Dropout(p=0.5, where=where).on_model(model, at())
+    for name, module in model.named_children():
+        module.register_forward_hook(
+            lambda _m, inputs, _o, name=name: seen.update({name: (inputs[0] == 0).float().mean().item()})
+        )
+    model(torch.rand(50, 3, 8, 8, generator=torch.Generator().manual_seed(4)) + 0.1)
+    assert {name for name, share in seen.items() if share > 0} == set(expected)
+    assert all(seen[name] == pytest.approx(0.5, abs=0.05) for name in expected)
+
+
+def test_a_module_that_is_not_there_is_refused_with_those_that_are() -> None:
+    with pytest.raises(DefenseError, match=r"'conv9'.*conv1, act1, conv2, flat, fc"):
+        Dropout(where="conv9").on_model(chain(), at())
+
+
+def test_everywhere_needs_a_second_layer() -> None:
+    with pytest.raises(DefenseError, match="classifier"):
+        Dropout(where="everywhere").on_model(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), at())

@@ -32,6 +32,8 @@ class Counter:
         The defense's own.
     observation : Observation
         The update that is attacked.
+    way : str, optional
+        One of ``ways``; the first by default.
 
     Raises
     ------
@@ -41,10 +43,13 @@ class Counter:
 
     name: ClassVar[str]
     """The defense's."""
+    ways: ClassVar[tuple[str, ...]] = ()
+    """How it can go about it, where there is a choice."""
 
-    def __init__(self, parameters: Mapping[str, Any], observation: Observation) -> None:
+    def __init__(self, parameters: Mapping[str, Any], observation: Observation, way: str | None = None) -> None:
         self.config: DefenseConfig = defenses.get(self.name)(**parameters).config
         self.observation = observation
+        self.way = way if way is not None else next(iter(self.ways), None)
 
     def clean(self, observation: Observation) -> Observation:
         """Return the observation to restore labels from and to match in place of the one received; the same by default."""
