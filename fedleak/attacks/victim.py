@@ -85,6 +85,22 @@ class Victim:
         found = [counter.penalty(others) for counter, others in zip(self.counters, self._others, strict=True)]
         return sum((value for value in found if value is not None), start=0.0)
 
+    def restore(self, images: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Return the private images behind those (B, C, H, W) that an attack has ended with, the last defense undone first.
+
+        Parameters
+        ----------
+        images : Tensor
+            Pixels.
+        others : sequence of Tensor
+            The counters' own unknowns as they ended, in the order of :meth:`start`.
+        """
+        left = list(others)
+        for counter, own in zip(reversed(self.counters), reversed(self._others), strict=True):
+            count = len(left) - len(own)
+            images, left = counter.restore(images, left[count:]), left[:count]
+        return images
+
     @property
     def network(self) -> nn.Module:
         """The module that computes, for forward hooks; its own parameters are not used."""
