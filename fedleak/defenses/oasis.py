@@ -3,7 +3,8 @@
 Formula: D' = D + {t(x) : t in transforms, x in D}, each copy with its image's label; the loss is the mean over D'
 Source: Jeter, Nguyen, Alharbi, Thai 2024, "OASIS: Offsetting Active Reconstruction Attacks in FL", arXiv 2311.13739
 Cost: as many times the computation as there are copies and the image; accuracy changes little, as with any augmentation
-Broken by: whoever builds the same copies of the guess: they are a fixed function of the image, and add no unknown
+Broken by: whoever builds the same copies of the guess: they are a fixed function of the image, and add no unknown. What the major
+rotations alone do hide is the orientation: an image turned by 90 degrees has the same copies, and so the same update
 
 Made against servers that change the model to read single images off linear layers; what it does to attacks by gradient
 matching its paper does not ask. Copies are not random. Angles and shears were chosen here, as sets of three like the paper's.

@@ -22,7 +22,7 @@ from fedleak.defenses.ats import Ats, Draw, draws, transform
 
 _PRIOR = 1e-3  # weight of the frequencies, about the variance of the error of an image that was rebuilt well
 _BOX = 16.0
-_STEPS = 30
+_STEPS = 100
 
 
 @counters.register
@@ -60,6 +60,6 @@ class AtsCounter(Counter):
             torch.autograd.backward(loss)
             return float(loss.detach())
 
-        optimiser.step(closure)
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             return coordinates.decode(variables), misfits()
