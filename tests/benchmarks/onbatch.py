@@ -141,14 +141,14 @@ def compare(options: argparse.Namespace, data: FederatedData) -> list[dict[str, 
     for case in CASES:
         if options.only and options.only not in case.name:
             continue
-        for number in range(options.batches):
+        for number in range(max(2, -(-options.images // case.images))):
             indices = [(case.images * number + image) % len(data.source.train) for image in range(case.images)]
             truth = data.images(indices)
             for init in range(options.inits):
                 model = build_model(Model(**MODELS[case.network]), data.input, 100 * number + init).eval()
                 plain = update(model, data, indices, None, 0)
                 seen = update(model, data, indices, case.defense, 100 * number + init)
-                row: dict[str, Any] = {"case": case.name, "images": indices, "init": init, "base": case.base}
+                row: dict[str, Any] = {"case": case.name, "images": indices, "init": init, "attack": case.base}
                 for arm, run in arms(case, options.seconds * case.images**0.5).items():
                     images = run(plain, seen, model)
                     row[arm], row[f"{arm} told"] = quality(images, truth), oracle(case, images, truth, data)
@@ -164,8 +164,8 @@ def summarise(rows: list[dict[str, Any]]) -> None:
     """Print one line for each case: means over the updates, and standard errors."""
     columns = ("undefended", "base", "adaptive", "adaptive told", "mean image")
     print(f"\n{'defense':26s}{'B':>3s}  {'base attack':21s}" + "".join(f"{column:>16s}" for column in columns))
-    for name, images, base in dict.fromkeys((row["case"], len(row["images"]), row["base"]) for row in rows):
-        mine = [row for row in rows if (row["case"], len(row["images"]), row["base"]) == (name, images, base)]
+    for name, images, base in dict.fromkeys((row["case"], len(row["images"]), row["attack"]) for row in rows):
+        mine = [row for row in rows if (row["case"], len(row["images"]), row["attack"]) == (name, images, base)]
         print(
             f"{name:26s}{images:3d}  {base:21s}"
             + "".join(f"{_mean([row.get(column) for row in mine]):>16s}" for column in columns)
@@ -184,9 +184,9 @@ def main() -> None:
     """Read the options, compare, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases whose name contains this")
-    parser.add_argument("--batches", type=int, default=4, help="batches of images for each case (default 4)")
-    parser.add_argument("--inits", type=int, default=2, help="networks for each batch (default 2)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="CPU seconds for one image, growing with the root of B")
+    parser.add_argument("--images", type=int, default=4, help="images for each case, in 2 batches at least (default 4)")
+    parser.add_argument("--inits", type=int, default=1, help="networks for each batch, each batch its own (default 1)")
+    parser.add_argument("--seconds", type=float, default=1.5, help="CPU seconds for one image, growing with the root of B")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows here, after each update")
     options = parser.parse_args()
     torch.set_num_threads(1)

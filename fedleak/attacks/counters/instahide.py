@@ -4,9 +4,9 @@ Formula: D(grad L(f(e), C y), g) + w mean (e^2 - (C x)^2)^2, C a matrix of rows 
 Source: Carlini et al. 2020, "Is Private Learning Possible with Instance Encoding?", arXiv 2011.05315 (magnitudes decide, and
 several encodings of the same images are solved together); that they are found while the gradient is matched is fedleak's own
 
-What can be told: the encoded images as far as the gradient determines them, and of their mixtures the magnitude. Signs are not told:
-an image with one sign everywhere is smoother than with its own, in first and in second differences, so that smoothness is no way
-out; shapes can come out, and which side of the mean a pixel is on does not. Without flips mixing is undone as mixup's is.
+What can be told: the encoded images as far as the gradient determines them, and of their mixtures the magnitude. Signs are not
+told: an image with one sign everywhere is smoother than with its own, in first and in second differences, so that smoothness is
+no way out; shapes can come out, and which side of the mean a pixel is on does not. Without flips mixing is undone as mixup's is.
 """
 
 from __future__ import annotations
