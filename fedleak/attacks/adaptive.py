@@ -190,6 +190,11 @@ class JointVictim(Victim):
         """Draw the unknowns of the counters of every round."""
         return [other for victim in self._victims for other in victim.start(generator)]
 
+    def restore(self, images: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Undo the defenses of the present round, whose unknowns are the last."""
+        own = len(others) - sum(len(unknowns) for victim in self._victims[:-1] for unknowns in victim._others)
+        return self._victims[-1].restore(images, others[len(others) - own :])
+
     def penalty(self) -> Tensor | float:
         """Return the sum over the rounds."""
         return sum((victim.penalty() for victim in self._victims), start=0.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar
 
@@ -254,7 +254,11 @@ class MatchingAttack(Attack):
                 break
         if kept is None:
             return Reconstruction(None, iterations=iterations, stop_reason="failed", error="every start became non-finite")
-        return self._result(*kept, iterations, budget.exhausted, lost)
+        result = self._result(*kept, iterations, budget.exhausted, lost)
+        if not victim.counters or result.images is None:
+            return result
+        ended = kept[0].best[len(unknowns.variables) - len(unknowns.others) :]
+        return replace(result, images=victim.restore(result.images, ended))
 
     def restore_labels(self, observation: Observation, model: nn.Module) -> tuple[int, ...] | None:
         """Return the labels by the configured or default rule, or ``None`` to optimise them jointly."""

@@ -102,6 +102,22 @@ class Victim:
             variances = counter.noise(variances, self.observed)
         return variances if any(bool(value.any()) for value in variances) else None
 
+    def restore(self, images: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Return the private images behind those (B, C, H, W) that an attack has ended with, the last defense undone first.
+
+        Parameters
+        ----------
+        images : Tensor
+            Pixels.
+        others : sequence of Tensor
+            The counters' own unknowns as they ended, in the order of :meth:`start`.
+        """
+        left = list(others)
+        for counter, own in zip(reversed(self.counters), reversed(self._others), strict=True):
+            count = len(left) - len(own)
+            images, left = counter.restore(images, left[count:]), left[:count]
+        return images
+
     @property
     def network(self) -> nn.Module:
         """The module that computes, for forward hooks; its own parameters are not used."""

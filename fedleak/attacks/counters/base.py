@@ -118,6 +118,13 @@ class Counter:
         """Return what is added to the attack's loss for this counter's unknowns, scalar; nothing by default."""
         return None
 
+    def restore(self, images: Tensor, others: Sequence[Tensor]) -> Tensor:
+        """Return the private images behind those that an attack has ended with, pixels (B, C, H, W); the same by default.
+
+        For what is better undone afterwards than modelled while matching; ``others`` are the unknowns as they ended.
+        """
+        return images
+
 
 counters: Registry[type[Counter]] = Registry("counter", "fedleak.attacks.counters", Counter)
 

@@ -1,0 +1,197 @@
+"""Attack defended batches with and without knowledge of the defense: mixup, InstaHide, ATS and OASIS at initialisation.
+
+All arms attack the same network, images and labels, which are given; each gets the same CPU seconds. Images are foolbox's samples
+with CIFAR-10's normalisation. "+-" is the standard error over updates (batches x networks).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import fedleak
+from fedleak.data.federated import FederatedData, federated_data
+from fedleak.defenses.base import Situation, defenses
+from fedleak.evaluation.metrics import psnr
+from fedleak.evaluation.pairing import pair
+from fedleak.models import build_model
+from fedleak.observation import Observation, observe
+from fedleak.scenario import Data, Model
+from fedleak.seeding import Seed
+from fedleak.threat import Knowledge
+
+MODELS: dict[str, dict[str, Any]] = {
+    "lenet": {"name": "lenet"},
+    "lenet-relu": {"name": "lenet", "activation": "relu"},
+    "mlp": {"name": "mlp"},
+}
+
+
+class Case(NamedTuple):
+    """One defense at one strength, and what it is attacked with."""
+
+    name: str
+    images: int
+    defense: dict[str, Any]
+    network: str = "lenet"
+    base: str = "natural"
+
+
+CASES = [
+    Case("mixup a=0.2", 4, {"name": "mixup", "alpha": 0.2}),
+    Case("mixup a=1", 4, {"name": "mixup", "alpha": 1.0}),
+    Case("mixup a=8", 4, {"name": "mixup", "alpha": 8.0}),
+    Case("instahide k=4, no flips", 4, {"name": "instahide", "k": 4, "flip": 0.0}),
+    Case("instahide flips alone", 1, {"name": "instahide", "k": 1}),
+    Case("instahide k=2", 2, {"name": "instahide", "k": 2}),
+    Case("instahide k=4", 4, {"name": "instahide", "k": 4}),
+    Case("ats 3-1-7", 1, {"name": "ats", "policy": "3-1-7"}),
+    Case("ats 43-18-18", 1, {"name": "ats", "policy": "43-18-18"}),
+    Case("ats hybrid", 1, {"name": "ats", "policy": "hybrid"}),
+    Case("ats hybrid", 4, {"name": "ats", "policy": "hybrid"}),
+    Case("ats hybrid, relu", 1, {"name": "ats", "policy": "hybrid"}, "lenet-relu", "inverting-gradients"),
+    Case("oasis flips", 1, {"name": "oasis", "transforms": "flips"}),
+    Case("oasis major", 1, {"name": "oasis", "transforms": "major-rotation"}),
+    Case("oasis major+shear", 1, {"name": "oasis", "transforms": "major-rotation+shear"}),
+    Case("oasis major+shear", 4, {"name": "oasis", "transforms": "major-rotation+shear"}),
+    Case("oasis major, relu", 1, {"name": "oasis", "transforms": "major-rotation"}, "lenet-relu", "inverting-gradients"),
+    Case("oasis major, mlp", 1, {"name": "oasis", "transforms": "major-rotation"}, "mlp", "analytic"),
+    Case("oasis major, mlp", 4, {"name": "oasis", "transforms": "major-rotation"}, "mlp", "analytic"),
+    Case("oasis major, mlp", 4, {"name": "oasis", "transforms": "major-rotation"}, "mlp", "spear"),
+]
+
+
+def update(model: nn.Module, data: FederatedData, indices: list[int], defense: dict[str, Any] | None, seed: int) -> Observation:
+    """Return what a server sees of a batch that ``defense`` has changed."""
+    images, labels = data.images(indices), data.labels(indices)
+    trained, targets = images, labels
+    if defense is not None:
+        parameters = {key: value for key, value in defense.items() if key != "name"}
+        situation = Situation(Seed(seed), 1, 0, data.input)
+        trained, targets = defenses.get(defense["name"])(**parameters).on_batch(images, labels, situation)
+    seen = observe(model, trained, targets, input=data.input, grant=frozenset({Knowledge.LOCAL_TRAINING}))
+    assert seen.local is not None
+    local = replace(seen.local, num_examples=len(indices), batch_size=len(indices))
+    known = () if defense is None else (defense,)
+    return replace(seen, local=local, labels=tuple(sorted(labels.tolist())), defenses=known)
+
+
+def turned(images: Tensor, data: FederatedData) -> list[Tensor]:
+    """Return the images in four orientations: OASIS's rotations are the same for each of them."""
+    return [images.rot90(turns, (2, 3)) for turns in range(4)]
+
+
+def signed(images: Tensor, data: FederatedData, truth: Tensor) -> Tensor:
+    """Return the images with the signs of model inputs that suit the truth best, one for all images at each pixel."""
+    found, true = data.input.normalize(images), data.input.normalize(truth)
+    return data.input.denormalize((found * true).sum(0, keepdim=True).sign() * found)
+
+
+def quality(images: Tensor | None, truth: Tensor) -> float:
+    """Return the mean PSNR in dB over the batch, each image with its best match."""
+    if images is None:
+        return float("nan")
+    usable = images.clamp(0, 1)
+    return float(psnr(usable[[index for index in pair(usable, truth) if index is not None]], truth).mean())
+
+
+def oracle(case: Case, images: Tensor | None, truth: Tensor, data: FederatedData) -> float | None:
+    """Return the PSNR that someone would reach who is told what the update does not hold: orientations, or signs."""
+    if images is None or case.defense["name"] not in ("oasis", "instahide"):
+        return None
+    matched = images[[index for index in pair(images.clamp(0, 1), truth) if index is not None]]
+    if case.defense["name"] == "instahide":
+        return float(psnr(signed(matched, data, truth).clamp(0, 1), truth).mean())
+    found = torch.cat(turned(images.clamp(0, 1), data))
+    return float(psnr(found[[index for index in pair(found, truth) if index is not None]], truth).mean())
+
+
+def attack(name: str, seen: Observation, model: nn.Module, seconds: float, **parameters: Any) -> Tensor | None:
+    """Run one arm."""
+    if name in ("analytic", "spear"):
+        return fedleak.attack(name)([seen], model, seed=0)[0].images
+    if "inverting-gradients" in (name, parameters.get("base")):
+        parameters |= {"iterations": round(60 * seconds)}
+    run = fedleak.attack(name, labels="given", budget_seconds=seconds, **parameters)
+    return run([seen], model, seed=0)[0].images
+
+
+def arms(case: Case, seconds: float) -> dict[str, Callable[[Observation, Observation, nn.Module], Tensor | None]]:
+    """Return what is compared: each is given the plain and the defended update."""
+    found: dict[str, Callable[[Observation, Observation, nn.Module], Tensor | None]] = {
+        "undefended": lambda plain, _, model: attack(case.base, plain, model, seconds),
+        "base": lambda _, seen, model: attack(case.base, seen, model, seconds),
+    }
+    if case.base not in ("analytic", "spear"):
+        found["adaptive"] = lambda _, seen, model: attack("adaptive", seen, model, seconds, base=case.base)
+    return found
+
+
+def compare(options: argparse.Namespace, data: FederatedData) -> list[dict[str, Any]]:
+    """Run all arms on all updates; print and save each line as it is done."""
+    rows: list[dict[str, Any]] = []
+    for case in CASES:
+        if options.only and options.only not in case.name:
+            continue
+        for number in range(max(2, -(-options.images // case.images))):
+            indices = [(case.images * number + image) % len(data.source.train) for image in range(case.images)]
+            truth = data.images(indices)
+            for init in range(options.inits):
+                model = build_model(Model(**MODELS[case.network]), data.input, 100 * number + init).eval()
+                plain = update(model, data, indices, None, 0)
+                seen = update(model, data, indices, case.defense, 100 * number + init)
+                row: dict[str, Any] = {"case": case.name, "images": indices, "init": init, "attack": case.base}
+                for arm, run in arms(case, options.seconds * case.images**0.5).items():
+                    images = run(plain, seen, model)
+                    row[arm], row[f"{arm} told"] = quality(images, truth), oracle(case, images, truth, data)
+                row["mean image"] = quality(data.mean_image()[None].expand_as(truth), truth)
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+                if options.json is not None:
+                    options.json.write_text(json.dumps(rows, indent=1))
+    return rows
+
+
+def summarise(rows: list[dict[str, Any]]) -> None:
+    """Print one line for each case: means over the updates, and standard errors."""
+    columns = ("undefended", "base", "adaptive", "adaptive told", "mean image")
+    print(f"\n{'defense':26s}{'B':>3s}  {'base attack':21s}" + "".join(f"{column:>16s}" for column in columns))
+    for name, images, base in dict.fromkeys((row["case"], len(row["images"]), row["attack"]) for row in rows):
+        mine = [row for row in rows if (row["case"], len(row["images"]), row["attack"]) == (name, images, base)]
+        print(
+            f"{name:26s}{images:3d}  {base:21s}"
+            + "".join(f"{_mean([row.get(column) for row in mine]):>16s}" for column in columns)
+        )
+
+
+def _mean(values: list[float | None]) -> str:
+    numbers = [value for value in values if value is not None and value == value]
+    if not numbers:
+        return "-"
+    error = statistics.stdev(numbers) / len(numbers) ** 0.5 if len(numbers) > 1 else float("nan")
+    return f"{statistics.mean(numbers):.1f} +- {error:.1f}"
+
+
+def main() -> None:
+    """Read the options, compare, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--images", type=int, default=4, help="images for each case, in 2 batches at least (default 4)")
+    parser.add_argument("--inits", type=int, default=1, help="networks for each batch, each batch its own (default 1)")
+    parser.add_argument("--seconds", type=float, default=1.5, help="CPU seconds for one image, growing with the root of B")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows here, after each update")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    summarise(compare(options, federated_data(Data(source="samples", partition="order", normalize=True), 1, 0)))
+
+
+if __name__ == "__main__":
+    main()
