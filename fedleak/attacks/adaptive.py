@@ -5,7 +5,7 @@ Source: Balunovic et al. 2022, "Bayesian Framework for Gradient Leakage", arXiv 
 Gives a False Sense of Security in FL", arXiv 2206.04055; each counter names its own
 
 Where no defense is on, it is its base, bit for bit: the sanity check without which a comparison of the two says nothing. A
-defense without a counter is a named failure. With ``rounds`` above 1 the last updates of the same client are matched together,
+defense without a counter is a named failure. With ``joined`` above 1 the last updates of the same client are matched together,
 which presumes that it trains on the same images in each, as it does where its shard is one batch.
 """
 
@@ -37,7 +37,7 @@ class AdaptiveConfig(AttackConfig):
     base: str = Field(
         default="inverting-gradients", description="attack by gradient matching, with its own parameters and defaults"
     )
-    rounds: int = Field(
+    joined: int = Field(
         default=1, ge=1, description="updates of one client that are matched together, the latest and those before"
     )
     ways: dict[str, str] = Field(
@@ -55,10 +55,10 @@ class Adaptive(Attack):
     Config: ClassVar[type[AttackConfig]] = AdaptiveConfig
 
     def __init__(self, **parameters: Any) -> None:
-        own = {key: parameters.pop(key) for key in ("base", "rounds", "ways") if key in parameters}
+        own = {key: parameters.pop(key) for key in ("base", "joined", "ways") if key in parameters}
         super().__init__(**own)
         assert isinstance(self.config, AdaptiveConfig)
-        self._rounds, self._ways = self.config.rounds, self.config.ways
+        self._joined, self._ways = self.config.joined, self.config.ways
         for name, way in self._ways.items():
             if way not in counters.get(name).ways:
                 choice = ", ".join(f"'{one}'" for one in counters.get(name).ways) or "none: there is no choice"
@@ -74,7 +74,7 @@ class Adaptive(Attack):
         try:
             self._base = plugin(**parameters)
         except ParameterError as error:
-            known = [*error.known, "base", "rounds", "ways"] if error.known is not None else None
+            known = [*error.known, "base", "joined", "ways"] if error.known is not None else None
             raise ParameterError("attack 'adaptive'", error.key, error.problem, known) from error
         self.config = self._base.config
         self.models_local_steps = plugin.models_local_steps  # type: ignore[misc]
@@ -89,13 +89,13 @@ class Adaptive(Attack):
     @property
     def remembers(self) -> bool:
         """Whether rounds are matched together."""
-        return self._rounds > 1
+        return self._joined > 1
 
     def remember(self, observations: Sequence[Observation]) -> None:
         """Keep the latest updates of each client, for those to come."""
         for observation in observations if self.remembers else ():
             kept = [*self._earlier.get(observation.client, []), observation]
-            self._earlier[observation.client] = kept[1 - self._rounds :]
+            self._earlier[observation.client] = kept[1 - self._joined :]
 
     def run(
         self, observations: Sequence[Observation], model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget

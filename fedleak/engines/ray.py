@@ -53,7 +53,15 @@ class Ray:
         if started_here:
             # Actors import what this process can import, such as the user's own model module.
             os.environ["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
+            # Without an address, Ray looks for a cluster that somebody started here earlier, and hangs where it is gone.
+            address = os.environ.get("RAY_ADDRESS", "local")
+            ray.init(
+                address=address,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                configure_logging=False,
+            )
         stop, ended = threading.Event(), threading.Event()
         failure: list[BaseException] = []
         try:

@@ -87,7 +87,7 @@ def test_rounds_of_the_same_images_are_matched_together(model: Any, observation:
     truth = torch.rand(1, *INPUT.shape, generator=Seed(3).generator())
 
     def error(rounds: int) -> float:
-        attack = attacks.get("adaptive")(base="natural", rounds=rounds, iterations=30, labels="given")
+        attack = attacks.get("adaptive")(base="natural", joined=rounds, iterations=30, labels="given")
         attack.remember([first])
         [result] = attack([second], model, seed=2)
         assert result.images is not None

@@ -2,7 +2,7 @@
 
 LeNet at initialisation, foolbox's CIFAR-10 samples at 16 x 16 pixels, one image an update and its label known: with sigmoids
 attacked by natural, and with ReLU by inverting-gradients. "undefended" and "base" are that attack without and with the defense;
-"adaptive" knows the defense. "rounds" above 1: the client sends its image so often, the server steps with what it receives
+"adaptive" knows the defense. "joined" above 1: the client sends its image so often, the server steps with what it receives
 (learning rate 0.1), and adaptive matches all rounds together. The counters were tried on images 0 and 1.
 
     python tests/benchmarks/defenses_on_update.py
@@ -119,7 +119,7 @@ def main() -> None:
             base: str = base,
             iterations: int = iterations,
         ) -> str:
-            name, own = ("adaptive", {"base": base, "rounds": rounds}) if knows else (base, {})
+            name, own = ("adaptive", {"base": base, "joined": rounds}) if knows else (base, {})
             found = []
             for rows, truth in zip(batches, truths, strict=True):
                 model = build_model(Model(name="lenet", activation=activation), data.input, rows[0]).eval()

@@ -4,7 +4,7 @@ Formula: as through gradient pruning, with v_t in place of the gradient: u_t = m
 v_t = v_(t-1) + u_t, both zero where round t - 1 sent, and both zero before the first of the rounds that are matched together
 Source: the accumulation of Lin et al. 2018, arXiv 1712.01887; matching through it is fedleak's own
 
-Over the rounds everything is sent once, so that rounds of the same images complete each other: set ``rounds`` of ``adaptive``
+Over the rounds everything is sent once, so that rounds of the same images complete each other: set ``joined`` of ``adaptive``
 to all since the client's first. Of one round alone the survivors are taken for those of a gradient, which they are in the
 client's first round, and roughly wherever its images stay the same and the entries sent are as large in every round.
 """
