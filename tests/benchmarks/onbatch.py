@@ -84,6 +84,13 @@ def update(model: nn.Module, data: FederatedData, indices: list[int], defense: d
     return replace(seen, local=local, labels=tuple(sorted(labels.tolist())), defenses=known)
 
 
+def with_copies(seen: Observation) -> Observation:
+    """Return the observation of OASIS's major rotations as one of four times as many images, for attacks without counters."""
+    assert seen.local is not None
+    count = 4 * seen.local.num_examples
+    return replace(seen, local=replace(seen.local, num_examples=count, batch_size=count))
+
+
 def turned(images: Tensor, data: FederatedData) -> list[Tensor]:
     """Return the images in four orientations: OASIS's rotations are the same for each of them."""
     return [images.rot90(turns, (2, 3)) for turns in range(4)]
@@ -130,7 +137,9 @@ def arms(case: Case, seconds: float) -> dict[str, Callable[[Observation, Observa
         "undefended": lambda plain, _, model: attack(case.base, plain, model, seconds),
         "base": lambda _, seen, model: attack(case.base, seen, model, seconds),
     }
-    if case.base not in ("analytic", "spear"):
+    if case.base in ("analytic", "spear"):
+        found["adaptive"] = lambda _, seen, model: attack(case.base, with_copies(seen), model, seconds)
+    else:
         found["adaptive"] = lambda _, seen, model: attack("adaptive", seen, model, seconds, base=case.base)
     return found
 
