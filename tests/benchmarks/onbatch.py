@@ -30,7 +30,7 @@ each pixel's input (instahide). A case has 2 updates, but where 4 or 1 is said, 
     oasis major, mlp         4  spear        158           fails         156                          12.6 +- 0.8
 
 Signs are what holds: mixing alone, ATS and OASIS do not, beyond what ATS pushes out of the picture and the side that is up. For
-``analytic`` and ``spear`` "adaptive" is the attack told that the batch is four times as large. Not run yet: ATS at B = 4 and on ReLU.
+``analytic`` and ``spear`` "adaptive" is the attack told that the batch is four times as large. Not run: ATS at B = 4, on ReLU.
 """
 
 from __future__ import annotations
