@@ -137,7 +137,7 @@ def test_instahides_encoding_is_found_up_to_its_signs(model: nn.Module) -> None:
     truth, observation = seen(model, [0], name="instahide", k=1)
 
     def magnitudes(attack: str, **parameters: Any) -> float:
-        [result] = attacks.get(attack)(iterations=15, labels="given", **parameters)([observation], model, seed=2)
+        [result] = attacks.get(attack)(iterations=30, labels="given", **parameters)([observation], model, seed=2)
         assert result.images is not None
         found, true = INPUT.normalize(result.images).abs(), INPUT.normalize(truth).abs()
         return float((found - true).square().mean() / true.var())
