@@ -4,6 +4,20 @@ LeNet with ReLU on CIFAR-10 at 16 x 16 pixels (Parquet files: 20,000 training an
 which 5 are drawn in each round, batches of 64. "feedback" is Deep Gradient Compression without momentum.
 
     python tests/benchmarks/deep_gradient_compression.py --data $FEDLEAK_DATA/cifar10
+
+found at 99 % sparsity (one seed, 40 to 50 CPU seconds an arm; "last tenth" is the mean accuracy of rounds 271 to 300):
+
+    arm           seed    round 30    round 75   round 150   round 225   round 300  last tenth
+    none             1       0.100       0.246       0.344       0.381       0.365       0.391
+    pruning          1       0.101       0.106       0.145       0.234       0.277       0.265
+    feedback         1       0.100       0.156       0.278       0.308       0.405       0.395
+    dgc-warmup       1       0.100       0.213       0.226       0.284       0.327       0.300    --scale 0.3333 (default)
+    dgc              1       0.100       0.100       0.177       0.260       0.299       0.273    --scale 0.1
+    dgc              1       0.148       0.166       0.106       0.100       0.100       0.103    --scale 1
+
+So error feedback alone keeps the accuracy within half a point of none, where plain pruning loses 13 points. With the paper's
+momentum of 0.9 it does not: at the learning rate of the others it diverges, and at lower ones it learns more slowly than they do
+in these 300 rounds. No arm had a server's momentum to compare with, which FedSGD has not.
 """
 
 from __future__ import annotations

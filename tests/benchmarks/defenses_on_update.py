@@ -54,7 +54,7 @@ CASES: list[tuple[dict[str, Any], int]] = [
     ({"name": "quantization", "format": "qsgd", "levels": 15}, 1),
     ({"name": "quantization", "format": "qsgd", "levels": 1}, 1),
 ]
-BASES = {"sigmoid": ("natural", 20), "relu": ("inverting-gradients", 300)}
+BASES = {"sigmoid": ("natural", 10), "relu": ("inverting-gradients", 300)}
 GRANT = frozenset({Knowledge.LOCAL_TRAINING, Knowledge.LABELS})
 RATE = 0.1
 
