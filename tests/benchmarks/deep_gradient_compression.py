@@ -17,7 +17,7 @@ found at 99 % sparsity (one seed, 40 to 50 CPU seconds an arm; "last tenth" is t
     dgc              1       0.100       0.100       0.177       0.260       0.299       0.273    --momentum 0.9 --scale 0.1
     dgc              1       0.148       0.166       0.106       0.100       0.100       0.103    --momentum 0.9 --scale 1
 
-So it keeps the accuracy within half a point of none, with a momentum of 0.5 and without, where plain pruning loses 13 points. With
+It keeps the accuracy within half a point of none, with a momentum of 0.5 and without, where plain pruning loses 13 points. With
 the paper's momentum of 0.9 it does not: at the learning rate of the others it diverges, and at lower ones it learns more slowly
 than they do in these 300 rounds. No arm had a server's momentum to compare with, which FedSGD has not.
 """
