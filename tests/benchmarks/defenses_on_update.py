@@ -23,6 +23,12 @@ mean image 13.4 dB:
     sigmoid  random-masking 0.9                           1  44.6 +- 1.2   8.2 +- 0.9  32.4 +- 1.2
     sigmoid  quantization int8                            1  44.6 +- 1.2  43.0 +- 1.2  46.1 +- 0.7
     sigmoid  quantization sign                            1  44.6 +- 1.2   7.8 +- 0.6  24.8 +- 1.0
+    sigmoid  random-masking 0.9                           4  44.6 +- 1.2   9.4 +- 0.5  40.3 +- 1.4
+    sigmoid  quantization qsgd 15                         1  44.6 +- 1.2  16.6 +- 0.2  23.2 +- 0.2
+    sigmoid  quantization qsgd 1                          1  44.6 +- 1.2   7.9 +- 0.4  12.9 +- 2.2
+    sigmoid  deep-gradient-compression 0.99               1  44.6 +- 1.2   8.3 +- 0.7  21.1 +- 1.2
+    sigmoid  deep-gradient-compression 0.99               4  44.6 +- 1.2   6.2 +- 0.7  26.9 +- 1.3
+    sigmoid  clipping 0.1                                 1  44.6 +- 1.2   7.8 +- 0.9  44.4 +- 1.2
     relu     gradient-pruning 0.7                         1  17.1 +- 1.7  17.6 +- 1.7  17.4 +- 1.6
     relu     gradient-pruning 0.9                         1  17.1 +- 1.7  16.4 +- 1.4  16.7 +- 1.5
     relu     gradient-pruning 0.99                        1  17.1 +- 1.7  14.1 +- 0.9  14.8 +- 1.4
