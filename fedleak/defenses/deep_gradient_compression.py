@@ -52,7 +52,10 @@ class DeepGradientCompression(Defense):
         """Parameters."""
 
         ratio: float = Field(default=0.99, ge=0, lt=1, description="share of each tensor's entries that is not sent, in [0, 1)")
-        momentum: float = Field(default=0.9, ge=0, lt=1, description="of the accumulation; 0 for plain error feedback")
+        # The paper's is its optimiser's own 0.9; here the servers have none, and 0.9 at their learning rates diverges.
+        momentum: float = Field(
+            default=0.5, ge=0, lt=1, description="of the accumulation, which asks for 1 - momentum of the learning rate; or 0"
+        )
         masking: bool = Field(default=True, description="forget the momentum of what is sent (momentum factor masking)")
         warmup: int = Field(default=0, ge=0, description="first rounds of the federation in which more is sent, ever less")
         max_norm: InfiniteAsNull = Field(

@@ -1,9 +1,25 @@
 """Measure what sparsity costs in accuracy: no defense, plain pruning, and Deep Gradient Compression, in a real federation.
 
 LeNet with ReLU on CIFAR-10 at 16 x 16 pixels (Parquet files: 20,000 training and 3,000 test images), FedSGD, 10 IID clients of
-which 5 are drawn in each round, batches of 64. "feedback" is Deep Gradient Compression without momentum.
+which 5 are drawn in each round, batches of 64. "feedback" is Deep Gradient Compression
+without momentum; --scale is what arms with momentum multiply the learning rate by.
 
     python tests/benchmarks/deep_gradient_compression.py --data $FEDLEAK_DATA/cifar10
+
+found at 99 % sparsity (one seed, 40 to 50 CPU seconds an arm; "last tenth" is the mean accuracy of rounds 271 to 300):
+
+    arm           seed    round 30    round 75   round 150   round 225   round 300  last tenth
+    none             1       0.100       0.246       0.344       0.381       0.365       0.391
+    pruning          1       0.101       0.106       0.145       0.234       0.277       0.265
+    feedback         1       0.100       0.156       0.278       0.308       0.405       0.395
+    dgc              1       0.100       0.121       0.253       0.348       0.396       0.387
+    dgc-warmup       1       0.100       0.213       0.226       0.284       0.327       0.300    --momentum 0.9 --scale 0.3333
+    dgc              1       0.100       0.100       0.177       0.260       0.299       0.273    --momentum 0.9 --scale 0.1
+    dgc              1       0.148       0.166       0.106       0.100       0.100       0.103    --momentum 0.9 --scale 1
+
+It keeps the accuracy within half a point of none, with a momentum of 0.5 and without, where plain pruning loses 13 points. With
+the paper's momentum of 0.9 it does not: at the learning rate of the others it diverges, and at lower ones it learns more slowly
+than they do in these 300 rounds. No arm had a server's momentum to compare with, which FedSGD has not.
 """
 
 from __future__ import annotations
@@ -84,9 +100,9 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--ratio", type=float, default=0.99, help="share that is not sent (default 0.99)")
-    parser.add_argument("--momentum", type=float, default=0.9, help="of Deep Gradient Compression (default 0.9)")
+    parser.add_argument("--momentum", type=float, default=0.5, help="of Deep Gradient Compression (default 0.5)")
     parser.add_argument("--learning-rate", type=float, default=0.3)
-    parser.add_argument("--scale", type=float, default=1 / 3, help="of the learning rate with momentum (default 1/3)")
+    parser.add_argument("--scale", type=float, default=0.5, help="of the learning rate with momentum (default 0.5)")
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--clients", type=int, default=10)
     parser.add_argument("--sampled", type=int, default=5, help="clients in a round (default 5)")

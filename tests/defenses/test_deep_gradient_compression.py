@@ -54,7 +54,7 @@ def test_a_clients_first_round_is_gradient_pruning() -> None:
 
 
 def test_rounds_missed_are_rounds_without_gradient_in_which_nothing_was_sent() -> None:
-    away, present = Client(ratio=0.5), Client(ratio=0.0)
+    away, present = Client(ratio=0.5, momentum=0.9), Client(ratio=0.0, momentum=0.9)
     first, last = gradients(2)
     away.send(first, 1)
     waiting = {name: value.clone() for name, value in away.memory.items()}
