@@ -11,6 +11,7 @@ found by the second command, PSNR in dB, mean and standard error over images 0 t
     defense                    B      no defense            base        adaptive  mean image
     grad-defense scale 0.01    1     62.0 +- 3.0     12.5 +- 0.6     25.3 +- 2.2        12.0
     grad-defense scale 0.1     1     62.0 +- 3.0      5.7 +- 0.2     54.1 +- 7.7        12.0
+    grad-defense scale 0.01    4     37.0 +- 1.5      7.4 +- 0.1     18.8 +- 0.8        12.9
 
 The louder the noise of GradDefense, the better the slices without it are told apart. What was found for dropout, PRECODE and
 Soteria is in scenarios/claims/dropout.toml and scenarios/claims/representation-defenses.toml.
