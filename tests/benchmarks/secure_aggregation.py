@@ -26,10 +26,10 @@ PSNR, median of the last round's three images (the mean image has 14.8 dB); "-" 
     inverting-gradients                  16.2   14.3   14.5    14.3   14.5
     inverting-gradients on differences          16.6   17.3    16.6   16.9
 
-The sum of three is no shield by itself: the closed form separates three images of LeNet to 32 dB, and single clients come out to
-65 dB and more once four cohorts have been seen and the model stands still. At 1e-6 the model moves too far for the closed form's check
-of rank. With SecAgg+ the quantiser's step of 4e-6 is as large as what its certificate allows, so that it fails in some rounds and not
-in others; gradient matching loses nothing by that step.
+The sum of three is no shield by itself: the closed form separates three images of LeNet to 32 dB, and single clients come out
+to 65 dB and more once four cohorts have been seen and the model stands still. At 1e-6 the model moves too far for the closed
+form's check of rank. With SecAgg+ the quantiser's step of 4e-6 is as large as what its certificate allows, so that it fails in
+some rounds and not in others; gradient matching loses nothing by that step.
 """
 
 from __future__ import annotations
