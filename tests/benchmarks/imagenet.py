@@ -8,7 +8,7 @@ PNG: a row each for the truth, each attack, the mean image and random noise, eac
     python tests/benchmarks/imagenet.py cost --networks resnet18 resnet50
     python tests/benchmarks/imagenet.py grid imagenet.png --attacks inverting-gradients mmse --seconds 120
 
-The first command gave, on one thread of a machine at rest: ResNet-18 .210 CPU s an iteration and 286 MiB added, against .246 s and
+The first command gave, on one thread: ResNet-18 .210 CPU s an iteration and 286 MiB added, against .246 s and
 517 MiB of breaching; ResNet-50 .792 s and 654 MiB against .837 s and 1,120 MiB.
 """
 
