@@ -229,7 +229,9 @@ def difficulty(checked: Checked) -> Difficulty:
     local = replace(local_training(scenario, len(positions)), num_examples=len(positions))
     parameters = sum(p.numel() for p in model.parameters())
     unknowns = len(positions) * prod(data.input.shape)
-    repeats = len(positions) - len(set(data.labels(shard[positions]).tolist()))
+    # On the server of a deployment nobody knows the labels.
+    labels = data.labels(shard[positions]).tolist() if len(data.source.train) else []
+    repeats = len(labels) - len(set(labels))
     batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     dropout = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules())
     mode = scenario.local.mode
@@ -239,7 +241,10 @@ def difficulty(checked: Checked) -> Difficulty:
         ("unknown pixels", f"{unknowns:,}"),
         ("parameters", f"{parameters:,} ({parameters / unknowns:.2f} for each unknown pixel)"),
         ("update", _update(scenario, local.steps)),
-        ("labels (client 0, round 1)", f"{repeats} of {len(positions)} repeat another's" if repeats else "all different"),
+        (
+            "labels (client 0, round 1)",
+            f"{repeats} of {len(positions)} repeat another's" if repeats else "all different" if labels else "not known here",
+        ),
         ("BatchNorm", f"yes, in {mode} mode" if batchnorm else "none"),
         ("dropout", f"yes, in {mode} mode" if dropout else "none in the model"),
         ("defenses", defended or "none"),
