@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from fedleak.attacks.base import Attack, attacks
-from fedleak.check import Checked, build_attack, check, check_device, difficulty
-from fedleak.engines.base import engine
+from fedleak.check import Checked, build_attack, check, check_device, check_plugins, difficulty
+from fedleak.engines.base import Engine, engine
 from fedleak.errors import ScenarioError
 from fedleak.evaluation.summary import summarise
 from fedleak.events import Listener, silent
@@ -41,10 +41,13 @@ class Result:
         The run folder.
     summary : dict
         The content of ``summary.json``.
+    here : bool
+        Whether the folder is on this machine; that of a deployment is where its server ran.
     """
 
     path: Path
     summary: Row
+    here: bool = True
 
     @property
     def report(self) -> Path:
@@ -77,6 +80,7 @@ def run(
     threads: int = 1,
     listener: Listener = silent,
     on_start: Callable[[Path], None] | None = None,
+    where: Engine | None = None,
 ) -> Result:
     """Run a scenario's federation, attack it in every round, and write its run folder and report.
 
@@ -96,6 +100,8 @@ def run(
         Told what happens.
     on_start : callable, optional
         Told the run folder once it exists.
+    where : Engine, optional
+        Runs the clients in place of the engine that the scenario names.
 
     Returns
     -------
@@ -108,6 +114,15 @@ def run(
     ScenarioError
         If anything asked for is wrong; nothing has started then.
     """
+    if where is None:
+        asked = RunFolder.open(Path(resume)).scenario if resume else _read(scenario)
+        if asked.federation.engine == "deployment":
+            from fedleak.engines.deployment import deploy
+
+            check_plugins(asked)
+            done = deploy(asked, out=out, resume=resume, device=device, threads=threads, listener=listener, on_start=on_start)
+            return Result(done.path, done.summary, done.here)
+        where = engine(asked.federation.engine)
     device = pick_device(device)
     folder, checked = _reopen(Path(resume), device) if resume else _start(scenario, out, device)
     if on_start is not None:
@@ -116,9 +131,7 @@ def run(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        engine(checked.scenario.federation.engine).run(
-            checked.scenario, lambda grid, directory: federate(serving, grid, directory)
-        )
+        where.run(checked.scenario, lambda grid, directory: federate(serving, grid, directory))
     finally:
         torch.set_num_threads(before)
         summary = write_summary(folder)
@@ -229,8 +242,12 @@ def pick_device(device: str) -> str:
     return device
 
 
+def _read(scenario: Scenario | str | Path) -> Scenario:
+    return scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
+
+
 def _start(scenario: Scenario | str | Path, out: str | Path | None, device: str) -> tuple[RunFolder, Checked]:
-    given = scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
+    given = _read(scenario)
     path = Path(out) if out is not None else default_folder(given)
     refuse_existing(path)
     checked = check(given, device)

@@ -20,7 +20,6 @@ from fedleak.client.batches import private_batch
 from fedleak.data.federated import FederatedData, federated_data
 from fedleak.defenses.base import defenses
 from fedleak.defenses.chain import check_combination, defended_model
-from fedleak.engines.base import engine
 from fedleak.errors import DefenseError, ParameterError, ScenarioError
 from fedleak.models.inspect import last_linear
 from fedleak.observation import InputSpec, UpdateKind
@@ -61,11 +60,9 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
     ScenarioError
         With one line: what is wrong, where, what was expected, what to do.
     """
-    engine(scenario.federation.engine)
-    _check_plugins(scenario)
+    check_plugins(scenario)
     check_device(scenario.local.device, "local.device")
     check_device(device, "--device")
-    build_strategy(scenario)
     data = federated_data(scenario.data, scenario.federation.clients, scenario.seed)
     if Knowledge.SURROGATE in scenario.threat.granted and data.source.test is None:
         raise ScenarioError(
@@ -160,7 +157,15 @@ def _check_granted(
     )
 
 
-def _check_plugins(scenario: Scenario) -> None:
+def check_plugins(scenario: Scenario) -> None:
+    """Refuse what can be told without the data: a plugin, a parameter, or two that do not go together.
+
+    Raises
+    ------
+    ScenarioError
+        With one line, as :func:`check`.
+    """
+    build_strategy(scenario)
     protocol = scenario.federation.protocol
     titles: dict[str, int] = {}
     for number, spec in enumerate(scenario.attacks):

@@ -1,4 +1,4 @@
-"""The command line: ``fedleak run | attack | claim | report | list | explain | check``."""
+"""The command line: ``fedleak run | attack | claim | deploy | report | list | explain | check``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from fedleak import __version__
+from fedleak import __version__, cli_deploy
 from fedleak.errors import FedleakError, ScenarioError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ app = typer.Typer(
     "Flower clients train on private images; a curious server rebuilds their batches from the updates it receives. "
     "Start with [bold]fedleak run scenarios/quickstart.toml[/bold], then open the report.html that it names.",
 )
+app.add_typer(cli_deploy.app, name="deploy")
 console = Console()
 errors = Console(stderr=True)
 
@@ -292,7 +293,8 @@ def _finish(result: Result) -> None:
         console.print(f"Test accuracy after the last round: {accuracy[-1]:.1%}", highlight=False)
     if summary["attack_failures"]:
         console.print(f"{summary['attack_failures']} update(s) gave an attack no images; the report says why.", highlight=False)
-    console.print(f"Report: {escape(str(result.report))}", highlight=False, soft_wrap=True)
+    place = "Report" if result.here else "Report, on the server's machine"
+    console.print(f"{place}: {escape(str(result.report))}", highlight=False, soft_wrap=True)
     if summary["client_errors"]:
         errors.print(f"[red]{summary['client_errors']} client reply(s) failed[/red]; the report names them.", highlight=False)
         sys.exit(1)
@@ -301,7 +303,7 @@ def _finish(result: Result) -> None:
 def _interrupted(place: list[Path], command: str) -> None:
     if place:
         folder = escape(str(place[0]))
-        on = f"; go on with: fedleak run --resume {folder}" if command == "run" else ""
+        on = f"; go on with: fedleak {command} --resume {folder}" if command in ("run", "deploy submit") else ""
         on = f"; go on with: fedleak {escape(command)}" if command.startswith("claim ") else on
         errors.print(f"Interrupted. What is done is kept in {folder}{on}", highlight=False, soft_wrap=True)
     sys.exit(130)

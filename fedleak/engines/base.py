@@ -47,7 +47,7 @@ def engine(name: str) -> Engine:
         from fedleak.engines.ray import Ray
 
         return Ray()
-    raise ScenarioError(f"federation.engine: '{name}' is not available in this version; use 'inprocess' or 'ray'")
+    raise ScenarioError(f"federation.engine: '{name}' does not run from here; use 'inprocess' or 'ray'")
 
 
 class OrderedGrid(Grid):
