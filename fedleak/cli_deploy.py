@@ -95,7 +95,8 @@ def up(
     from fedleak.engines.services import Layout, Services
 
     _quieten(False)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore Ctrl-C otherwise
+        signal.signal(number, signal.default_int_handler)
     layout = Layout(folder, runs, shards, port, insecure, clients)
     with console.status("starting"):
         services = Services(layout).__enter__()
@@ -114,7 +115,8 @@ def up(
     except KeyboardInterrupt:
         console.print("Stopping.", highlight=False)
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave services behind
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave services behind
         place.unlink(missing_ok=True)
         services.stop()
 

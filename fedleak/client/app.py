@@ -14,8 +14,6 @@ from fedleak.client.batches import client_data, private_batch
 from fedleak.client.mod import chain_for, defense_mod, remembering, scenario_of
 from fedleak.client.training import train
 from fedleak.errors import FedleakError
-from fedleak.evaluation.grade import grade
-from fedleak.evaluation.wire import grades_to_record
 from fedleak.scenario import Scenario
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
@@ -65,6 +63,10 @@ def on_grade(msg: Message, context: Context) -> Message:
 
     The reply holds metrics only; with ``evaluation.truth = "reveal"`` and if asked, the batch itself as well.
     """
+    # In a deployment each message starts a process; the metrics' imports take longer than all the others together.
+    from fedleak.evaluation.grade import grade
+    from fedleak.evaluation.wire import grades_to_record
+
     scenario, client = scenario_of(context), partition_of(context)
     config = _config(msg)
     server_round = int(config["server-round"])  # type: ignore[arg-type]

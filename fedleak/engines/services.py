@@ -24,6 +24,7 @@ from fedleak.scenario import SuperLink
 
 _HOST = "127.0.0.1"
 _PATIENCE = 120.0  # seconds that a service is given to start
+_FLOWER = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3"}  # seconds; Flower's own second adds to each message
 _GRACE = 10.0  # seconds that it is given to end
 
 
@@ -228,7 +229,7 @@ class Services:
             raise ScenarioError(f"{command[0]} is not installed beside {sys.executable}; pip install 'flwr[simulation]~=1.41.0'")
         home = Path(self._home.name) / name
         home.mkdir(exist_ok=True)
-        environment = os.environ | {"PATH": _path(), "FLWR_HOME": str(home), **(extra or {})}
+        environment = _FLOWER | os.environ | {"PATH": _path(), "FLWR_HOME": str(home), **(extra or {})}
         return Service(name, [program, *command[1:]], environment, self.logs / f"{name}.log")
 
     def _healthy(self) -> bool:
