@@ -79,6 +79,7 @@ def main(grid: Grid, context: Context) -> None:
         kind = "refused" if isinstance(error, ScenarioError) else "failed"
         tell(Event(kind, {"message": str(error)}))
         raise
+    sys.stdout.write(f"Report: {result.report.resolve()}\n")
     tell(Event("finished", {"path": str(result.path.resolve()), "summary": result.summary}))
 
 
