@@ -36,8 +36,10 @@ __all__ = [
     "Scenario",
     "Seed",
     "__version__",
+    "answer",
     "attack",
     "attack_run",
+    "curious",
     "load_scenario",
     "observe",
     "run",
@@ -55,8 +57,10 @@ _HOME = {
     "Result": "fedleak.api",
     "Scenario": "fedleak.scenario",
     "Seed": "fedleak.seeding",
+    "answer": "fedleak.client.answers",
     "attack": "fedleak.api",
     "attack_run": "fedleak.api",
+    "curious": "fedleak.dropin",
     "load_scenario": "fedleak.scenario",
     "observe": "fedleak.observation",
     "run": "fedleak.api",
@@ -65,7 +69,9 @@ _HOME = {
 if TYPE_CHECKING:
     from fedleak.api import Result, attack, attack_run, run
     from fedleak.attacks.base import Attack, Reconstruction
+    from fedleak.client.answers import answer
     from fedleak.defenses.base import Defense
+    from fedleak.dropin import curious
     from fedleak.observation import InputSpec, LocalTraining, Observation, observe
     from fedleak.scenario import Scenario, load_scenario
     from fedleak.seeding import Seed

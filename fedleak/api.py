@@ -251,7 +251,7 @@ def _start(scenario: Scenario | str | Path, out: str | Path | None, device: str)
     path = Path(out) if out is not None else default_folder(given)
     refuse_existing(path)
     checked = check(given, device)
-    return RunFolder.create(path, _manifest(checked, device)), checked
+    return RunFolder.create(path, make_manifest(checked, device)), checked
 
 
 def _reopen(path: Path, device: str) -> tuple[RunFolder, Checked]:
@@ -270,7 +270,8 @@ def default_folder(scenario: Scenario) -> Path:
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _manifest(checked: Checked, device: str) -> Row:
+def make_manifest(checked: Checked, device: str) -> Row:
+    """Return what a run folder says of its run: scenario, versions, machine, threat, input."""
     scenario, data, model = checked.scenario, checked.data, checked.model
     hard = difficulty(checked)
     packages = ("fedleak", "flwr", "torch", "torchvision", "numpy")

@@ -9,6 +9,7 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
 from fedleak.client.batches import client_data, private_batch
 from fedleak.client.mod import chain_for, defense_mod, remembering, scenario_of
@@ -63,32 +64,59 @@ def on_grade(msg: Message, context: Context) -> Message:
 
     The reply holds metrics only; with ``evaluation.truth = "reveal"`` and if asked, the batch itself as well.
     """
+    scenario, client = scenario_of(context), partition_of(context)
+    server_round = int(_config(msg)["server-round"])  # type: ignore[arg-type]
+    data = client_data(scenario)
+    shard = data.shard(client)
+    positions = private_batch(scenario, len(shard), client, server_round)
+    return graded(
+        msg,
+        data.images(shard),
+        data.labels(shard),
+        positions.tolist(),
+        Seed(scenario.seed).derive("baseline", client, server_round),
+        reveal=scenario.evaluation.truth == "reveal",
+    )
+
+
+def graded(msg: Message, shard: Tensor, labels: Tensor, positions: list[int], seed: Seed, *, reveal: bool) -> Message:
+    """Answer a question for grades.
+
+    Parameters
+    ----------
+    msg : Message
+        Holds the reconstruction and the server's baseline image.
+    shard : Tensor
+        (S, C, H, W) in [0, 1], all images of the client.
+    labels : Tensor
+        (S,) of class indices.
+    positions : list of int
+        Which of them are behind the update.
+    seed : Seed
+        The random baseline derives from it.
+    reveal : bool
+        Whether labels, and if asked the images, may leave the client.
+    """
     # In a deployment each message starts a process; the metrics' imports take longer than all the others together.
     from fedleak.evaluation.grade import grade
     from fedleak.evaluation.wire import grades_to_record
 
-    scenario, client = scenario_of(context), partition_of(context)
-    config = _config(msg)
-    server_round = int(config["server-round"])  # type: ignore[arg-type]
-    data = client_data(scenario)
-    shard = data.shard(client)
-    positions = private_batch(scenario, len(shard), client, server_round)
-    truth, labels = data.images(shard[positions]), data.labels(shard[positions])
+    config, truth, labels = _config(msg), shard[positions], labels[positions]
     arrays = msg.content.array_records["reconstruction"].to_torch_state_dict()
     grades = grade(
         arrays.get("images"),
         [int(label) for label in config["labels"]] if "labels" in config else None,  # type: ignore[union-attr]
         truth,
         labels,
-        data.images(shard),
-        positions.tolist(),
+        shard,
+        positions,
         arrays["mean_image"],
-        Seed(scenario.seed).derive("baseline", client, server_round),
+        seed,
     )
     record = grades_to_record(grades)
     record["duplicate-labels"] = int(len(set(labels.tolist())) < len(labels))
     content = RecordDict({"grades": record})
-    if scenario.evaluation.truth == "reveal":
+    if reveal:
         content["truth"] = MetricRecord({"labels": labels.tolist()})
         if config.get("reveal"):
             content["images"] = ArrayRecord({"images": truth})

@@ -215,6 +215,11 @@ class Directory:
         """The node of each partition, in their order, whether or not it is connected just now."""
         return [self._node[partition] for partition in range(self._clients)]
 
+    @property
+    def silent(self) -> list[str]:
+        """What those nodes answered that could not say which partition they hold."""
+        return list(self._silent.values())
+
     def knows(self, node_id: int) -> bool:
         """Say whether a node has told its partition."""
         return node_id in self._partition
