@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,7 +19,7 @@ import torch
 from fedleak.attacks.base import Attack, attacks
 from fedleak.check import Checked, build_attack, check, check_device, check_plugins, difficulty
 from fedleak.engines.base import Engine, engine
-from fedleak.errors import ScenarioError
+from fedleak.errors import FedleakError, ScenarioError
 from fedleak.evaluation.summary import summarise
 from fedleak.events import Listener, silent
 from fedleak.observation import Observation
@@ -132,10 +133,16 @@ def run(
     torch.set_num_threads(threads)
     try:
         where.run(checked.scenario, lambda grid, directory: federate(serving, grid, directory))
+    except BaseException:
+        # What stopped the run, such as a full disk, may stop its report too; it is the first of them that counts.
+        with suppress(FedleakError):
+            write_summary(folder)
+            write_report(folder.path)
+        raise
     finally:
         torch.set_num_threads(before)
-        summary = write_summary(folder)
-        write_report(folder.path)
+    summary = write_summary(folder)
+    write_report(folder.path)
     return Result(folder.path, summary)
 
 

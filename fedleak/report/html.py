@@ -6,6 +6,7 @@ import base64
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fedleak.errors import FedleakError
 from fedleak.evaluation.flags import FLAGS
 from fedleak.report import asked, formats
 from fedleak.report.figures import MARKERS, fidelity_chart, psnr_chart, series_colour, utility_chart
@@ -78,11 +80,21 @@ def write_report(folder: Path) -> Path:
     ------
     ScenarioError
         If ``folder`` is not a run folder.
+    FedleakError
+        If the page cannot be written.
     """
     folder = Path(folder)
     page = _environment().get_template("report.html.j2").render(_context(read_records(folder)))
-    target = folder / "report.html"
-    target.write_text(page, encoding="utf-8", errors="replace")
+    target, temporary = folder / "report.html", folder / "report.html.tmp"
+    try:
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+        temporary.replace(target)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise FedleakError(
+            f"{target}: cannot be written ({error.strerror}); make room, and write it with: fedleak report {folder}"
+        ) from error
     return target
 
 
