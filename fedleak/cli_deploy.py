@@ -156,20 +156,18 @@ def submit(
     from fedleak.cli import _finish, _interrupted, _quieten, errors
     from fedleak.engines.deployment import deploy
     from fedleak.report.live import Live
-    from fedleak.scenario import Scenario
+    from fedleak.scenario import Scenario, parse_scenario
 
     _quieten(False)
     if (scenario is None) == (resume is None):
         raise ScenarioError("expected either SCENARIO, a TOML file, or --resume, a run folder of the server's")
+    given = load_scenario(scenario, set_ or []) if scenario is not None else Scenario(name="resumed")
     if superlink is not None:
         place: dict[str, Any] = {"address": superlink, "insecure": insecure, "root_certificates": root_certificates}
     else:
         place = _running(deployment)
-    given = load_scenario(scenario, set_ or []) if scenario is not None else Scenario(name="resumed")
     text = given.model_dump(mode="json")
     text["federation"] |= {"engine": "deployment", "superlink": {**place, "root_certificates": _text(place["root_certificates"])}}
-    from fedleak.scenario import parse_scenario
-
     asked = parse_scenario(text, str(scenario))
     check_plugins(asked)
     started: list[Path] = []

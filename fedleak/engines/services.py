@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import httpx
 
 from fedleak.engines.certificates import node_keys
 from fedleak.engines.superlink import Control
@@ -233,11 +236,9 @@ class Services:
         return Service(name, [program, *command[1:]], environment, self.logs / f"{name}.log")
 
     def _healthy(self) -> bool:
-        import httpx
-
-        scheme = "http" if self.layout.insecure else "https"
+        scheme, authority = ("http", None) if self.layout.insecure else ("https", str(self.superlink.root_certificates))
+        verify = ssl.create_default_context(cafile=authority)
         try:
-            verify = str(self.superlink.root_certificates) if self.superlink.root_certificates else True
             return httpx.get(f"{scheme}://{self.superlink.address}/health", verify=verify, timeout=2.0).is_success
         except httpx.HTTPError:
             return False
