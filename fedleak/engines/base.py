@@ -89,7 +89,7 @@ class OrderedGrid(Grid):
         self._wait_for(clients, max(patience, _CONNECTION))
         self.directory = Directory(list(grid.get_node_ids()), clients, lambda messages: self._exchange(messages, timeout))
         while self.directory.missing and time.monotonic() < deadline and not self._stop.wait(poll):
-            self.directory.learn(grid.get_node_ids())
+            self.directory.learn(grid.get_node_ids(), again=True)
         self.directory.check()
 
     def set_run(self, run: Run) -> None:

@@ -168,8 +168,8 @@ class Services:
         finally:
             control.close()
 
-    def watch(self, seconds: float = 0.5) -> None:
-        """Wait until a service ends by itself.
+    def watch(self, seconds: float = 5.0) -> None:
+        """Start again whatever ends, until the SuperLink does.
 
         Raises
         ------
@@ -177,8 +177,27 @@ class Services:
             Then; with the end of its log.
         """
         while True:
-            self._check()
+            self.revive()
             time.sleep(seconds)
+
+    def revive(self) -> list[str]:
+        """Start those services again that have ended, and return their names.
+
+        A SuperLink takes a node that was killed for connected until its heartbeat is overdue, and turns a second one
+        with the same key away, which then ends: it takes up to a minute and several starts to come back.
+
+        Raises
+        ------
+        FedleakError
+            If the SuperLink has ended: the runs that it knew are lost with it.
+        """
+        ended = [name for name, service in self.services.items() if service.ended]
+        if "superlink" in ended:
+            self._check()
+        for name in ended:
+            self.services[name].signal(signal.SIGKILL)  # what it may have left running
+            self.services[name].start()
+        return ended
 
     def stop(self) -> None:
         """Stop all services, and remove what they kept on disk."""

@@ -179,8 +179,18 @@ class Directory:
         if len(set(found)) < len(found):
             raise FedleakError(f"expected nodes with partitions 0 to {clients - 1}, one each; found {found[:20]}")
 
-    def learn(self, nodes: Iterable[int]) -> None:
-        """Ask those nodes that are new; one that was started again with another id takes its earlier self's place."""
+    def learn(self, nodes: Iterable[int], *, again: bool = False) -> None:
+        """Ask those nodes that are new; one that was started again with another id takes its earlier self's place.
+
+        Parameters
+        ----------
+        nodes : iterable of int
+            Node ids.
+        again : bool
+            Whether to ask those again that could not say.
+        """
+        if again:
+            self._silent.clear()
         new = [node for node in nodes if node not in self._partition and node not in self._silent]
         for start in range(0, len(new), _QUERY_CHUNK):
             for reply in self._ask([self._whoami(node) for node in new[start : start + _QUERY_CHUNK]]):

@@ -29,11 +29,13 @@ def scenario(services: Services | None = None) -> Scenario:
     return parse_scenario({"name": "faults", "federation": federation, "attacks": [attack]})
 
 
-def wait(done: Callable[[], bool], seconds: float = 400.0) -> None:
+def wait(services: Services, done: Callable[[], bool], seconds: float = 400.0) -> None:
+    """Wait, starting again what ends, as `fedleak deploy up` does."""
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.2)
+        time.sleep(0.5)
+        services.revive()
 
 
 class Submitted(threading.Thread):
@@ -68,22 +70,21 @@ def test_a_client_and_then_the_server_are_killed_in_mid_round(tmp_path: Path) ->
             return text.count("Receiving: train message")
 
         first = Submitted(scenario=asked, out=out)
-        wait(lambda: trained(1) == 1)
-        services.services["client-1"].stop(0.0)
-        services.services["client-1"].start()
+        wait(services, lambda: trained(1) == 1)
+        services.services["client-1"].signal(signal.SIGKILL)
         folder = RunFolder(out)
-        wait(lambda: len(folder.rows("rounds.jsonl")) == 2)
+        wait(services, lambda: len(folder.rows("rounds.jsonl")) == 2)
         [failure] = folder.rows("rounds.jsonl")[1]["failures"]
         assert failure["client"] == 1
 
-        wait(lambda: trained(0) == 2)
-        services.services["server"].stop(0.0)
+        wait(services, lambda: trained(0) == 2)
+        services.services["server"].signal(signal.SIGKILL)
         first.end()
         assert "without a result" in str(first.error)
         assert str(out) in str(first.error)
         assert folder.load_checkpoint()[0] == 1
 
-        services.services["server"].start()
+        wait(services, lambda: services.online() == 2)
         resumed = Submitted(scenario=asked, resume=out).end()
         assert resumed is not None
         assert resumed.here
@@ -112,7 +113,6 @@ def test_a_stopped_run_ends_where_it_runs(tmp_path: Path) -> None:
 
         with pytest.raises(KeyboardInterrupt):
             api.run(asked, out=tmp_path / "run", device="cpu", listener=interrupt)
-        wait(lambda: (tmp_path / "run" / "summary.json").exists(), 120)
+        wait(services, lambda: (tmp_path / "run" / "summary.json").exists(), 120)
         assert RunFolder(tmp_path / "run").load_checkpoint()[0] >= 1
         assert not [s.name for s in services.services.values() if s.ended]
-        services.services["server"].signal(signal.SIGTERM)
