@@ -52,9 +52,8 @@ class Submitted(threading.Thread):
         except FedleakError as error:
             self.error = error  # type: ignore[assignment]
 
-    def end(self) -> Any:
-        self.join(500)
-        assert not self.is_alive()
+    def end(self, services: Services) -> Any:
+        wait(services, lambda: not self.is_alive())
         return self.result
 
 
@@ -79,13 +78,12 @@ def test_a_client_and_then_the_server_are_killed_in_mid_round(tmp_path: Path) ->
 
         wait(services, lambda: trained(0) == 2)
         services.services["server"].signal(signal.SIGKILL)
-        first.end()
+        first.end(services)
         assert "without a result" in str(first.error)
         assert str(out) in str(first.error)
         assert folder.load_checkpoint()[0] == 1
 
-        wait(services, lambda: services.online() == 2)
-        resumed = Submitted(scenario=asked, resume=out).end()
+        resumed = Submitted(scenario=asked, resume=out).end(services)
         assert resumed is not None
         assert resumed.here
 
