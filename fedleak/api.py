@@ -115,17 +115,16 @@ def run(
     ScenarioError
         If anything asked for is wrong; nothing has started then.
     """
-    if where is None:
-        asked = RunFolder.open(Path(resume)).scenario if resume else _read(scenario)
-        if asked.federation.engine == "deployment":
-            from fedleak.engines.deployment import deploy
+    if where is None and _engine_of(scenario, resume) == "deployment":
+        from fedleak.engines.deployment import deploy
 
-            check_plugins(asked)
-            done = deploy(asked, out=out, resume=resume, device=device, threads=threads, listener=listener, on_start=on_start)
-            return Result(done.path, done.summary, done.here)
-        where = engine(asked.federation.engine)
+        asked = RunFolder.open(Path(resume)).scenario if resume else _read(scenario)
+        check_plugins(asked)
+        done = deploy(asked, out=out, resume=resume, device=device, threads=threads, listener=listener, on_start=on_start)
+        return Result(done.path, done.summary, done.here)
     device = pick_device(device)
     folder, checked = _reopen(Path(resume), device) if resume else _start(scenario, out, device)
+    where = where or engine(checked.scenario.federation.engine)
     if on_start is not None:
         on_start(folder.path)
     serving = Serving(checked.scenario, folder, device, listener)
@@ -247,6 +246,10 @@ def pick_device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     check_device(device, "--device")
     return device
+
+
+def _engine_of(scenario: Scenario | str | Path, resume: str | Path | None) -> str:
+    return str(RunFolder.open(Path(resume)).manifest.get("engine")) if resume else _read(scenario).federation.engine
 
 
 def _read(scenario: Scenario | str | Path) -> Scenario:
