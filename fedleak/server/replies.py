@@ -15,6 +15,7 @@ from fedleak.errors import FedleakError, ReplyError
 
 _QUERY_CHUNK = 50
 _LONGEST_REASON = 300
+_UNREACHABLE = (3, 4, 5)  # Flower's codes for a message, a reply or a node that is not there
 _NPY = b"\x93NUMPY"
 
 
@@ -90,6 +91,8 @@ def check_reply(reply: Message, sent: ArrayRecord, most_examples: int) -> ArrayR
     """
     if reply.has_error():
         reason = " ".join(str(reply.error.reason).split())
+        if reply.error.code in _UNREACHABLE:
+            raise ReplyError(f"no reply: {reason.removeprefix('Error: ')[:_LONGEST_REASON]}")
         raise ReplyError(f"the client raised: {reason[-_LONGEST_REASON:]}")
     records, metrics = reply.content.array_records, reply.content.metric_records
     if len(records) != 1 or len(metrics) != 1:

@@ -11,6 +11,7 @@ from pathlib import Path
 import flwr
 import pytest
 from flwr.app import Context, Message, Metadata, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto import control_pb2
 from flwr.proto.node_pb2 import NodeInfo
@@ -20,6 +21,8 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 import fedleak
+from fedleak.engines.inprocess import _CLIENT_RAISED
+from fedleak.server.replies import _UNREACHABLE
 
 PACKAGE = Path(fedleak.__file__).parent
 PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy", "flwr.app.exception"}
@@ -136,6 +139,12 @@ def test_the_services_take_the_options_that_they_are_started_with(program: str) 
     assert options
     assert [option for option in options if f'"{option}"' not in source] == []
     assert program in {script.name for script in entry_points(group="console_scripts")}
+
+
+def test_the_codes_of_errors_that_no_client_raised() -> None:
+    codes = ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE
+    assert codes == _UNREACHABLE
+    assert _CLIENT_RAISED == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
 
 def test_the_version_of_flower_is_pinned() -> None:
