@@ -176,7 +176,8 @@ def attack_run(
         raise ScenarioError(f"{path}: no observations under captures/; the run was not curious, or no round was finished")
     for number, spec in enumerate(wanted):
         build_attack(spec, f"attacks[{number}]", kind, scenario.threat.granted)
-    changed = scenario.model_copy(update={"attacks": wanted})
+    # A deployed server's own folder holds no images to grade against; here one process plays all clients.
+    changed = scenario.model_copy(update={"attacks": wanted, "data": scenario.data.model_copy(update={"shard": None})})
     checked = check(changed, device)
     serving = Serving(changed, folder, device, listener)
     (folder.path / _AGAIN).unlink(missing_ok=True)  # of an attack that was killed

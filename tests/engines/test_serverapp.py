@@ -107,6 +107,8 @@ def test_each_client_with_its_own_folder_gives_the_numbers_of_one_process(
     assert [row["psnr"] for row in result.reconstructions] == [row["psnr"] for row in expected.reconstructions]
     assert [event.kind for event in heard if event.kind == "round-done"] == ["round-done"] * 3
     assert all(set(row) == {"psnr", "cpu_seconds", "error"} for event in heard for row in event.facts.get("rows", []))
+    again = api.attack_run(result.path, ["analytic"], device="cpu")
+    assert timeless(again.summary) == timeless(expected.summary)
 
 
 def test_nodes_beyond_the_scenarios_clients_take_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
