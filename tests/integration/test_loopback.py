@@ -74,7 +74,7 @@ def test_a_deployment_gives_the_numbers_of_one_process(services: Services, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("key", "answer"), [("none", '"POST /v1/fleet/register-node HTTP/1.1" 401'), ("wrong", 'activate-node HTTP/1.1" 4')]
+    ("key", "answer"), [("none", '"POST /v1/fleet/register-node HTTP/1.1" 412'), ("wrong", 'activate-node HTTP/1.1" 4')]
 )
 def test_a_node_without_the_right_key_is_refused(services: Services, tmp_path: Path, key: str, answer: str) -> None:
     private = Path()
