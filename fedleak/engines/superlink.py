@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,9 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from fedleak.errors import FedleakError, ScenarioError
 from fedleak.scenario import SuperLink
+
+_PATIENCE = 120.0  # seconds that the network may fail while a run is followed
+_PAUSE = 2.0  # seconds between two attempts
 
 # The app that is submitted holds no code: server and clients have fedleak installed.
 PYPROJECT = """\
@@ -107,14 +111,29 @@ class Control:
         return int(reply.run_id)
 
     def logs(self, run_id: int) -> Iterator[str]:
-        """Yield the lines of the ServerApp's log as they come, until the run has ended."""
-        rest, after = "", 0.0
-        with self._explained("read the log"):
-            for piece in self._client.StreamLogs(StreamLogsRequest(run_id=run_id, after_timestamp=after)):
-                *lines, rest = (rest + piece.log_output).split("\n")
-                yield from lines
+        """Yield the lines of the ServerApp's log as they come, until the run has ended; a network may fail for two minutes."""
+        rest = ""
+        for piece in self._pieces(run_id):
+            *lines, rest = (rest + piece).split("\n")
+            yield from lines
         if rest:
             yield rest
+
+    def _pieces(self, run_id: int) -> Iterator[str]:
+        after, broken_since = 0.0, None
+        while True:
+            try:
+                with self._explained("read the log"):
+                    for piece in self._client.StreamLogs(StreamLogsRequest(run_id=run_id, after_timestamp=after)):
+                        after, broken_since = piece.latest_timestamp, None
+                        yield piece.log_output
+                return
+            except FedleakError as error:
+                broken_since = broken_since or time.monotonic()
+                unreachable = isinstance(error.__cause__, httpx.RequestError)
+                if not unreachable or time.monotonic() - broken_since > _PATIENCE:
+                    raise
+                time.sleep(_PAUSE)
 
     def finished(self, run_id: int) -> bool:
         """Say whether the run has ended, in whatever way."""
