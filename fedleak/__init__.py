@@ -37,8 +37,10 @@ __all__ = [
     "Seed",
     "SweepResult",
     "__version__",
+    "answer",
     "attack",
     "attack_run",
+    "curious",
     "leaderboard",
     "load_scenario",
     "observe",
@@ -59,8 +61,10 @@ _HOME = {
     "Scenario": "fedleak.scenario",
     "Seed": "fedleak.seeding",
     "SweepResult": "fedleak.sweeps.sweep",
+    "answer": "fedleak.client.answers",
     "attack": "fedleak.api",
     "attack_run": "fedleak.api",
+    "curious": "fedleak.dropin",
     "leaderboard": "fedleak.sweeps.leaderboard",
     "load_scenario": "fedleak.scenario",
     "observe": "fedleak.observation",
@@ -71,7 +75,9 @@ _HOME = {
 if TYPE_CHECKING:
     from fedleak.api import Result, attack, attack_run, run
     from fedleak.attacks.base import Attack, Reconstruction
+    from fedleak.client.answers import answer
     from fedleak.defenses.base import Defense
+    from fedleak.dropin import curious
     from fedleak.observation import InputSpec, LocalTraining, Observation, observe
     from fedleak.scenario import Scenario, load_scenario
     from fedleak.seeding import Seed

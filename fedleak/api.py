@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,9 +17,9 @@ from typing import Any
 import torch
 
 from fedleak.attacks.base import Attack, attacks
-from fedleak.check import Checked, build_attack, check, check_device, difficulty
-from fedleak.engines.base import engine
-from fedleak.errors import ScenarioError
+from fedleak.check import Checked, build_attack, check, check_device, check_plugins, difficulty
+from fedleak.engines.base import Engine, engine
+from fedleak.errors import FedleakError, ScenarioError
 from fedleak.evaluation.privacy import spent
 from fedleak.evaluation.summary import summarise
 from fedleak.evaluation.utility import utility
@@ -43,10 +44,13 @@ class Result:
         The run folder.
     summary : dict
         The content of ``summary.json``.
+    here : bool
+        Whether the folder is on this machine; that of a deployment is where its server ran.
     """
 
     path: Path
     summary: Row
+    here: bool = True
 
     @property
     def report(self) -> Path:
@@ -79,6 +83,7 @@ def run(
     threads: int = 1,
     listener: Listener = silent,
     on_start: Callable[[Path], None] | None = None,
+    where: Engine | None = None,
 ) -> Result:
     """Run a scenario's federation, attack it in every round, and write its run folder and report.
 
@@ -98,6 +103,8 @@ def run(
         Told what happens.
     on_start : callable, optional
         Told the run folder once it exists.
+    where : Engine, optional
+        Runs the clients in place of the engine that the scenario names.
 
     Returns
     -------
@@ -110,21 +117,33 @@ def run(
     ScenarioError
         If anything asked for is wrong; nothing has started then.
     """
+    if where is None and _engine_of(scenario, resume) == "deployment":
+        from fedleak.engines.deployment import deploy
+
+        asked = RunFolder.open(Path(resume)).scenario if resume else _read(scenario)
+        check_plugins(asked)
+        done = deploy(asked, out=out, resume=resume, device=device, threads=threads, listener=listener, on_start=on_start)
+        return Result(done.path, done.summary, done.here)
     device = pick_device(device)
     folder, checked = _reopen(Path(resume), device) if resume else _start(scenario, out, device)
+    where = where or engine(checked.scenario.federation.engine)
     if on_start is not None:
         on_start(folder.path)
     serving = Serving(checked.scenario, folder, device, listener)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        engine(checked.scenario.federation.engine).run(
-            checked.scenario, lambda grid, directory: federate(serving, grid, directory)
-        )
+        where.run(checked.scenario, lambda grid, directory: federate(serving, grid, directory))
+    except BaseException:
+        # What stopped the run, such as a full disk, may stop its report too; it is the first of them that counts.
+        with suppress(FedleakError):
+            write_summary(folder)
+            write_report(folder.path)
+        raise
     finally:
         torch.set_num_threads(before)
-        summary = write_summary(folder)
-        write_report(folder.path)
+    summary = write_summary(folder)
+    write_report(folder.path)
     return Result(folder.path, summary)
 
 
@@ -159,7 +178,8 @@ def attack_run(
         raise ScenarioError(f"{path}: no observations under captures/; the run was not curious, or no round was finished")
     for number, spec in enumerate(wanted):
         build_attack(spec, f"attacks[{number}]", kind, scenario.threat.granted)
-    changed = scenario.model_copy(update={"attacks": wanted})
+    # A deployed server's own folder holds no images to grade against; here one process plays all clients.
+    changed = scenario.model_copy(update={"attacks": wanted, "data": scenario.data.model_copy(update={"shard": None})})
     checked = check(changed, device)
     serving = Serving(changed, folder, device, listener)
     (folder.path / _AGAIN).unlink(missing_ok=True)  # of an attack that was killed
@@ -229,12 +249,20 @@ def pick_device(device: str) -> str:
     return device
 
 
+def _engine_of(scenario: Scenario | str | Path, resume: str | Path | None) -> str:
+    return str(RunFolder.open(Path(resume)).manifest.get("engine")) if resume else _read(scenario).federation.engine
+
+
+def _read(scenario: Scenario | str | Path) -> Scenario:
+    return scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
+
+
 def _start(scenario: Scenario | str | Path, out: str | Path | None, device: str) -> tuple[RunFolder, Checked]:
-    given = scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
+    given = _read(scenario)
     path = Path(out) if out is not None else default_folder(given)
     refuse_existing(path)
     checked = check(given, device)
-    return RunFolder.create(path, _manifest(checked, device)), checked
+    return RunFolder.create(path, make_manifest(checked, device)), checked
 
 
 def _reopen(path: Path, device: str) -> tuple[RunFolder, Checked]:
@@ -253,7 +281,8 @@ def default_folder(scenario: Scenario) -> Path:
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _manifest(checked: Checked, device: str) -> Row:
+def make_manifest(checked: Checked, device: str) -> Row:
+    """Return what a run folder says of its run: scenario, versions, machine, threat, input."""
     scenario, data, model = checked.scenario, checked.data, checked.model
     hard = difficulty(checked)
     packages = ("fedleak", "flwr", "torch", "torchvision", "numpy")

@@ -24,7 +24,6 @@ from fedleak.defenses.chain import check_combination, defended_model
 from fedleak.defenses.gradient_pruning import GradientPruning
 from fedleak.defenses.random_masking import RandomMasking
 from fedleak.defenses.secagg_view import check_sums, only_sums
-from fedleak.engines.base import engine
 from fedleak.errors import DefenseError, ParameterError, ScenarioError
 from fedleak.evaluation.lpips import load_lpips
 from fedleak.models.inspect import last_linear
@@ -68,11 +67,9 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
     ScenarioError
         With one line: what is wrong, where, what was expected, what to do.
     """
-    engine(scenario.federation.engine)
-    _check_plugins(scenario)
+    check_plugins(scenario)
     check_device(scenario.local.device, "local.device")
     check_device(device, "--device")
-    build_strategy(scenario)
     data = federated_data(scenario.data, scenario.federation.clients, scenario.seed)
     check_sums(scenario, data.largest_shard)
     if Knowledge.SURROGATE in scenario.threat.granted and data.source.test is None:
@@ -172,7 +169,15 @@ def _check_granted(
     )
 
 
-def _check_plugins(scenario: Scenario) -> None:
+def check_plugins(scenario: Scenario) -> None:
+    """Refuse what can be told without the data: a plugin, a parameter, or two that do not go together.
+
+    Raises
+    ------
+    ScenarioError
+        With one line, as :func:`check`.
+    """
+    build_strategy(scenario)
     protocol = scenario.federation.protocol
     titles: dict[str, int] = {}
     for number, spec in enumerate(scenario.attacks):
@@ -243,7 +248,9 @@ def difficulty(checked: Checked) -> Difficulty:
     local = replace(local_training(scenario, len(positions), clients), num_examples=len(positions))
     parameters = sum(p.numel() for p in model.parameters())
     unknowns = len(positions) * prod(data.input.shape)
-    repeats = len(positions) - len(set(data.labels(positions).tolist()))
+    # On the server of a deployment nobody knows the labels.
+    labels = data.labels(positions).tolist() if len(data.source.train) else []
+    repeats = len(labels) - len(set(labels))
     batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     dropout = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules())
     mode = scenario.local.mode
@@ -258,7 +265,7 @@ def difficulty(checked: Checked) -> Difficulty:
         ("update", _update(scenario, local.steps)),
         (
             "labels (client 0, round 1)" if clients == 1 else f"labels (clients 0 to {clients - 1}, round 1)",
-            f"{repeats} of {len(positions)} repeat another's" if repeats else "all different",
+            f"{repeats} of {len(positions)} repeat another's" if repeats else "all different" if labels else "not known here",
         ),
         ("BatchNorm", f"yes, in {mode} mode" if batchnorm else "none"),
         ("dropout", f"yes, in {mode} mode" if dropout else "none in the model"),

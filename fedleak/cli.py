@@ -1,4 +1,4 @@
-"""The command line: ``fedleak run | attack | claim | sweep | leaderboard | report | list | explain | check``."""
+"""The command line: ``fedleak run | attack | claim | sweep | deploy | leaderboard | report | list | explain | check``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 import typer
 from rich.markup import escape
 
-from fedleak import __version__
+from fedleak import __version__, cli_deploy
 from fedleak.errors import FedleakError, ScenarioError
 from fedleak.sweeps import cli as sweeps
 from fedleak.terminal import Device, Overrides, Quiet, ScenarioFile, Threads, Verbose, console, errors, interrupted, quieten
@@ -28,6 +28,7 @@ app = typer.Typer(
     "Flower clients train on private images; a curious server rebuilds their batches from the updates it receives. "
     "Start with [bold]fedleak run scenarios/quickstart.toml[/bold], then open the report.html that it names.",
 )
+app.add_typer(cli_deploy.app, name="deploy")
 
 
 @app.command()
@@ -289,7 +290,8 @@ def _finish(result: Result) -> None:
         console.print(said(summary["privacy"]), highlight=False, soft_wrap=True)
     if summary["attack_failures"]:
         console.print(f"{summary['attack_failures']} update(s) gave an attack no images; the report says why.", highlight=False)
-    console.print(f"Report: {escape(str(result.report))}", highlight=False, soft_wrap=True)
+    place = "Report" if result.here else "Report, on the server's machine"
+    console.print(f"{place}: {escape(str(result.report))}", highlight=False, soft_wrap=True)
     if summary["client_errors"]:
         errors.print(f"[red]{summary['client_errors']} client reply(s) failed[/red]; the report names them.", highlight=False)
         sys.exit(1)

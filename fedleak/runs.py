@@ -17,16 +17,17 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from fedleak.errors import ScenarioError
+from fedleak.errors import FedleakError, ScenarioError
 from fedleak.observation import Observation
 from fedleak.scenario import AttackSpec, Scenario, parse_scenario
 
@@ -107,12 +108,23 @@ class RunFolder:
         return parse_scenario(self.manifest.get("scenario", {}), str(self.path / "manifest.json"))
 
     def append(self, name: str, rows: Iterable[Row]) -> None:
-        """Append rows to a JSON-lines file and flush them to the disk."""
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Append rows to a JSON-lines file and flush them to the disk: all of them, or none if the disk is full.
+
+        Raises
+        ------
+        FedleakError
+            If they cannot be written.
+        """
+        content = memoryview("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
+        with self._writing(), (self.path / name).open("ab", buffering=0) as file:
+            before, done = file.seek(0, os.SEEK_END), 0
+            try:
+                while done < len(content):
+                    done += file.write(content[done:])
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(before)
+                raise
 
     def rows(self, name: str) -> list[Row]:
         """Read a JSON-lines file; a last line torn by a kill is left out."""
@@ -134,9 +146,9 @@ class RunFolder:
     def save_capture(self, observation: Observation) -> None:
         """Write what the server saw of one client in one round."""
         target = self.path / "captures" / f"{stem(observation.round, observation.client)}.safetensors"
-        temporary = target.with_suffix(".tmp")
-        observation.save(temporary)
-        temporary.replace(target)
+        with self._writing(temporary := target.with_suffix(".tmp")):
+            observation.save(temporary)
+            temporary.replace(target)
 
     def captures(self) -> Iterator[Path]:
         """Iterate over the files of observations, by round and client."""
@@ -147,19 +159,20 @@ class RunFolder:
         """Write an image (C, H, W) in [0, 1] as PNG; return its path within the folder."""
         pixels = (image.detach().cpu().clamp(0, 1).nan_to_num(0.5) * 255).round().byte().permute(1, 2, 0).numpy()
         relative = f"images/{name}.png"
-        Image.fromarray(pixels.squeeze()).save(self.path / relative)
+        with self._writing(self.path / relative):
+            Image.fromarray(pixels.squeeze()).save(self.path / relative)
         return relative
 
     def save_checkpoint(self, server_round: int, arrays: Arrays, state: Row) -> None:
         """Write the global model and the strategy's state after a whole round, replacing the one before."""
         target = self.path / "checkpoint.safetensors"
-        temporary = target.with_suffix(".tmp")
-        save_file(
-            {name: np.asarray(value, order="C") for name, value in arrays.items()},  # keeps the shape () of counters
-            temporary,
-            metadata={"round": str(server_round), "state": json.dumps(state)},
-        )
-        temporary.replace(target)
+        with self._writing(temporary := target.with_suffix(".tmp")):
+            save_file(
+                {name: np.asarray(value, order="C") for name, value in arrays.items()},  # keeps the shape () of counters
+                temporary,
+                metadata={"round": str(server_round), "state": json.dumps(state)},
+            )
+            temporary.replace(target)
 
     def load_checkpoint(self) -> tuple[int, Arrays, Row]:
         """Read what :meth:`save_checkpoint` wrote: the round, the arrays, and the strategy's state.
@@ -213,9 +226,25 @@ class RunFolder:
                 path.unlink()
 
     def _replace(self, name: str, content: bytes) -> None:
-        temporary = self.path / f"{name}.tmp"
-        temporary.write_bytes(content)
-        temporary.replace(self.path / name)
+        with self._writing(temporary := self.path / f"{name}.tmp"):
+            temporary.write_bytes(content)
+            temporary.replace(self.path / name)
+
+    @contextmanager
+    def _writing(self, unfinished: Path | None = None) -> Iterator[None]:
+        """Turn a full disk and its like into one line, and leave no half-written file."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            if unfinished is not None:
+                with suppress(OSError):
+                    unfinished.unlink(missing_ok=True)
+            # safetensors tells the number only in words
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise FedleakError(
+                f"{self.path}: cannot be written ({reason}); what was done before is kept: make room, and go on with "
+                f"fedleak run --resume {self.path}"
+            ) from error
 
 
 def refuse_existing(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -57,6 +58,9 @@ class Data(Section):
     shard_size: int | None = Field(default=None, ge=1, description="at most so many images in a client's shard")
     image_size: int | None = Field(default=None, ge=4, description="images are resized and centre-cropped to this side, pixels")
     normalize: bool = Field(default=False, description="subtract the source's channel means and divide by its deviations")
+    shard: Path | None = Field(
+        default=None, description="this machine's own part of the data, a folder that `fedleak deploy shards` wrote"
+    )
 
 
 class Model(Named):
@@ -66,6 +70,16 @@ class Model(Named):
     weights: Path | None = Field(
         default=None, description="safetensors to start from: a state dict, or a run's checkpoint.safetensors; by default fresh"
     )
+
+
+class SuperLink(Section):
+    """A Flower SuperLink that already runs; engine 'deployment' submits the run to it."""
+
+    address: str = Field(default="127.0.0.1:8000", pattern=r"^[^/\s]+:\d+$", description="host:port, without https://")
+    root_certificates: Path | None = Field(
+        default=None, description="PEM file of the authority that signed the SuperLink's certificate"
+    )
+    insecure: bool = Field(default=False, description="plain HTTP; for tests on one machine only")
 
 
 class Federation(Section):
@@ -78,6 +92,7 @@ class Federation(Section):
     strategy: NameOrTable = Field(default=Named(name="FedAvg"), description="a name, or a table with its parameters")
     engine: Literal["inprocess", "ray", "deployment"] = "inprocess"
     timeout: float = Field(default=3600.0, gt=0, description="seconds to wait for the clients' replies in a round")
+    superlink: SuperLink | None = Field(default=None, description="where engine 'deployment' finds its SuperLink")
 
     @property
     def sampled(self) -> int:
@@ -197,8 +212,10 @@ class Scenario(Section):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that decides the numbers: everything but the name and the engine."""
-        content = self.model_dump(mode="json", exclude={"name": True, "federation": {"engine", "timeout"}})
+        """SHA-256 of all that decides the numbers: everything but the name, and on which machines it runs."""
+        content = self.model_dump(
+            mode="json", exclude={"name": True, "federation": {"engine", "timeout", "superlink"}, "data": {"shard"}}
+        )
         # Keys that came later count only where they are set: a scenario written before them keeps its digest.
         for section, key in _LATER:
             if content[section][key] == type(getattr(self, section)).model_fields[key].default:
@@ -213,6 +230,31 @@ class Scenario(Section):
     def from_json(cls, text: str) -> Scenario:
         """Read what :meth:`to_json` wrote."""
         return cls.model_validate_json(text)
+
+
+def scenario_from(text: str) -> Scenario:
+    """Read a scenario as a Flower app is given it in its run configuration: as JSON, or as the path of a TOML file.
+
+    A relative path is looked for in the working directory, and beside the app's own pyproject.toml.
+
+    Raises
+    ------
+    ScenarioError
+        If there is no such file, or it holds a wrong key or value.
+    """
+    if not text.strip():
+        raise ScenarioError(
+            "the run configuration's 'scenario' is empty; give a TOML file or JSON, such as: "
+            "flwr run . --run-config 'scenario=\"scenarios/quickstart.toml\"'"
+        )
+    if text.lstrip().startswith("{"):
+        try:
+            return parse_scenario(json.loads(text), "scenario")
+        except json.JSONDecodeError as error:
+            raise ScenarioError(f"scenario: not valid JSON: {error}") from error
+    # Flower puts the folder of an app that it installed on the path.
+    places = [Path(), *(Path(entry) for entry in sys.path if (Path(entry) / "pyproject.toml").is_file())]
+    return load_scenario(next((place / text for place in places if (place / text).is_file()), Path(text)))
 
 
 def load_scenario(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Scenario:

@@ -31,7 +31,7 @@ def interrupted(place: list[Path], command: str) -> NoReturn:
     """End with exit code 130; say where what is done is kept, and which command goes on there."""
     if place:
         folder = escape(str(place[0]))
-        on = f"; go on with: fedleak run --resume {folder}" if command == "run" else ""
+        on = f"; go on with: fedleak {command} --resume {folder}" if command in ("run", "deploy submit") else ""
         on = f"; go on with: fedleak {escape(command)}" if command.startswith(("claim ", "sweep ")) else on
         errors.print(f"Interrupted. What is done is kept in {folder}{on}", highlight=False, soft_wrap=True)
     sys.exit(130)

@@ -84,7 +84,7 @@ def refused(command, tmp_path):
         ("[data]\nsource='imagefolder'\npath='nowhere'", "nowhere: no such folder"),
         ("[data]\nsource='parquet'\npath='.'", "no train*.parquet in it"),
         ("[federation]\nclients=21", "federation.clients: 21 clients, but data.source 'samples' has only 20 training images"),
-        ("[federation]\nengine='deployment'", "federation.engine: 'deployment' is not available in this version"),
+        ("[federation]\nengine='deployment'", "federation.superlink: engine 'deployment' needs the address of a SuperLink"),
         ("[federation]\nstrategy='FedAdam'", "federation.strategy: 'FedAdam' takes weights, but the protocol sends gradients"),
         ("[federation]\nprotocol='fedavg'\nstrategy='FedAvgg'", "unknown strategy 'FedAvgg'; did you mean 'FedAvg'? Known (the closest of"),
         ("[federation]\nprotocol='fedavg'\nstrategy={name='FedAdam', etta=1}", "federation.strategy.etta: unknown key for FedAdam; did you mean 'eta'?"),

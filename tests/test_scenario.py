@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from fedleak.errors import ScenarioError
-from fedleak.scenario import AttackSpec, Scenario, attack_specs, load_scenario, parse_scenario
+from fedleak.scenario import AttackSpec, Scenario, attack_specs, load_scenario, parse_scenario, scenario_from
 
 SCENARIOS = sorted((Path(__file__).parents[1] / "scenarios").glob("*.toml"))
 ATTACK = {"name": "dlg"}
@@ -161,3 +162,30 @@ def test_the_title_is_what_an_attack_is_called_in_the_results():
     assert AttackSpec(name="package.module:Mine").result_name == "Mine"
     [spec] = attack_specs(["dlg"], ["title=dlg-2", "restarts=3"])
     assert (spec.result_name, spec.parameters) == ("dlg-2", {"restarts": 3})
+
+
+def test_an_app_that_flower_installed_finds_the_scenarios_beside_its_pyproject(tmp_path, monkeypatch):
+    installed = tmp_path / "installed"
+    (installed / "scenarios").mkdir(parents=True)
+    (installed / "scenarios" / "s.toml").write_text('name = "beside"')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [str(installed), *sys.path])
+    with pytest.raises(ScenarioError, match="no such file"):  # any folder on the path is not enough
+        scenario_from("scenarios/s.toml")
+    (installed / "pyproject.toml").write_text("")
+    assert scenario_from("scenarios/s.toml").name == "beside"
+    (tmp_path / "scenarios").mkdir()
+    (tmp_path / "scenarios" / "s.toml").write_text('name = "here"')
+    assert scenario_from("scenarios/s.toml").name == "here"
+
+
+def test_a_run_configuration_holds_json_or_a_path():
+    assert scenario_from(' {"name": "json"}').name == "json"
+    for text, said in (
+        ("", "is empty"),
+        ("{", "not valid JSON"),
+        ('{"nam": 1}', "did you mean 'name'"),
+        ("no.toml", "no such file"),
+    ):
+        with pytest.raises(ScenarioError, match=said):
+            scenario_from(text)

@@ -6,10 +6,11 @@ Everything about the experiment comes from ``run_config["scenario"]`` (JSON) and
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
 from fedleak.client.batches import client_data, private_batch
 from fedleak.client.mod import chain_for, defense_mod, remembering, scenario_of
@@ -17,14 +18,13 @@ from fedleak.client.timing import timing_mod
 from fedleak.client.training import one_thread, train
 from fedleak.defenses.chain import defended_model
 from fedleak.errors import FedleakError
-from fedleak.evaluation.grade import grade, label_counts
-from fedleak.evaluation.identification import PenultimateFeatures
-from fedleak.evaluation.lpips import load_lpips
-from fedleak.evaluation.pairing import mse_matrix
-from fedleak.evaluation.wire import grades_to_record
 from fedleak.scenario import Scenario
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
+
+if TYPE_CHECKING:
+    from fedleak.evaluation.grade import Distance
+    from fedleak.evaluation.identification import Features, PenultimateFeatures
 
 app = ClientApp(mods=[timing_mod, defense_mod])
 
@@ -73,29 +73,76 @@ def on_grade(msg: Message, context: Context) -> Message:
     The reply holds metrics only; with ``evaluation.truth = "reveal"`` and if asked, the batch itself as well.
     """
     scenario, client = scenario_of(context), partition_of(context)
-    config = _config(msg)
-    server_round = int(config["server-round"])  # type: ignore[arg-type]
+    server_round = int(_config(msg)["server-round"])  # type: ignore[arg-type]
     data = client_data(scenario)
     shard = data.shard(client)
     positions = private_batch(scenario, len(shard), client, server_round)
-    truth, labels = data.images(shard[positions]), data.labels(shard[positions])
-    assigned: list[int] | None = config.get("assigned")  # type: ignore[assignment]
-    arrays = msg.content.array_records["reconstruction"].to_torch_state_dict()
-    restored = [int(label) for label in config["labels"]] if "labels" in config else None  # type: ignore[union-attr]
+    # In a deployment each message starts a process; the metrics' imports take longer than all the others together.
+    from fedleak.evaluation.lpips import load_lpips
+
     with one_thread(), Seed(scenario.seed).derive("grading", client, server_round).isolated():
-        grades = grade(
-            arrays.get("images"),
-            restored,
-            truth,
-            labels,
+        return graded(
+            msg,
             data.images(shard),
+            data.labels(shard),
             positions.tolist(),
-            arrays["mean_image"],
             Seed(scenario.seed).derive("baseline", client, server_round),
-            matched=None if assigned is None else [None if place < 0 else place for place in assigned],
+            reveal=scenario.evaluation.truth == "reveal",
             lpips=load_lpips(scenario.evaluation.lpips, data.input.shape) if scenario.evaluation.lpips else None,
             features=_features(msg, scenario),
         )
+
+
+def graded(
+    msg: Message,
+    shard: Tensor,
+    labels: Tensor,
+    positions: list[int],
+    seed: Seed,
+    *,
+    reveal: bool,
+    lpips: Distance | None = None,
+    features: Features | None = None,
+) -> Message:
+    """Answer a question for grades.
+
+    Parameters
+    ----------
+    msg : Message
+        Holds the reconstruction and the server's baseline image.
+    shard : Tensor
+        (S, C, H, W) in [0, 1], all images of the client.
+    labels : Tensor
+        (S,) of class indices.
+    positions : list of int
+        Which of them are behind the update.
+    seed : Seed
+        The random baseline derives from it.
+    reveal : bool
+        Whether labels, and if asked the images, may leave the client.
+    lpips, features : callable, optional
+        As for :func:`fedleak.evaluation.grade.grade`.
+    """
+    from fedleak.evaluation.grade import grade, label_counts
+    from fedleak.evaluation.wire import grades_to_record
+
+    config, truth, labels = _config(msg), shard[positions], labels[positions]
+    assigned: list[int] | None = config.get("assigned")  # type: ignore[assignment]
+    arrays = msg.content.array_records["reconstruction"].to_torch_state_dict()
+    restored = [int(label) for label in config["labels"]] if "labels" in config else None  # type: ignore[union-attr]
+    grades = grade(
+        arrays.get("images"),
+        restored,
+        truth,
+        labels,
+        shard,
+        positions,
+        arrays["mean_image"],
+        seed,
+        matched=None if assigned is None else [None if place < 0 else place for place in assigned],
+        lpips=lpips,
+        features=features,
+    )
     record = grades_to_record(grades)
     record["duplicate-labels"] = int(len(set(labels.tolist())) < len(labels))
     if restored is not None and assigned is not None:
@@ -103,7 +150,7 @@ def on_grade(msg: Message, context: Context) -> Message:
     share = label_counts(restored, labels.tolist())
     record["label-counts"] = math.nan if share is None else share
     content = RecordDict({"grades": record})
-    if scenario.evaluation.truth == "reveal":
+    if reveal:
         content["truth"] = MetricRecord({"labels": labels.tolist()})
         if config.get("reveal"):
             content["images"] = ArrayRecord({"images": truth})
@@ -117,6 +164,8 @@ def on_distances(msg: Message, context: Context) -> Message:
     data = client_data(scenario)
     shard = data.shard(client)
     positions = private_batch(scenario, len(shard), client, int(_config(msg)["server-round"]))  # type: ignore[arg-type]
+    from fedleak.evaluation.pairing import mse_matrix
+
     images = msg.content.array_records["reconstruction"].to_torch_state_dict()["images"]
     distances = mse_matrix(data.images(shard[positions]), images)
     return Message(RecordDict({"distances": ArrayRecord({"mse": distances})}), reply_to=msg)
@@ -143,6 +192,8 @@ def _features(msg: Message, scenario: Scenario) -> PenultimateFeatures | None:
     """Return the features of the global model under attack, if the server sent it along."""
     if "model" not in msg.content.array_records:
         return None
+    from fedleak.evaluation.identification import PenultimateFeatures
+
     input = client_data(scenario).input
     model = defended_model(scenario, input)
     model.load_state_dict(msg.content.array_records["model"].to_torch_state_dict())

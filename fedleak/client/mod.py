@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import cast
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 
 from fedleak.client.batches import client_data
+from fedleak.data.shards import ShardSource
 from fedleak.defenses.base import defenses
 from fedleak.defenses.chain import ChainAt, DefenseChain
 from fedleak.errors import DefenseError, ScenarioError
 from fedleak.observation import Tensors
-from fedleak.scenario import Scenario
+from fedleak.scenario import Scenario, scenario_from
 from fedleak.seeding import Seed
 
 _MEMORY = "fedleak-defense-"  # and the position: where a client's context keeps what a defense remembers
 
 
 def scenario_of(context: Context) -> Scenario:
-    """Return the scenario that ``run_config["scenario"]`` holds as JSON, parsed once for each text.
+    """Return the scenario that ``run_config["scenario"]`` holds, with the node's ``data-dir`` in it; parsed once for each text.
 
     Raises
     ------
@@ -115,8 +117,29 @@ def _chain(text: str) -> DefenseChain:
 
 def _text(context: Context) -> str:
     if "scenario" not in context.run_config:
-        raise ScenarioError("run_config has no 'scenario'; expected the JSON that Scenario.to_json writes, as one string")
-    return str(context.run_config["scenario"])
+        raise ScenarioError("run_config has no 'scenario'; expected JSON, or the path of a TOML file, as one string")
+    folder = context.node_config.get("data-dir")
+    partition = context.node_config.get("partition-id")
+    given = str(context.run_config["scenario"])
+    if given.startswith("{") and folder is None:
+        return given
+    return _resolved(given, None if folder is None else str(folder), None if partition is None else int(partition))
+
+
+@lru_cache(maxsize=8)
+def _resolved(given: str, folder: str | None, partition: int | None) -> str:
+    """Return the scenario as JSON, with the client's own folder of data in it."""
+    scenario = scenario_from(given)
+    if folder is None:
+        return scenario.to_json()
+    own = scenario.data.model_copy(update={"shard": Path(folder)})
+    holds = ShardSource(own).client
+    if holds != partition:
+        raise ScenarioError(
+            f"data-dir: {folder}: holds the images of {'no client' if holds is None else f'client {holds}'}, but this node's "
+            f"partition-id is {partition}; give the node the folder client-{partition}"
+        )
+    return scenario.model_copy(update={"data": own}).to_json()
 
 
 def is_train(msg: Message) -> bool:

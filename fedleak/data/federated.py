@@ -14,6 +14,7 @@ from torch import Tensor
 from fedleak.data.base import ImageSet, Source, sources
 from fedleak.data.images import PillowImages
 from fedleak.data.partition import partition
+from fedleak.data.shards import ShardSource
 from fedleak.data.statistics import evenly_spaced
 from fedleak.errors import ScenarioError
 from fedleak.observation import InputSpec
@@ -75,7 +76,8 @@ class FederatedData:
         ScenarioError
             If one cannot be read; the message names it.
         """
-        _verify(self.source.train, np.concatenate(self.shards).tolist())
+        if len(self.source.train):  # the server of a deployment holds none
+            _verify(self.source.train, np.concatenate(self.shards).tolist())
         if self.source.test is not None:
             _verify(self.source.test, range(len(self.source.test)))
 
@@ -116,13 +118,17 @@ def federated_data(data: Data, clients: int, seed: int) -> FederatedData:
     ScenarioError
         If the source cannot be opened or split; the message says what to do.
     """
-    path = data.path and data.path.expanduser().absolute()
-    return _opened(data.model_copy(update={"path": path}).model_dump_json(), clients, seed)
+    places = {key: place and place.expanduser().absolute() for key, place in (("path", data.path), ("shard", data.shard))}
+    return _opened(data.model_copy(update=places).model_dump_json(), clients, seed)
 
 
 @lru_cache(maxsize=4)
 def _opened(data_json: str, clients: int, seed: int) -> FederatedData:
     data = Data.model_validate_json(data_json)
+    if data.shard is not None:
+        own = ShardSource(data)
+        own.check(data, clients, seed)
+        return FederatedData(own, _input(own, own.shape, data), own.shards)
     try:
         chosen = sources.get(data.source)
     except ScenarioError as error:
@@ -134,11 +140,13 @@ def _opened(data_json: str, clients: int, seed: int) -> FederatedData:
             f"data.source '{data.source}': training images are {shape} (channels, height, width), test images {test_shape}; "
             "give data.image_size to bring all images to one size"
         )
+    return FederatedData(source, _input(source, shape, data), partition(source.train.labels, data, clients, seed))
+
+
+def _input(source: Source, shape: tuple[int, int, int], data: Data) -> InputSpec:
     if data.normalize:
-        spec = InputSpec(shape, len(source.class_names), tuple(source.mean), tuple(source.std))
-    else:
-        spec = InputSpec(shape, len(source.class_names), (0.0,) * shape[0], (1.0,) * shape[0])
-    return FederatedData(source, spec, partition(source.train.labels, data, clients, seed))
+        return InputSpec(shape, len(source.class_names), tuple(source.mean), tuple(source.std))
+    return InputSpec(shape, len(source.class_names), (0.0,) * shape[0], (1.0,) * shape[0])
 
 
 def _image_shape(images: ImageSet) -> tuple[int, int, int]:

@@ -47,6 +47,11 @@ class PillowImages(ImageSet):
     def describe(self, index: int) -> str:
         """Return what to call the image in a message."""
 
+    def encoded(self, index: int) -> bytes:
+        """Return the image at ``index`` as the bytes of its file."""
+        opened = self._open(index)
+        return opened.read_bytes() if isinstance(opened, Path) else opened.getvalue()
+
     @abstractmethod
     def _open(self, index: int) -> Path | io.BytesIO:
         """Return what Pillow is to open."""

@@ -16,6 +16,7 @@ from fedleak.scenario import Scenario
 from fedleak.server.replies import Directory
 
 _POLL = 0.02  # seconds between two looks for replies
+_CONNECTION = 60.0  # seconds that the nodes are given to connect
 
 Serve = Callable[[Grid, Directory], None]
 
@@ -46,7 +47,7 @@ def engine(name: str) -> Engine:
         from fedleak.engines.ray import Ray
 
         return Ray()
-    raise ScenarioError(f"federation.engine: '{name}' is not available in this version; use 'inprocess' or 'ray'")
+    raise ScenarioError(f"federation.engine: '{name}' does not run from here; use 'inprocess' or 'ray'")
 
 
 class OrderedGrid(Grid):
@@ -65,13 +66,31 @@ class OrderedGrid(Grid):
         Seconds that a node may take to say which partition it holds.
     stop : threading.Event, optional
         When set, waiting for replies ends with :class:`FedleakError`.
+    poll : float
+        Seconds between two looks for replies.
+    patience : float
+        Seconds to wait, at the start, for nodes with the partitions that are missing.
     """
 
-    def __init__(self, grid: Grid, clients: int, timeout: float, stop: threading.Event | None = None) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        clients: int,
+        timeout: float,
+        stop: threading.Event | None = None,
+        *,
+        poll: float = _POLL,
+        patience: float = 0.0,
+    ) -> None:
         self._grid = grid
         self._stop = stop or threading.Event()
-        self._wait_for(clients)
+        self._poll = poll
+        deadline = time.monotonic() + patience
+        self._wait_for(clients, max(patience, _CONNECTION))
         self.directory = Directory(list(grid.get_node_ids()), clients, lambda messages: self._exchange(messages, timeout))
+        while self.directory.missing and time.monotonic() < deadline and not self._stop.wait(poll):
+            self.directory.learn(grid.get_node_ids(), again=True)
+        self.directory.check()
 
     def set_run(self, run: Run) -> None:
         """Delegate."""
@@ -89,8 +108,13 @@ class OrderedGrid(Grid):
         return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the node ids by partition."""
-        return sorted(self._grid.get_node_ids(), key=self.directory.partition)
+        """Return the node of each partition, in their order.
+
+        A node that is away just now is among them: which clients are sampled must not depend on that, and a client that
+        cannot be reached is a failure of the round, which goes on without it.
+        """
+        self.directory.learn(self._grid.get_node_ids())
+        return self.directory.nodes
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Delegate."""
@@ -106,7 +130,11 @@ class OrderedGrid(Grid):
         return sorted(replies, key=lambda reply: self.directory.partition(reply.metadata.src_node_id))
 
     def _exchange(self, messages: Iterable[Message], timeout: float | None = None) -> list[Message]:
-        waiting = set(self._grid.push_messages(messages))
+        sent = list(messages)
+        ids = list(self._grid.push_messages(sent))
+        # A message that cannot be delivered, as to a node that has left for good, has no id.
+        to = {key: message.metadata.dst_node_id for key, message in zip(ids, sent, strict=False) if key is not None}
+        waiting = set(to)
         replies: list[Message] = []
         deadline = time.monotonic() + timeout if timeout is not None else None
         while waiting and (deadline is None or time.monotonic() < deadline):
@@ -114,14 +142,17 @@ class OrderedGrid(Grid):
                 raise FedleakError("interrupted while waiting for the clients")
             arrived = list(self._grid.pull_messages(waiting))
             waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
+            for reply in arrived:
+                if reply.has_error():  # Flower's own errors may name another sender
+                    reply.metadata.__dict__["_src_node_id"] = to[reply.metadata.reply_to_message_id]
             replies += arrived
             if waiting:
-                self._stop.wait(_POLL)
+                self._stop.wait(self._poll)
         return replies
 
-    def _wait_for(self, clients: int, seconds: float = 60.0) -> None:
+    def _wait_for(self, clients: int, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while (found := len(list(self._grid.get_node_ids()))) < clients:
             if time.monotonic() > deadline or self._stop.is_set():
                 raise FedleakError(f"only {found} of {clients} clients connected within {seconds:.0f} s")
-            time.sleep(_POLL)
+            self._stop.wait(self._poll)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedleak.errors import FedleakError
 from fedleak.evaluation.flags import FLAGS
 from fedleak.evaluation.privacy import said, spent
 from fedleak.evaluation.summary import CLEAR_DB
@@ -77,11 +79,21 @@ def write_report(folder: Path) -> Path:
     ------
     ScenarioError
         If ``folder`` is not a run folder.
+    FedleakError
+        If the page cannot be written.
     """
     folder = Path(folder)
     page = render("report.html.j2", _context(read_records(folder)))
-    target = folder / "report.html"
-    target.write_text(page, encoding="utf-8", errors="replace")
+    target, temporary = folder / "report.html", folder / "report.html.tmp"
+    try:
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+        temporary.replace(target)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise FedleakError(
+            f"{target}: cannot be written ({error.strerror}); make room, and write it with: fedleak report {folder}"
+        ) from error
     return target
 
 

@@ -16,6 +16,7 @@ from fedleak.server.cohort import LOST, cohort_of
 
 _QUERY_CHUNK = 50
 _LONGEST_REASON = 300
+_UNREACHABLE = (3, 4, 5)  # Flower's codes for a message, a reply or a node that is not there
 _NPY = b"\x93NUMPY"
 
 
@@ -106,6 +107,8 @@ def check_reply(reply: Message, sent: ArrayRecord, most_examples: int) -> ArrayR
         reason = " ".join(str(reply.error.reason).split())
         if reply.error.code == LOST:
             raise ReplyError(reason)
+        if reply.error.code in _UNREACHABLE:
+            raise ReplyError(f"no reply: {reason.removeprefix('Error: ')[:_LONGEST_REASON]}")
         raise ReplyError(f"the client raised: {reason[-_LONGEST_REASON:]}")
     records, metrics = reply.content.array_records, reply.content.metric_records
     if len(records) != 1 or len(metrics) != 1:
@@ -165,37 +168,90 @@ def _form(reply: Message) -> frozenset[str]:
 
 
 class Directory:
-    """Which node holds which partition, asked of the nodes once at the start.
+    """Which node holds which partition, asked of each node once.
 
-    Node ids are random; partition ids are what a scenario, a report and a seed can name.
+    Node ids are random; partition ids are what a scenario, a report and a seed can name. Nodes with other partitions
+    than the scenario's take no part.
 
     Parameters
     ----------
     nodes : sequence of int
-        All node ids.
+        All node ids that are known at the start.
     clients : int
-        Partitions that they must hold, one each.
+        The partitions are 0 to ``clients - 1``.
     ask : callable
         Sends messages and returns the replies.
 
     Raises
     ------
     FedleakError
-        If a node does not answer, or the partitions are not 0 to ``clients - 1``.
+        If two nodes hold the same partition.
     """
 
     def __init__(self, nodes: Sequence[int], clients: int, ask: Callable[[list[Message]], Iterable[Message]]) -> None:
+        self._clients, self._ask = clients, ask
         self._partition: dict[int, int] = {}
-        for start in range(0, len(nodes), _QUERY_CHUNK):
-            for reply in ask([self._whoami(node) for node in nodes[start : start + _QUERY_CHUNK]]):
+        self._node: dict[int, int] = {}
+        self._silent: dict[int, str] = {}
+        self.learn(nodes)
+        found = sorted(partition for partition in self._partition.values() if partition < clients)
+        if len(set(found)) < len(found):
+            raise FedleakError(f"expected nodes with partitions 0 to {clients - 1}, one each; found {found[:20]}")
+
+    def learn(self, nodes: Iterable[int], *, again: bool = False) -> None:
+        """Ask those nodes that are new; one that was started again with another id takes its earlier self's place.
+
+        Parameters
+        ----------
+        nodes : iterable of int
+            Node ids.
+        again : bool
+            Whether to ask those again that could not say.
+        """
+        if again:
+            self._silent.clear()
+        new = [node for node in nodes if node not in self._partition and node not in self._silent]
+        for start in range(0, len(new), _QUERY_CHUNK):
+            for reply in self._ask([self._whoami(node) for node in new[start : start + _QUERY_CHUNK]]):
+                node = reply.metadata.src_node_id
                 if reply.has_error():
-                    raise FedleakError(f"a node did not say which partition it holds: {reply.error.reason}")
-                partition = reply.content.metric_records["who"]["partition-id"]
-                self._partition[reply.metadata.src_node_id] = int(partition)  # type: ignore[arg-type]
-        found = sorted(self._partition.values())
-        if found != list(range(clients)):
-            raise FedleakError(f"expected nodes with partitions 0 to {clients - 1}, found {found[:20]}")
-        self._node = {partition: node for node, partition in self._partition.items()}
+                    self._silent[node] = " ".join(str(reply.error.reason).split())[:_LONGEST_REASON]
+                    continue
+                self._partition[node] = int(reply.content.metric_records["who"]["partition-id"])  # type: ignore[arg-type]
+                self._node[self._partition[node]] = node
+
+    def check(self) -> None:
+        """Refuse to start without all partitions.
+
+        Raises
+        ------
+        FedleakError
+            If one is missing; the message says what the nodes answered that could not say theirs.
+        """
+        if self.missing:
+            why = "".join(f"; a node did not say which partition it holds: {reason}" for reason in self._silent.values())
+            raise FedleakError(
+                f"expected nodes with partitions 0 to {self._clients - 1}, found {sorted(self._partition.values())[:20]}{why}"
+            )
+
+    @property
+    def missing(self) -> list[int]:
+        """Partitions that no node holds."""
+        return [partition for partition in range(self._clients) if partition not in self._node]
+
+    @property
+    def nodes(self) -> list[int]:
+        """The node of each partition, in their order, whether or not it is connected just now."""
+        return [self._node[partition] for partition in range(self._clients)]
+
+    @property
+    def silent(self) -> list[str]:
+        """What those nodes answered that could not say which partition they hold."""
+        return list(self._silent.values())
+
+    def knows(self, node_id: int) -> bool:
+        """Say whether a node has told its partition."""
+        return node_id in self._partition
 
     def partition(self, node_id: int) -> int:
         """Return the partition id of a node."""

@@ -5,23 +5,32 @@ import importlib
 import inspect
 import re
 import tomllib
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import flwr
 import pytest
 from flwr.app import Context, Message, Metadata, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto import control_pb2
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.simulation.run_simulation import _run_simulation
+from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 import fedleak
+from fedleak.engines.inprocess import _CLIENT_RAISED
+from fedleak.server.replies import _UNREACHABLE
 
 PACKAGE = Path(fedleak.__file__).parent
 PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy", "flwr.app.exception"}
 PRIVATE = {
+    "flwr.cli.build": {"build_fab_from_files"},
     "flwr.client.mod": {"secaggplus_mod"},
     "flwr.common": {"Code", "FitRes", "Status", "bytes_to_ndarray", "ndarrays_to_parameters"},
+    "flwr.common.constant": {"Status"},
     "flwr.common.secure_aggregation.crypto.shamir": {"combine_shares"},
     "flwr.common.secure_aggregation.crypto.symmetric_encryption": {"generate_shared_key"},
     "flwr.common.secure_aggregation.ndarrays_arithmetic": {
@@ -32,16 +41,30 @@ PRIVATE = {
         "parameters_subtraction",
     },
     "flwr.common.secure_aggregation.quantization": {"dequantize"},
-    "flwr.common.secure_aggregation.secaggplus_constants": {"RECORD_KEY_CONFIGS", "RECORD_KEY_STATE", "Key", "Stage"},
+    "flwr.common.secure_aggregation.secaggplus_constants": {"Key", "RECORD_KEY_CONFIGS", "RECORD_KEY_STATE", "Stage"},
     "flwr.common.secure_aggregation.secaggplus_utils": {"pseudo_rand_gen"},
-    "flwr.common.serde": {"message_from_proto", "message_to_proto"},
+    "flwr.common.serde": {"fab_to_proto", "message_from_proto", "message_to_proto", "user_config_to_proto"},
     "flwr.compat.common.recorddict_compat": {"fitres_to_recorddict"},
+    "flwr.proto.control_pb2": {
+        "ListNodesRequest",
+        "ListRunsRequest",
+        "RegisterNodeRequest",
+        "StartRunRequest",
+        "StopRunRequest",
+        "StreamLogsRequest",
+        ,
+    },
     "flwr.simulation.run_simulation": {"_run_simulation"},
     "flwr.supercore.constant": {"NOOP_FEDERATION_ID"},
-    "flwr.supercore.primitives.asymmetric": {"bytes_to_private_key", "bytes_to_public_key"},
+    "flwr.supercore.control": {"ControlHttpClient"},
+    "flwr.supercore.error": {"FlowerError"},
+    "flwr.supercore.fab": {"Fab"},
+    "flwr.supercore.interceptors": {"RuntimeVersionHttpInterceptor"},
+    "flwr.supercore.primitives.asymmetric": {"bytes_to_private_key", "bytes_to_public_key", "public_key_to_bytes"},
     "flwr.supercore.run": {"Run"},
     "flwr.supercore.task_identity": {"TaskIdentity"},
     "flwr.supercore.telemetry": {"EventType"},
+    "flwr.superlink.grid.inmemory_grid": {"InMemoryGrid"},
 }
 
 
@@ -91,11 +114,53 @@ def test_a_message_has_an_id_to_set_and_survives_the_wire(monkeypatch: pytest.Mo
         monkeypatch.setattr(TaskIdentity, f"_{name}", 1)
     message = Message(RecordDict(), dst_node_id=7, message_type="train")
     assert isinstance(message.metadata, Metadata)
-    assert "_message_id" in message.metadata.__dict__
+    assert {"_message_id", "_src_node_id"} <= set(message.metadata.__dict__)
     message.metadata.__dict__["_message_id"] = "5"
     received = message_from_proto(message_to_proto(message))
     assert (received.metadata.message_id, received.metadata.dst_node_id) == ("5", 7)
     assert Message(RecordDict(), reply_to=received).metadata.reply_to_message_id == "5"
+
+
+def test_the_control_api_has_the_calls_and_fields_that_are_used() -> None:
+    for call in ("StartRun", "StopRun", "StreamLogs", "ListRuns", "ListNodes", "RegisterNode", "from_server_address", "close"):
+        assert callable(getattr(ControlHttpClient, call)), call
+    fields = {
+        control_pb2.StartRunRequest: {"fab", "override_config"},
+        control_pb2.StartRunResponse: {"run_id"},
+        control_pb2.StreamLogsRequest: {"run_id", "after_timestamp"},
+        control_pb2.StreamLogsResponse: {"log_output"},
+        control_pb2.ListRunsResponse: {"run_dict"},
+        control_pb2.ListNodesResponse: {"nodes_info"},
+        control_pb2.RegisterNodeRequest: {"public_key"},
+    }
+    for message, names in fields.items():
+        assert names <= {field.name for field in message.DESCRIPTOR.fields}, message.DESCRIPTOR.name
+    assert {"node_id", "status", "public_key"} <= {field.name for field in NodeInfo.DESCRIPTOR.fields}
+
+
+@pytest.mark.parametrize("program", ["flower-superlink", "flower-supernode", "flower-superexec"])
+def test_the_services_take_the_options_that_they_are_started_with(program: str) -> None:
+    name = {"flower-superlink": "_superlink", "flower-supernode": "node", "flower-superexec": "_server"}[program]
+    tree = ast.parse((PACKAGE / "engines" / "services.py").read_text())
+    [function] = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == name]
+    strings = [n.value for n in ast.walk(function) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    options = [text for text in strings if text.startswith("--")]
+    modules = {
+        "flower-superlink": "flwr.superlink.cli.flower_superlink",
+        "flower-supernode": "flwr.supernode.cli.flower_supernode",
+        "flower-superexec": "flwr.supercore.cli.flower_superexec",
+    }
+    source = inspect.getsource(importlib.import_module(modules[program]))
+    source += inspect.getsource(importlib.import_module("flwr.supercore.auth.superexec_secret"))
+    assert options
+    assert [option for option in options if f'"{option}"' not in source] == []
+    assert program in {script.name for script in entry_points(group="console_scripts")}
+
+
+def test_the_codes_of_errors_that_no_client_raised() -> None:
+    codes = ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE
+    assert codes == _UNREACHABLE
+    assert _CLIENT_RAISED == ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 
 
 def test_the_version_of_flower_is_pinned() -> None:

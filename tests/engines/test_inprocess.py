@@ -97,7 +97,7 @@ def test_what_the_server_raises_reaches_the_caller() -> None:
         serve(who, use)
 
 
-def test_an_engine_of_a_later_version_is_refused_by_name() -> None:
-    with pytest.raises(ScenarioError, match="'deployment' is not available"):
+def test_an_engine_that_runs_elsewhere_is_refused_by_name() -> None:
+    with pytest.raises(ScenarioError, match="'deployment' does not run from here"):
         engine("deployment")
     assert isinstance(engine("inprocess"), InProcess)

@@ -1,0 +1,93 @@
+import json
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.cli.build import build_fab_from_files
+
+from fedleak import cli, cli_deploy
+from fedleak.engines.superlink import PYPROJECT
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["fedleak", "deploy", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        told = capsys.readouterr()
+        return int(ended.value.code or 0), " ".join((told.out + told.err).split())
+
+    return run
+
+
+def test_certificates_and_shards_are_made_once(call: Any, tmp_path: Path) -> None:
+    code, told = call("certs", "--clients", "2", "--name", "superlink")
+    assert (code, (tmp_path / "deployment" / "client-1" / "node.key").is_file()) == (0, True)
+    assert "2 node key(s)" in told
+    code, told = call("certs", "--clients", "2")
+    assert (code, "exists already" in told) == (2, True)
+    (tmp_path / "s.toml").write_text('name = "t"\nfederation.clients = 2\ndata.partition = "order"\n')
+    code, told = call("shards", "s.toml", "--out", "shards", "--set", "data.shard_size=3")
+    assert (code, "2 client folder(s)" in told) == (0, True)
+    facts = json.loads((tmp_path / "shards" / "server" / "shard.json").read_text())
+    assert facts["sizes"] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["up"], "make the keys with: fedleak deploy certs"),
+        (["up", "--insecure"], "give --clients"),
+        (["submit"], "expected either SCENARIO"),
+        (["submit", "s.toml"], "no deployment runs from this folder; start one with `fedleak deploy up"),
+        (["submit", "s.toml", "--superlink", "https://x:1"], "federation.superlink.address"),
+        (["submit", "s.toml", "--superlink", "localhost:1", "--root-certificates", "no.crt"], "no.crt: cannot be read"),
+        (["submit", "s.toml", "--set", "federation.roundz=1"], "did you mean 'rounds'"),
+        (["certs", "--clients", "0"], "--clients"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_with_what_to_do(call: Any, tmp_path: Path, arguments: list[str], said: str) -> None:
+    (tmp_path / "s.toml").write_text('name = "t"\n')
+    code, told = call(*arguments)
+    assert code == 2
+    assert said in told, told
+
+
+def test_a_superlink_that_is_not_there_fails(call: Any, tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text('name = "t"\n')
+    code, told = call("submit", "s.toml", "--superlink", "127.0.0.1:1", "--insecure")
+    assert code == 1
+    assert "`fedleak deploy up` starts one" in told
+
+
+def test_more_clients_than_keys_are_refused(call: Any) -> None:
+    call("certs", "--clients", "1")
+    code, told = call("up", "--clients", "2")
+    assert (code, "keys for 1 clients, not for 2" in told) == (2, True)
+
+
+def test_each_command_explains_itself(call: Any) -> None:
+    for command in (cli_deploy.certs, cli_deploy.shards, cli_deploy.up, cli_deploy.submit):
+        code, told = call(command.__name__, "--help")
+        assert code == 0
+        assert len(told) > 400
+
+
+def test_flwr_run_from_the_root_finds_the_app_and_takes_the_same_keys() -> None:
+    own = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    submitted = tomllib.loads(PYPROJECT)["tool"]["flwr"]["app"]
+    assert own["components"] == submitted["components"]
+    assert own["config"] == submitted["config"]
+    for reference in own["components"].values():
+        module, _, name = reference.partition(":")
+        assert f"\n{name} = " in (ROOT / (module.replace(".", "/") + ".py")).read_text()
+    files = {path.relative_to(ROOT).as_posix(): path for pattern in own["fab-include"] for path in ROOT.glob(pattern)}
+    assert "scenarios/quickstart.toml" in files
+    build_fab_from_files({**files, "pyproject.toml": ROOT / "pyproject.toml", "LICENSE": ROOT / "LICENSE"})
