@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from fedleak.errors import ScenarioError
 from fedleak.terminal import Overrides, console, errors, interrupted, quieten
+
+if TYPE_CHECKING:
+    from fedleak.scenario import Scenario
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -132,7 +135,10 @@ def submit(
         typer.Option(help="Run folder: a name in the server's folder of runs, or an absolute path there.", show_default=False),
     ] = None,
     resume: Annotated[
-        str | None, typer.Option(help="Go on with this run folder of the server's, in place of SCENARIO.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Go on with this run folder of the server's; if it is on this machine, without SCENARIO.", show_default=False
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="Where the server's attacks compute: auto, cpu, cuda ...")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="Threads for the attacks.")] = 1,
@@ -150,19 +156,17 @@ def submit(
     from fedleak.cli import _finish
     from fedleak.engines.deployment import deploy
     from fedleak.report.live import Live
-    from fedleak.scenario import Scenario, parse_scenario
+    from fedleak.scenario import parse_scenario
 
     quieten(False)
-    if (scenario is None) == (resume is None):
-        raise ScenarioError("expected either SCENARIO, a TOML file, or --resume, a run folder of the server's")
-    given = load_scenario(scenario, set_ or []) if scenario is not None else Scenario(name="resumed")
+    given = load_scenario(scenario, set_ or []) if scenario is not None else _of_folder(resume)
     if superlink is not None:
         place: dict[str, Any] = {"address": superlink, "insecure": insecure, "root_certificates": root_certificates}
     else:
         place = _running(deployment)
     text = given.model_dump(mode="json")
     text["federation"] |= {"engine": "deployment", "superlink": {**place, "root_certificates": _text(place["root_certificates"])}}
-    asked = parse_scenario(text, str(scenario))
+    asked = parse_scenario(text, str(scenario or resume))
     check_plugins(asked)
     started: list[Path] = []
     with Live(errors, quiet=quiet) as live:
@@ -172,6 +176,17 @@ def submit(
             live.stop()
             interrupted(started, "deploy submit")
     _finish(api.Result(done.path, done.summary, done.here))
+
+
+def _of_folder(resume: str | None) -> Scenario:
+    """Return the scenario of a run folder on this machine."""
+    from fedleak.runs import RunFolder
+
+    if resume is None:
+        raise ScenarioError("which scenario? expected SCENARIO, a TOML file, or --resume, a run folder")
+    if not (Path(resume) / "manifest.json").is_file():
+        raise ScenarioError(f"--resume {resume}: not on this machine; give the SCENARIO that it was started with as well")
+    return RunFolder.open(Path(resume)).scenario
 
 
 def _running(deployment: Path) -> dict[str, Any]:

@@ -45,7 +45,8 @@ def test_certificates_and_shards_are_made_once(call: Any, tmp_path: Path) -> Non
     [
         (["up"], "make the keys with: fedleak deploy certs"),
         (["up", "--insecure"], "give --clients"),
-        (["submit"], "expected either SCENARIO"),
+        (["submit"], "expected SCENARIO, a TOML file, or --resume"),
+        (["submit", "--resume", "elsewhere"], "not on this machine; give the SCENARIO"),
         (["submit", "s.toml"], "no deployment runs from this folder; start one with `fedleak deploy up"),
         (["submit", "s.toml", "--superlink", "https://x:1"], "federation.superlink.address"),
         (["submit", "s.toml", "--superlink", "localhost:1", "--root-certificates", "no.crt"], "no.crt: cannot be read"),

@@ -97,12 +97,16 @@ def tell(event: Event) -> None:
 def _asked(config: Any, engine: str) -> tuple[Scenario, dict[str, Any]]:
     resume, out = str(config.get("resume", "")), str(config.get("out", ""))
     runs = Path(os.environ.get("FEDLEAK_RUNS", "runs"))
+    scenario = scenario_from(str(config.get("scenario", "")))
     if resume:
         from fedleak.runs import RunFolder
 
         folder = runs / resume
-        return RunFolder.open(folder).scenario, {"resume": folder}
-    scenario = scenario_from(str(config.get("scenario", "")))
+        earlier = RunFolder.open(folder).scenario
+        # The clients train by what was submitted, not by what the folder holds.
+        if earlier.digest != scenario.digest:
+            raise ScenarioError(f"resume: {folder} is the folder of another scenario than the one submitted; submit its own")
+        return earlier, {"resume": folder}
     if ".." in Path(out).parts:
         raise ScenarioError(f"out: '{out}' leads out of the folder of runs; give a name, or an absolute path")
     own = os.environ.get("FEDLEAK_SERVER_DATA")

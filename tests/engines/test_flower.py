@@ -52,7 +52,6 @@ PRIVATE = {
         "StartRunRequest",
         "StopRunRequest",
         "StreamLogsRequest",
-        ,
     },
     "flwr.simulation.run_simulation": {"_run_simulation"},
     "flwr.supercore.constant": {"NOOP_FEDERATION_ID"},

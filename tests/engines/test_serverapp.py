@@ -188,6 +188,9 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: py
     folder.write_json("manifest.json", folder.manifest | {"scenario": json.loads(asked.to_json()), "digest": asked.digest})
     resumed = api.run(asked, resume=path)
     assert timeless(resumed.summary) == timeless(whole.summary)
+    other = asked.model_copy(update={"seed": 2})
+    with pytest.raises(ScenarioError, match="another scenario than the one submitted"):
+        deployment.deploy(other, resume=path)
 
 
 @pytest.mark.parametrize(
