@@ -30,7 +30,7 @@ def test_the_model_is_the_same_bits_with_and_without_the_onlooker(
 def test_ray_trains_the_same_model_curious_or_not(build: Build, start: Start, grey: str) -> None:
     import ray
 
-    ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False, num_cpus=2)
+    ray.init("local", include_dashboard=False, log_to_driver=False, configure_logging=False, num_cpus=2)
     try:
         for protocol, local, watched in (("fedsgd", {"batch_size": 3}, [True, False]), ("fedavg", FEDAVG, [True, False])):
             digests = set()
