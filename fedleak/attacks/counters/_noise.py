@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from math import prod
 
@@ -24,9 +25,9 @@ class NoiseCounter(Counter):
     its cosine distance times that length squared over the variance.
     """
 
+    @abstractmethod
     def variances(self, observed: Sequence[Tensor]) -> list[Tensor]:
         """Return the variance of the noise in each entry observed, in the gradient's units: as large, or one for a tensor."""
-        raise NotImplementedError
 
     def observe(self, victim: Victim) -> None:
         """Weigh the prior."""
