@@ -97,8 +97,9 @@ def test_a_client_and_then_the_server_are_killed_in_mid_round(tmp_path: Path) ->
         f"r00{number}-c00{client}.safetensors" for number, client in ((1, 0), (2, 0), (2, 1), (3, 0), (3, 1))
     ]
     page = resumed.report.read_text()
-    assert failure["reason"].startswith("no reply: Node Unavailable")
-    assert "Node Unavailable" in page
+    # Whether the SuperLink has noticed by then that the node is away decides if it says so.
+    assert failure["reason"] in ("no reply", "no reply: Node Unavailable")
+    assert failure["reason"] in page
 
 
 def test_a_stopped_run_ends_where_it_runs(tmp_path: Path) -> None:
