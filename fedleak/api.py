@@ -18,6 +18,7 @@ import torch
 
 from fedleak.attacks.base import Attack, attacks
 from fedleak.check import Checked, build_attack, check, check_device, check_plugins, difficulty
+from fedleak.defenses.base import defenses
 from fedleak.engines.base import Engine, engine
 from fedleak.errors import FedleakError, ScenarioError
 from fedleak.evaluation.privacy import spent
@@ -271,6 +272,12 @@ def _reopen(path: Path, device: str) -> tuple[RunFolder, Checked]:
     if done >= folder.scenario.federation.rounds:
         raise ScenarioError(f"{path}: all {done} rounds are done already; nothing to resume")
     checked = check(folder.scenario, device)
+    kept = [spec.name for spec in folder.scenario.defenses if defenses.get(spec.name).remembers]
+    if kept and done and folder.scenario.federation.engine != "deployment":
+        raise ScenarioError(
+            f"{path}: defense '{kept[0]}' keeps what it holds back in its clients, which ended with the interrupted run, so that "
+            "going on would give other numbers; run the scenario anew with another --out"
+        )
     folder.forget_after(done)
     return folder, checked
 

@@ -193,12 +193,6 @@ def check_plugins(scenario: Scenario) -> None:
                 f'give one of them a name of its own, such as title = "{spec.result_name}-2"'
             )
         build_attack(spec, f"attacks[{number}]", "gradient" if protocol == "fedsgd" else "weights", scenario.threat.granted)
-        unknown = [defense.name for defense in scenario.defenses if defense.name not in counters.names()]
-        if spec.name == Adaptive.name and unknown:
-            raise ScenarioError(
-                f"attacks[{number}]: '{spec.name}' has no counter to the defense '{unknown[0]}'; it has one for each of "
-                f"{', '.join(counters.names())}"
-            )
         late = [r for r in spec.rounds if r > scenario.federation.rounds] if spec.rounds != "all" else []
         if late:
             raise ScenarioError(
@@ -212,6 +206,13 @@ def check_plugins(scenario: Scenario) -> None:
             raise ScenarioError(
                 f"defenses[{number}]: defense '{defense.name}' cannot be used with federation.protocol = '{protocol}'; "
                 f"leave it out, or set the protocol to {fitting}"
+            )
+    unknown = [defense.name for defense in scenario.defenses if defense.name not in counters.names()]
+    for number, spec in enumerate(scenario.attacks if unknown else ()):
+        if spec.name == Adaptive.name:
+            raise ScenarioError(
+                f"attacks[{number}]: '{spec.name}' has no counter to the defense '{unknown[0]}'; it has one for each of "
+                f"{', '.join(counters.names())}"
             )
     try:
         check_combination([defenses.get(spec.name) for spec in scenario.defenses])

@@ -24,6 +24,7 @@ from fedleak.attacks.base import Attack, AttackConfig, Budget, Reconstruction, a
 from fedleak.attacks.counters.base import Counter, counters
 from fedleak.attacks.matching import MatchingAttack
 from fedleak.attacks.victim import Victim
+from fedleak.defenses.base import Defense, defenses
 from fedleak.errors import AttackError, ParameterError, nearest
 from fedleak.observation import Observation
 from fedleak.seeding import Seed
@@ -208,12 +209,20 @@ def counters_of(observation: Observation, ways: Mapping[str, str] | None = None)
     AttackError
         If there is none for one of them.
     """
-    found = []
+    found: list[Counter] = []
     for defense in observation.defenses or ():
         parameters = {key: value for key, value in defense.items() if key != "name"}
         if defense["name"] not in counters.names():
             raise AttackError(f"no counter knows the defense '{defense['name']}'; there is one for {', '.join(counters.names())}")
         found.append(counters.get(defense["name"])(parameters, observation, (ways or {}).get(defense["name"])))
+    names = {counter.name for counter in found}
+    if "oasis" in names and names & {"dropout", "precode"}:
+        raise AttackError(
+            "no counter goes through 'oasis' together with 'dropout' or 'precode', whose draws differ between the copies of an "
+            "image; attack one of them at a time"
+        )
+    # A client runs all hooks on gradients before any on the update, whatever the order of the list.
+    found.sort(key=lambda counter: defenses.get(counter.name).on_update is not Defense.on_update)
     return found
 
 

@@ -110,7 +110,8 @@ class Natural(MatchingAttack):
         weights = whitening(
             victim, self._targets(victim, unknowns), self.config.samples, self.config.floor, seed.derive("whitening")
         )
-        local = victim if isinstance(victim, LocalVictim) else None
+        # What the counters know is of the whole update, not of the single steps that drift is retraced by.
+        local = victim if isinstance(victim, LocalVictim) and not victim.counters else None
         kept = drift = local.no_drift(seed.derive("order").generator()) if local else None
         course, begun, observed, tried = Descent(), budget.spent, victim.observed, set[Order]()
         penalties = self._penalties(self.config.local_stages if local else self.config.stages)

@@ -92,6 +92,8 @@ class Defense:
     protocols: ClassVar[frozenset[Protocol]] = frozenset({"fedsgd", "fedavg"})
     identity: ClassVar[dict[str, Any]]
     """Parameters at which the defense changes nothing; the contract test holds it to that."""
+    remembers: ClassVar[bool] = False
+    """Whether it writes into :attr:`Situation.memory`, which an interrupt loses where clients live in the server's process."""
     protects_alone: ClassVar[bool] = True
     """Whether a client's update changes by itself; false where only the protocol around it does."""
     excludes: ClassVar[Mapping[str, str]] = {}

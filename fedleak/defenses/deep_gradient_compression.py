@@ -36,6 +36,7 @@ class DeepGradientCompression(Defense):
     """
 
     name = "deep-gradient-compression"
+    remembers = True
     identity = {"ratio": 0.0, "momentum": 0.0}
     excludes = {
         "deep-gradient-compression": "what the first has not sent is nothing that the second could keep",
@@ -45,6 +46,7 @@ class DeepGradientCompression(Defense):
     not_before = {
         "gaussian-noise": "noise fills the entries that it has left out, so that all are sent again",
         "laplacian-noise": "noise fills the entries that it has left out, so that all are sent again",
+        "client-dp": "its noise fills the entries that it has left out, and what it clips is lost",
         "clipping": "what is cut off afterwards is lost and not kept for later; put it first, or use max_norm",
     }
 

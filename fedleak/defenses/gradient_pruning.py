@@ -32,7 +32,7 @@ class GradientPruning(Defense):
         "deep-gradient-compression": "both send a part of the entries, and its memory would take what this one removes for sent",
     }
     not_before = dict.fromkeys(
-        ("gaussian-noise", "laplacian-noise"),
+        ("gaussian-noise", "laplacian-noise", "client-dp"),
         "noise fills the entries that it has set to zero, so that none is left out any more",
     )
 

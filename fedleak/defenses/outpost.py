@@ -29,6 +29,7 @@ class Outpost(Defense):
     """
 
     name = "outpost"
+    remembers = True
     identity = {"prune_base": 0.0, "noise_base": 0.0}
     excludes = {"outpost": "the second would rank the noise of the first"}
     not_before = {"soteria": "it would zero what Outpost has perturbed"}

@@ -37,7 +37,15 @@ class Quantization(Defense):
     identity = {"format": "fp32"}
     excludes = {"quantization": "values that are rounded twice are of the coarser format at best"}
     not_before = dict.fromkeys(
-        ("gaussian-noise", "laplacian-noise", "clipping", "gradient-pruning", "random-masking", "deep-gradient-compression"),
+        (
+            "gaussian-noise",
+            "laplacian-noise",
+            "client-dp",
+            "clipping",
+            "gradient-pruning",
+            "random-masking",
+            "deep-gradient-compression",
+        ),
         "what is sent must be of the format, and values that are changed after rounding are not",
     )
 

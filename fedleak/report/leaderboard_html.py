@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedleak.errors import ScenarioError
 from fedleak.report import formats
 from fedleak.report.pages import asset, render
 from fedleak.runs import Row
@@ -48,8 +49,11 @@ def write_page(lines: Sequence[Line], unfinished: Sequence[str], target: Path) -
         "style": asset("style.css"),
         "more_style": asset("tables.css"),
     }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(render("leaderboard.html.j2", context), encoding="utf-8", errors="replace")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(render("leaderboard.html.j2", context), encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ScenarioError(f"--out {target}: cannot be written ({error.strerror}); expected the name of an HTML file") from error
 
 
 def _table(found: Sequence[Line]) -> list[Row]:

@@ -60,7 +60,7 @@ def leaderboard(folders: Iterable[str | Path], out: str | Path = "leaderboard.ht
         if read_records(run).finished:
             rows += _rows(run, target)
         else:
-            unfinished.append(str(run))
+            unfinished.append(os.path.relpath(run, target.resolve().parent))
     found = lines(rows, key=lambda row: row["key"])
     if not found:
         left = f"; {len(unfinished)} unfinished, such as {unfinished[0]}" if unfinished else ""

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from fedleak.attacks.adaptive import counters_of
 from fedleak.attacks.base import attacks
 from fedleak.attacks.counters.base import Counter, counters
 from fedleak.attacks.victim import Victim
@@ -144,3 +145,27 @@ def test_a_parameter_of_the_base_is_checked_before_the_start() -> None:
 def test_needs_to_know_the_defense(model: Any, observation: Any) -> None:
     with pytest.raises(AttackError, match="defense"):
         attacks.get("adaptive")()([replace(observation(), defenses=None)], model)
+
+
+def test_counters_run_as_the_client_does_and_not_as_the_list_does(observation: Any) -> None:
+    seen = replace(observation(), defenses=({"name": "clipping", "max_norm": 1.0}, {"name": "soteria"}))
+    assert [counter.name for counter in counters_of(seen)] == ["soteria", "clipping"]
+
+
+def test_noise_of_a_cohort_is_that_of_its_mean(model: Any, observation: Any) -> None:
+    alone = replace(observation(), defenses=({"name": "gaussian-noise", "std": 0.1},))
+    cohort = replace(alone, clients=(0, 1, 2, 3))
+    found = []
+    for seen in (alone, cohort):
+        victim = Victim(model, seen, torch.device("cpu"))
+        victim.against(counters_of(seen))
+        variances = victim.noise()
+        assert variances is not None
+        found.append(float(variances[0].flatten()[0]))
+    assert found[0] == pytest.approx(4 * found[1])
+
+
+def test_noise_before_rounding_does_not_break_the_attack(model: Any, observation: Any) -> None:
+    seen = observation({"name": "gaussian-noise", "std": 0.001}, {"name": "quantization", "format": "sign"})
+    [result] = attacks.get("adaptive")(base="natural", iterations=2, labels="given")([seen], model)
+    assert result.images is not None

@@ -1,5 +1,6 @@
 """A run that was cut off goes on to the same numbers, with any strategy."""
 
+import json
 import os
 import signal
 import subprocess
@@ -194,3 +195,12 @@ def test_ctrl_c_keeps_what_is_done_and_exits_with_130(tmp_path: Path) -> None:
     assert done >= 1
     assert "<html" in (tmp_path / "out" / "report.html").read_text()
     assert (tmp_path / "out" / "summary.json").exists()
+
+
+def test_a_defense_that_lost_what_it_held_back_is_not_gone_on_with(build: Build, start: Start) -> None:
+    whole = start(build(federation={"rounds": 2}, defenses=[{"name": "deep-gradient-compression", "ratio": 0.5}]))
+    manifest = json.loads((whole.path / "manifest.json").read_text())
+    manifest["scenario"]["federation"]["rounds"] = 3
+    (whole.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ScenarioError, match="deep-gradient-compression.*run the scenario anew"):
+        api.run("", resume=whole.path)

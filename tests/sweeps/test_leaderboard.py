@@ -87,9 +87,9 @@ def test_unfinished_runs_are_left_out_and_named(runs, tmp_path):
     shutil.copytree(runs / "seed 2", half)
     (half / "summary.json").unlink()
     board = fedleak.leaderboard([runs / "seed 1", half], tmp_path / "board.html")
-    assert board.unfinished == [str(half)]
+    assert board.unfinished == ["half"]
     assert "1 unfinished run left out" in board.page.read_text()
-    assert str(half) in board.page.read_text()
+    assert "half" in board.page.read_text()
     with pytest.raises(ScenarioError, match=r"no finished run with an attack in these folders; 1 unfinished"):
         fedleak.leaderboard([half], tmp_path / "none.html")
     assert not (tmp_path / "none.html").exists()

@@ -32,7 +32,9 @@ class NoiseCounter(Counter):
     def observe(self, victim: Victim) -> None:
         """Weigh the prior."""
         self._victim, self._pixels = victim, torch.zeros(())
-        self._variances = self.variances(victim.observed)
+        # The mean over a cohort's updates holds the mean of their noises.
+        clients = len(self.observation.cohort)
+        self._variances = [value / clients for value in self.variances(victim.observed)]
         entries = sum(value.numel() for value in victim.observed)
         squared = sum(float(value.square().sum()) for value in victim.observed)
         noise = sum(float(v.expand_as(o).sum()) for v, o in zip(self._variances, victim.observed, strict=True))

@@ -34,7 +34,8 @@ class DPSGDCounter(NoiseCounter):
         if local is not None:
             weights = self.observation.kind == "weights"
             steps, rate = (local.steps, local.learning_rate) if weights else (1, 1.0)
-            std = noise_std(self.config, local.batch_size, steps, rate) / unit(self.observation)
+            batch = max(1, local.batch_size // len(self.observation.cohort))
+            std = noise_std(self.config, batch, steps, rate) / unit(self.observation)
         return [value.new_tensor(std**2) for value in observed]
 
     def guess(self, guessed: list[Tensor], observed: Sequence[Tensor]) -> list[Tensor]:
@@ -42,8 +43,8 @@ class DPSGDCounter(NoiseCounter):
         if not self.config.clips or math.isinf(self.config.max_norm):
             return guessed
         if self.observation.batch_size == 1 and (self.observation.local is None or self.observation.local.steps == 1):
-            return shrunk(guessed, self.config.max_norm)
+            return [value / self.config.sample_rate for value in shrunk(guessed, self.config.max_norm)]
         product = torch.stack([(a * b).sum() for a, b in zip(guessed, observed, strict=True)]).sum()
         square = torch.stack([value.square().sum() for value in guessed]).sum()
-        scale = (product / square.clamp_min(torch.finfo(square.dtype).tiny)).detach().clamp(0, 1)
+        scale = (product / square.clamp_min(torch.finfo(square.dtype).tiny)).detach().clamp(0, 1 / self.config.sample_rate)
         return [value * scale for value in guessed]

@@ -21,6 +21,7 @@ from fedleak.attacks.victim import Victim
 from fedleak.defenses.quantization import INT8_LEVELS, Quantization
 from fedleak.errors import AttackError
 
+_HIDING = frozenset({"gradient-pruning", "deep-gradient-compression"})
 _BITS = {"fp16": 11, "bf16": 8}  # of the significand
 _SMALLEST = {"fp16": 2.0**-24, "bf16": 2.0**-133}  # steps
 _UNEVEN = (1e-4, 1e-2, 5e-2)  # of a step: by single precision, and by that of weights that a change is taken of
@@ -49,11 +50,17 @@ class QuantizationCounter(NoiseCounter):
             units = [_units(value, self.config.bucket, self.config.levels) for value in received]
             self._known = [value * self.config.levels for value in units]
             self._units = units
+        earlier = victim.counters[: victim.counters.index(self)]
+        if any(isinstance(one, NoiseCounter) or one.name in _HIDING for one in earlier):
+            # Magnitudes of what was noisy or incomplete before the rounding are not those of the gradient.
+            self._known = []
         victim.observed = [*received, *self._known]
         super().observe(victim)
 
     def guess(self, guessed: list[Tensor], observed: Sequence[Tensor]) -> list[Tensor]:
         """Add mean magnitudes or norms."""
+        if not self._known:
+            return guessed
         if self.config.format == "sign":
             known = [value.abs().mean().view(1) if value.numel() else value.flatten() for value in guessed]
         elif self.config.format == "qsgd":
