@@ -37,7 +37,7 @@ def certs(
         list[str] | None,
         typer.Option(help="Host name or IP address that clients reach the SuperLink by, beside localhost (repeatable)."),
     ] = None,
-    days: Annotated[int, typer.Option(min=1, help="How long the certificates are valid.")] = 365,
+    days: Annotated[int, typer.Option(min=1, max=36_500, help="How long the certificates are valid.")] = 365,
 ) -> None:
     """Make an authority, the SuperLink's certificate, a key for each client, and the secret between the servers.
 

@@ -6,8 +6,8 @@ Source: fedleak's own; that sums over changing cohorts leak is So et al. 2023, "
 It presumes that a client's update is about the same in every round: the model moved little (a tiny or decayed learning rate, or a
 model that has converged), which the server can see and ``drift`` bounds, and the client trains on the same images each time,
 which it cannot see (with fedsgd, a batch size of at least the shard). Where rounds contradict each other by more than
-``contradiction``, they are not used. With one round, or where nothing can be told apart, it is the base attack. The memory is the
-attack object's: a resumed run, like every new object, begins without one.
+``contradiction``, they are not used. With one round, or where nothing can be told apart, it is the base attack. Every round is
+remembered, whether or not it is attacked.
 """
 
 from __future__ import annotations
@@ -61,6 +61,12 @@ class CohortDifference(Attack):
         self.kinds = self._base.kinds  # type: ignore[misc]
         self.models_local_steps = self._base.models_local_steps  # type: ignore[misc]
         self._seen: list[Observation] = []
+
+    def remember(self, observations: Sequence[Observation]) -> None:
+        """Keep the sums of rounds that were not attacked, and after an interrupt those of before."""
+        known = {(one.round, one.cohort) for one in self._seen}
+        fresh = [one for one in observations if (one.round, one.cohort) not in known]
+        self._seen = [*self._seen, *fresh][-self.config.memory :]
 
     def run(
         self, observations: Sequence[Observation], model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -26,6 +27,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedleak.errors import ScenarioError
 
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:]+")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -46,8 +48,11 @@ def make_certificates(folder: Path, clients: int, names: Sequence[str] = (), day
     Raises
     ------
     ScenarioError
-        If the folder exists, or cannot be written.
+        If a name is none, or the folder exists or cannot be written.
     """
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ScenarioError(f"--name {name}: expected a host name in letters, digits, dots and hyphens, or an IP address")
     try:
         folder.mkdir(parents=True, mode=0o700)
     except FileExistsError as error:

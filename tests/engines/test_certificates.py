@@ -85,3 +85,11 @@ def test_keys_are_never_overwritten(folder: Path) -> None:
     with pytest.raises(ScenarioError, match="exists already"):
         make_certificates(folder, 1)
     assert (folder / "ca.key").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["bad name!", "bücher.example", "-x", ""])
+def test_what_is_no_name_is_refused_before_anything_is_written(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match="expected a host name"):
+        make_certificates(tmp_path / "keys", 1, [name])
+    assert not (tmp_path / "keys").exists()
+    make_certificates(tmp_path / "keys", 1, ["lab-1.example.org", "10.0.0.7"])
