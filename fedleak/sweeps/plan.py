@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -83,6 +84,10 @@ class DefenseEntry(BaseModel):
         for key, values in self.strengths.items():
             if not isinstance(values, list | tuple) or not values:
                 raise ValueError(f"strengths.{key}: expected a list of values that is not empty")
+            if any(isinstance(value, float) and not math.isfinite(value) for value in values):
+                raise ValueError(
+                    f"strengths.{key}: expected finite numbers; the control, with no defense, is there unasked"
+                )
         return self
 
     @property

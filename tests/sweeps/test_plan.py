@@ -1,5 +1,6 @@
 """From a sweep's file to its cells, and what is refused."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -154,5 +155,16 @@ def test_a_missing_file_is_refused(tmp_path):
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("form", ["small", "full"])
 def test_every_sweep_passes_its_check(path, form):
-    cells = check_cells(load_sweep(path, form), path.name)
+    overrides = []
+    if 'source = "cifar10"' in path.read_text():
+        if "FEDLEAK_DATA" not in os.environ:
+            pytest.skip("needs CIFAR-10 as Parquet files under $FEDLEAK_DATA/cifar10")
+        overrides = [f"data.path={os.environ['FEDLEAK_DATA']}/cifar10"]
+    cells = check_cells(load_sweep(path, form, overrides), path.name)
     assert any(cell.control for cell, _ in cells)
+
+
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_a_strength_that_is_no_number_is_refused(tiny, value):
+    with pytest.raises(ScenarioError, match=r"strengths\.std: expected finite numbers"):
+        load_sweep(changed(tiny, "strengths.std = [1e-4, 0.1]", f"strengths.std = [1e-4, {value}]"))
