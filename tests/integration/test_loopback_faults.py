@@ -98,8 +98,8 @@ def test_a_client_and_then_the_server_are_killed_in_mid_round(tmp_path: Path) ->
     ]
     page = resumed.report.read_text()
     # Whether the SuperLink has noticed by then that the node is away decides if it says so.
-    assert failure["reason"] in ("no reply", "no reply: Node Unavailable")
-    assert failure["reason"] in page
+    assert failure["reason"].startswith("no reply")
+    assert "no reply" in page
 
 
 def test_a_stopped_run_ends_where_it_runs(tmp_path: Path) -> None:
