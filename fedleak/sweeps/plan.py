@@ -85,9 +85,7 @@ class DefenseEntry(BaseModel):
             if not isinstance(values, list | tuple) or not values:
                 raise ValueError(f"strengths.{key}: expected a list of values that is not empty")
             if any(isinstance(value, float) and not math.isfinite(value) for value in values):
-                raise ValueError(
-                    f"strengths.{key}: expected finite numbers; the control, with no defense, is there unasked"
-                )
+                raise ValueError(f"strengths.{key}: expected finite numbers; the control, with no defense, is there unasked")
         return self
 
     @property
