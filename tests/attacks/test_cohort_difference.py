@@ -151,3 +151,14 @@ def test_itself_as_base_and_a_missing_grant_are_refused(model: torch.nn.Module) 
         attacks.get("cohort-difference")(attack="cohort-difference")
     with pytest.raises(AttackError, match="defense"):
         attacks.get("cohort-difference")()([replace(seen(model, (0, 1), 1), defenses=None)], model)
+
+
+def test_rounds_that_were_only_shown_to_it_serve_like_those_attacked(model: torch.nn.Module) -> None:
+    *earlier, last = [seen(model, cohort, number) for number, cohort in enumerate(COHORTS, 1)]
+    attack = attacks.get("cohort-difference")(attack="inverting-gradients", iterations=1)
+    attack.remember(earlier)
+    attack.remember(earlier)  # the same rounds again, as after an attack on them
+    [told] = attack([last], model)
+    [untold] = attacks.get("cohort-difference")(attack="inverting-gradients", iterations=1)([last], model)
+    assert "4 sums set apart" in told.method
+    assert "set apart" not in untold.method
