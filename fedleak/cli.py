@@ -11,7 +11,7 @@ import click
 import typer
 from rich.markup import escape
 
-from fedleak import __version__, cli_deploy
+from fedleak import __version__, cli_deploy, cli_machines
 from fedleak.errors import FedleakError, ScenarioError
 from fedleak.sweeps import cli as sweeps
 from fedleak.terminal import Device, Overrides, Quiet, ScenarioFile, Threads, Verbose, console, errors, interrupted, quieten
@@ -28,6 +28,7 @@ app = typer.Typer(
     "Flower clients train on private images; a curious server rebuilds their batches from the updates it receives. "
     "Start with [bold]fedleak run scenarios/quickstart.toml[/bold], then open the report.html that it names.",
 )
+cli_deploy.app.add_typer(cli_machines.app)
 app.add_typer(cli_deploy.app, name="deploy")
 
 

@@ -20,8 +20,9 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Run scenarios on a real SuperLink, over TLS, with nodes that are known by their keys.\n\n"
     "On one machine: [bold]fedleak deploy certs --clients 4[/bold], then [bold]fedleak deploy up[/bold], and in a second "
-    "terminal [bold]fedleak deploy submit scenarios/quickstart.toml[/bold]. Across machines, copy each folder that `certs` "
-    "and `shards` make to the machine that it is named after, and nothing else.",
+    "terminal [bold]fedleak deploy submit scenarios/quickstart.toml[/bold]. Across machines: "
+    "[bold]fedleak deploy bundle SCENARIO --name HOST[/bold] makes a folder for each; `superlink`, `server`, `client` and "
+    "`register` start from it, as docker-compose.yml does.",
 )
 
 _PLACE = "superlink.json"  # where `up` says how its SuperLink is reached

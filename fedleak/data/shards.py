@@ -76,9 +76,9 @@ class ShardSource(Source):
 
     def __init__(self, data: Data) -> None:
         folder = data.shard
-        if folder is None or not (folder / FACTS).is_file():
-            raise ScenarioError(f"data.shard: {folder}: no {FACTS} in it; {_REMEDY}")
-        facts = _read(folder / FACTS)
+        if folder is None:
+            raise ScenarioError(f"data.shard: expected a folder; {_REMEDY}")
+        facts = shard_facts(folder)
         try:
             self.made_for: str = facts["made_for"]
             self.client: int | None = facts["client"]
@@ -135,6 +135,21 @@ def write_shards(data: Data, clients: int, seed: int, out: Path) -> list[Path]:
     ScenarioError
         If ``out`` exists or cannot be written, or an image cannot be kept without loss.
     """
+    folders = [out / f"client-{client}" for client in range(clients)] + [out / "server"]
+    if out.exists():
+        raise ScenarioError(f"{out}: exists already; choose another --out, or remove it")
+    write_parts(data, clients, seed, folders)
+    return folders
+
+
+def write_parts(data: Data, clients: int, seed: int, folders: Sequence[Path]) -> None:
+    """Write each client's part, then the server's, into folders that do not exist yet.
+
+    Raises
+    ------
+    ScenarioError
+        If one cannot be written, or an image cannot be kept without loss.
+    """
     from fedleak.data.federated import federated_data
 
     whole = federated_data(data.model_copy(update={"shard": None}), clients, seed)
@@ -149,24 +164,20 @@ def write_shards(data: Data, clients: int, seed: int, out: Path) -> list[Path]:
         "mean": list(source.mean),
         "std": list(source.std),
     }
-    folders = [out / f"client-{client}" for client in range(clients)] + [out / "server"]
     try:
-        out.mkdir(parents=True, mode=0o700)
         for client, (folder, shard) in enumerate(zip(folders[:-1], whole.shards, strict=True)):
             _write_part(folder, {**facts, "client": client}, "train.parquet", source.train, shard.tolist())
         everything = range(len(source.test)) if source.test is not None else ()
         _write_part(folders[-1], {**facts, "client": None}, "test.parquet", source.test, everything)
-    except FileExistsError as error:
-        raise ScenarioError(f"{out}: exists already; choose another --out, or remove it") from error
     except OSError as error:
-        raise ScenarioError(f"{out}: cannot be written ({error.strerror}); choose another --out") from error
-    return folders
+        raise ScenarioError(f"{error.filename}: cannot be written ({error.strerror})") from error
 
 
 def _write_part(folder: Path, facts: dict[str, Any], name: str, images: ImageSet | None, indices: Sequence[int]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.mkdir(mode=0o700)
     if images is not None:
         schema = pa.schema([("image", pa.binary()), ("label", pa.int64())])
@@ -204,7 +215,17 @@ def _images(path: Path, image_size: int | None) -> EncodedImages:
     return EncodedImages(table["image"], labels, [(str(path), len(labels))], image_size)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def shard_facts(folder: Path) -> dict[str, Any]:
+    """Return what ``shard.json`` says: whose folder it is (``client``), how large all shards are (``sizes``), and more.
+
+    Raises
+    ------
+    ScenarioError
+        If there is none, or of another version.
+    """
+    path = folder / FACTS
+    if not path.is_file():
+        raise ScenarioError(f"data.shard: {folder}: no {FACTS} in it; {_REMEDY}")
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

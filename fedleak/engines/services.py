@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import ssl
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,13 +19,13 @@ from typing import Self
 import httpx
 
 from fedleak.engines.certificates import node_keys
+from fedleak.engines.commands import POLL, client_command, program, search_path, server_command, superlink_command
 from fedleak.engines.superlink import Control
 from fedleak.errors import FedleakError, ScenarioError
 from fedleak.scenario import SuperLink
 
 _HOST = "127.0.0.1"
 _PATIENCE = 120.0  # seconds that a service is given to start
-_FLOWER = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3"}  # seconds; Flower's own second adds to each message
 _GRACE = 10.0  # seconds that it is given to end
 
 
@@ -133,7 +131,7 @@ class Services:
         self.logs = Path(self._home.name) / "logs"
         self.logs.mkdir()
         self.services = {
-            "superlink": self._superlink(port),
+            "superlink": self._service("superlink", superlink_command(self._folder("superlink"), _HOST, port)),
             "server": self._server(),
             **{f"client-{client}": self.node(client) for client in range(self.clients)},
         }
@@ -209,50 +207,27 @@ class Services:
 
     def node(self, client: int, key: Path | None = None, name: str | None = None) -> Service:
         """Return the SuperNode of a client, with its own key or with another; not started."""
-        settings = [f"partition-id={client}", f"num-partitions={self.clients}"]
+        settings: dict[str, int | str] = {"partition-id": client, "num-partitions": self.clients}
         if self.layout.shards is not None:
-            settings.append(f'data-dir="{(self.layout.shards / f"client-{client}").resolve()}"')
-        command = ["flower-supernode", "--superlink", self.superlink.address, "--host", _HOST, "--port", str(free_port())]
-        command += ["--node-config", " ".join(settings)]
-        own = self.layout.keys / f"client-{client}"
-        if self.layout.insecure:
-            command += ["--insecure"]
-        else:
-            command += ["--root-certificates", str(own / "ca.crt")]
-            private = key or own / "node.key"
-            command += ["--auth-supernode-private-key", str(private)] if private != Path() else []
+            settings["data-dir"] = str((self.layout.shards / f"client-{client}").resolve())
+        folder = self._folder(f"client-{client}")
+        command = client_command(folder, self.superlink.address, settings, host=_HOST, port=free_port(), key=key)
         return self._service(name or f"client-{client}", command)
 
-    def _superlink(self, port: int) -> Service:
-        command = ["flower-superlink", "--host", _HOST, "--port", str(port), "--isolation", "process"]
-        if self.layout.insecure:
-            return self._service("superlink", [*command, "--insecure"])
-        own = self.layout.keys / "superlink"
-        command += ["--ssl-ca-certfile", str(own / "ca.crt"), "--ssl-certfile", str(own / "server.crt")]
-        command += ["--ssl-keyfile", str(own / "server.key"), "--enable-supernode-auth"]
-        return self._service("superlink", [*command, "--superexec-auth-secret-file", str(own / "superexec.secret")])
-
     def _server(self) -> Service:
-        command = ["flower-superexec", "--runtime-api-address", self.superlink.address]
-        own = self.layout.keys / "server"
-        if self.layout.insecure:
-            command += ["--insecure"]
-        else:
-            command += ["--root-certificates", str(own / "ca.crt")]
-            command += ["--superexec-auth-secret-file", str(own / "superexec.secret")]
         extra = {"FEDLEAK_RUNS": str(self.layout.runs.resolve())}
         if self.layout.shards is not None:
             extra["FEDLEAK_SERVER_DATA"] = str((self.layout.shards / "server").resolve())
-        return self._service("server", command, extra)
+        return self._service("server", server_command(self._folder("server"), self.superlink.address), extra)
+
+    def _folder(self, service: str) -> Path | None:
+        return None if self.layout.insecure else self.layout.keys / service
 
     def _service(self, name: str, command: list[str], extra: dict[str, str] | None = None) -> Service:
-        program = shutil.which(command[0], path=_path())
-        if program is None:
-            raise ScenarioError(f"{command[0]} is not installed beside {sys.executable}; pip install 'flwr[simulation]~=1.41.0'")
         home = Path(self._home.name) / name
         home.mkdir(exist_ok=True)
-        environment = _FLOWER | os.environ | {"PATH": _path(), "FLWR_HOME": str(home), **(extra or {})}
-        return Service(name, [program, *command[1:]], environment, self.logs / f"{name}.log")
+        environment = POLL | os.environ | {"PATH": search_path(), "FLWR_HOME": str(home), **(extra or {})}
+        return Service(name, [program(command[0]), *command[1:]], environment, self.logs / f"{name}.log")
 
     def _healthy(self) -> bool:
         scheme, authority = ("http", None) if self.layout.insecure else ("https", str(self.superlink.root_certificates))
@@ -297,7 +272,3 @@ def _taken(port: int) -> int:
         except OSError as error:
             raise ScenarioError(f"--port {port}: cannot be used ({error.strerror}); choose another") from error
     return port
-
-
-def _path() -> str:
-    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])

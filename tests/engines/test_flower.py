@@ -139,8 +139,8 @@ def test_the_control_api_has_the_calls_and_fields_that_are_used() -> None:
 
 @pytest.mark.parametrize("program", ["flower-superlink", "flower-supernode", "flower-superexec"])
 def test_the_services_take_the_options_that_they_are_started_with(program: str) -> None:
-    name = {"flower-superlink": "_superlink", "flower-supernode": "node", "flower-superexec": "_server"}[program]
-    tree = ast.parse((PACKAGE / "engines" / "services.py").read_text())
+    name = {"flower-superlink": "superlink", "flower-supernode": "client", "flower-superexec": "server"}[program] + "_command"
+    tree = ast.parse((PACKAGE / "engines" / "commands.py").read_text())
     [function] = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == name]
     strings = [n.value for n in ast.walk(function) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
     options = [text for text in strings if text.startswith("--")]
