@@ -24,7 +24,6 @@ from fedleak.defenses.chain import check_combination, defended_model
 from fedleak.defenses.gradient_pruning import GradientPruning
 from fedleak.defenses.random_masking import RandomMasking
 from fedleak.defenses.secagg_view import check_sums, only_sums
-from fedleak.defenses.secure_aggregation import secure_aggregation
 from fedleak.errors import DefenseError, ParameterError, ScenarioError
 from fedleak.evaluation.lpips import load_lpips
 from fedleak.models.inspect import last_linear
@@ -180,11 +179,6 @@ def check_plugins(scenario: Scenario) -> None:
     """
     build_strategy(scenario)
     protocol = scenario.federation.protocol
-    if scenario.federation.engine == "deployment" and secure_aggregation(scenario) is not None:
-        raise ScenarioError(
-            "federation.engine: 'deployment' does not carry the defense 'secure-aggregation' yet; use 'inprocess' or 'ray', or "
-            "'secagg-view'"
-        )
     titles: dict[str, int] = {}
     for number, spec in enumerate(scenario.attacks):
         if (other := titles.setdefault(spec.result_name, number)) != number:

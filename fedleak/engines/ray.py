@@ -34,7 +34,7 @@ version = "0"
 publisher = "fedleak"
 [tool.flwr.app.components]
 serverapp = "fedleak.server.app:app"
-clientapp = "fedleak.client.app:app"
+clientapp = "fedleak.engines.clientapp:app"
 [tool.flwr.app.config]
 scenario = ""
 """

@@ -20,7 +20,6 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
-from fedleak.defenses.secure_aggregation import secure_aggregation
 from fedleak.engines.base import OrderedGrid, Serve
 from fedleak.errors import FedleakError, ScenarioError
 from fedleak.events import Event
@@ -67,10 +66,6 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     try:
         scenario, options = _asked(config, "ray" if isinstance(grid, InMemoryGrid) else "deployment")
-        if secure_aggregation(scenario) is not None:
-            raise ScenarioError(
-                "defense 'secure-aggregation' runs by 'fedleak run' only, in process or on Ray; use it, or 'secagg-view' here"
-            )
         result = api.run(
             scenario,
             **options,

@@ -46,7 +46,7 @@ dependencies = []
 publisher = "fedleak"
 [tool.flwr.app.components]
 serverapp = "fedleak.engines.serverapp:app"
-clientapp = "fedleak.client.app:app"
+clientapp = "fedleak.engines.clientapp:app"
 [tool.flwr.app.config]
 scenario = ""
 out = ""

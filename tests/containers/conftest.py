@@ -18,7 +18,17 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("docker-compose.yml", "Dockerfile", ".dockerignore", ".env", "pyproject.toml", "README.md", "LICENSE", "fedleak", "scenarios")
+PARTS = (
+    "docker-compose.yml",
+    "Dockerfile",
+    ".dockerignore",
+    ".env",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "fedleak",
+    "scenarios",
+)
 ASKED = os.environ.get("FEDLEAK_CONTAINERS") == "1"
 
 

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,11 @@ clients = 1
 
 
 @pytest.fixture(scope="module")
-def compose(project: Path) -> Iterator[Compose]:
+def compose(project: Path) -> Compose:
     compose = Compose(project)
     compose("build", "-q")
     compose("up", "-d")  # returns once every service has started
-    yield compose
+    return compose
 
 
 def only_run(project: Path, name: str) -> RunFolder:
@@ -101,7 +100,9 @@ def test_the_image_holds_no_key(compose: Compose) -> None:
 def test_a_node_without_the_right_key_is_refused(compose: Compose, key: str) -> None:
     command = "flower-supernode --superlink superlink:8000 --root-certificates /service/ca.crt"
     if key == "wrong":
-        command = f"fedleak deploy certs /tmp/own --clients 1 && {command} --auth-supernode-private-key /tmp/own/client-0/node.key"
+        command = (
+            f"fedleak deploy certs /tmp/own --clients 1 && {command} --auth-supernode-private-key /tmp/own/client-0/node.key"
+        )
     before = len(compose.logs("superlink"))
     stranger = compose("run", "--rm", "--no-deps", "-T", "client-0", "sh", "-c", command, check=False, timeout=180)
     assert stranger.returncode != 0
