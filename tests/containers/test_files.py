@@ -45,6 +45,15 @@ def test_a_scenario_and_more_keys_can_be_given() -> None:
     assert str(ROOT / "scenarios" / "training.toml") in [volume["source"] for volume in config["setup"]["volumes"]]
 
 
+def test_a_folder_of_images_is_seen_by_the_one_that_splits_them_alone(tmp_path: Path) -> None:
+    services = Compose(ROOT, COMPOSE_FILE="docker-compose.yml", DATA=str(tmp_path)).config()["services"]
+    seen = {
+        name: [volume for volume in service["volumes"] if volume["source"] == str(tmp_path)] for name, service in services.items()
+    }
+    assert [name for name, volumes in seen.items() if volumes] == ["setup"]
+    assert (seen["setup"][0]["target"], seen["setup"][0]["read_only"]) == ("/data", True)
+
+
 def test_the_dockerfile_is_linted() -> None:
     ended = subprocess.run([found("hadolint"), str(ROOT / "Dockerfile")], text=True, capture_output=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
