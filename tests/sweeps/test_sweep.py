@@ -14,10 +14,10 @@ import pytest
 import fedleak
 from fedleak import api
 from fedleak.errors import ScenarioError
+from fedleak.spread.lock import Lock
 from fedleak.sweeps import cell as cells
 from fedleak.sweeps import sweep as module
 from fedleak.sweeps.folder import SweepFolder
-from fedleak.sweeps.lock import Lock
 from fedleak.sweeps.plan import load_sweep
 
 
