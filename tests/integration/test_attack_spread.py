@@ -296,7 +296,7 @@ def test_a_worker_that_dies_is_a_failed_row_and_is_tried_again_alone(
 def test_stopped_and_started_again_nothing_is_done_twice(
     pair: Callable[..., tuple[Path, Path]], tmp_path: Path, command: Callable[..., subprocess.Popen[str]], how: signal.Signals
 ) -> None:
-    one, other = pair()
+    one, _ = pair()
     (tmp_path / "mercy").touch()
     words = ["--attack", "deadly:Deadly", "--jobs", "2"]
     process = command(one, *words, SLOW="1.5")
@@ -306,14 +306,13 @@ def test_stopped_and_started_again_nothing_is_done_twice(
     if how is signal.SIGINT:
         assert process.returncode == 130
         assert f"go on with: fedleak attack {one} --attack deadly:Deadly --device cpu --threads 1 --jobs 2" in complained
-        assert len(dead(one)) >= 3
+        assert len(dead(one)) >= 2  # what was made and not graded yet is kept too
     kept = {path.stem[3:] for path in (one / "again").glob("a0-*.safetensors")}
     before = len(seen(tmp_path))
     ended(command(one, *words))
     again_done = {f"r{int(r):03d}-c{int(c):03d}" for r, c in (name.split("-") for name in seen(tmp_path)[before:])}
     assert not kept & again_done
-    ended(command(other, *words))
-    assert dead(one) == dead(other)
+    assert dead(one) == {(r, c): "RuntimeError: one at a time" if c == 1 else None for r in (1, 2, 3) for c in range(3)}
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -343,8 +342,8 @@ def test_a_cluster_of_two_nodes_gives_the_same_survives_dead_workers_and_goes_on
     command: Callable[..., subprocess.Popen[str]],
 ) -> None:
     one, other = pair()
-    wanted = [{"name": "dlg", "together": 1, **SMALL}, {"name": "dlg-fb", "success_loss": 1e9, **SMALL}]
-    api.attack_run(one, build(attacks=wanted).attacks, device="cpu")
+    for wanted in ({"name": "dlg", "together": 1, **SMALL}, {"name": "dlg-fb", "success_loss": 1e9, **SMALL}):
+        api.attack_run(one, build(attacks=[wanted]).attacks, device="cpu")
     words = ["--set", "iterations=2", "--set", "restarts=1", "--ray", cluster]
     ended(command(other, "--attack", "dlg", "--set", "together=1", *words))
     ended(command(other, "--attack", "dlg-fb", "--set", "success_loss=1e9", *words))
