@@ -1,7 +1,6 @@
 """``fedleak attack --jobs | --ray``: the same results as in one process, only what is missing made again, no failure catching."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -197,20 +196,23 @@ def test_two_attacks_do_not_mix_and_no_cluster_changes_nothing(
 
 
 DEADLY = """
-import os, signal, time
+import os, pathlib, signal, time
 from fedleak.attacks.base import Attack, Reconstruction
 import torch
+
+PLACE = pathlib.Path(__file__).parent
 
 class Deadly(Attack):
     name = "deadly"
 
     def reconstruct(self, observation, model, *, rng, device, budget):
-        if observation.client == 0 and not os.path.exists(os.environ["MERCY"]):
+        if observation.client == 0 and not (PLACE / "mercy").exists():
             os.kill(os.getpid(), signal.SIGKILL)
         if observation.client == 1:
             raise RuntimeError("one at a time")
-        open(os.path.join(os.environ["SEEN"], f"{time.time_ns()}-{observation.round}-{observation.client}"), "w").close()
-        time.sleep(float(os.environ.get("SLOW", "0")))
+        (PLACE / "seen" / f"{time.time_ns()}-{observation.round}-{observation.client}").touch()
+        if (PLACE / "slow").exists():
+            time.sleep(1.5)
         return Reconstruction(torch.rand(1, *observation.input.shape, generator=rng.generator()))
 """
 
@@ -222,14 +224,12 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     (tmp_path / "seen").mkdir()
     started: list[subprocess.Popen[str]] = []
 
-    def begin(folder: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+    def begin(folder: Path, *words: str) -> subprocess.Popen[str]:
         line = [sys.executable, "-m", "fedleak", "attack", str(folder), "--device", "cpu", *words]
-        given = {"MERCY": str(tmp_path / "mercy"), "SEEN": str(tmp_path / "seen"), **environment}
         started.append(
             subprocess.Popen(
                 line,
                 cwd=tmp_path,
-                env={**os.environ, **given},
                 text=True,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -299,7 +299,8 @@ def test_stopped_and_started_again_nothing_is_done_twice(
     one, _ = pair()
     (tmp_path / "mercy").touch()
     words = ["--attack", "deadly:Deadly", "--jobs", "2"]
-    process = command(one, *words, SLOW="1.5")
+    (tmp_path / "slow").touch()
+    process = command(one, *words)
     wait_for(lambda: len(list((one / "again").glob("a0-*.safetensors"))) >= 3, process)
     process.send_signal(how)
     _, complained = process.communicate(timeout=300)
@@ -309,6 +310,7 @@ def test_stopped_and_started_again_nothing_is_done_twice(
         assert len(dead(one)) >= 2  # what was made and not graded yet is kept too
     kept = {path.stem[3:] for path in (one / "again").glob("a0-*.safetensors")}
     before = len(seen(tmp_path))
+    (tmp_path / "slow").unlink()
     ended(command(one, *words))
     again_done = {f"r{int(r):03d}-c{int(c):03d}" for r, c in (name.split("-") for name in seen(tmp_path)[before:])}
     assert not kept & again_done
@@ -354,11 +356,13 @@ def test_a_cluster_of_two_nodes_gives_the_same_survives_dead_workers_and_goes_on
     assert RunFolder(other).manifest == RunFolder(one).manifest
 
     deadly = ["--attack", "deadly:Deadly", "--ray", cluster]
-    process = command(other, *deadly, SLOW="2")
+    (tmp_path / "slow").touch()
+    process = command(other, *deadly)
     wait_for(lambda: len(list((other / "again").glob("a0-*-c002.safetensors"))) >= 1, process)
     process.kill()
     process.communicate()
     assert (other / "again").is_dir()
+    (tmp_path / "slow").unlink()
     assert "The same command tries them again" in ended(command(other, *deadly))
     errors = dead(other)
     assert len(errors) == 9
