@@ -199,7 +199,7 @@ def attack_run(
     for number, spec in enumerate(wanted):
         build_attack(spec, f"attacks[{number}]", kind, scenario.threat.granted)
     # A deployed server's own folder holds no images to grade against; here one process plays all clients.
-    federation = scenario.federation.model_copy(update={"engine": "inprocess"})
+    federation = scenario.federation.model_copy(update={"engine": "inprocess", "client_resources": None})
     data = scenario.data.model_copy(update={"shard": None})
     changed = scenario.model_copy(update={"attacks": wanted, "data": data, "federation": federation})
     checked = check(changed, "cpu" if remote else device)

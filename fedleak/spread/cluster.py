@@ -162,7 +162,7 @@ class Cluster(Generic[Key]):
             )
 
 
-def connect(address: str) -> None:
+def connect(address: str, given: str = "--ray ") -> None:
     """Connect this process to a Ray cluster, or start one on this machine; end it with ``ray.shutdown()``.
 
     Workers import what this process can import, and compute on one thread where nobody says otherwise.
@@ -171,6 +171,8 @@ def connect(address: str) -> None:
     ----------
     address : str
         As for :class:`Cluster`.
+    given : str
+        How it was given, for the message.
 
     Raises
     ------
@@ -193,7 +195,7 @@ def connect(address: str) -> None:
     except (OSError, ValueError, RuntimeError) as error:
         said = " ".join(str(error).split())
         raise ScenarioError(
-            f"--ray {address}: no Ray cluster there ({said}); start one with `ray start --head`, or use --ray local"
+            f"{given}{address}: no Ray cluster there ({said}); start one with `ray start --head`, or use {given}local"
         ) from error
 
 
