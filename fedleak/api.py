@@ -10,11 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
+from flwr.serverapp import Grid
 
 from fedleak.attacks.base import Attack, attacks
 from fedleak.check import Checked, build_attack, check, check_device, check_plugins, difficulty
@@ -29,10 +29,10 @@ from fedleak.observation import Observation
 from fedleak.report.html import write_report
 from fedleak.runs import Row, RunFolder, model_digest, refuse_existing
 from fedleak.scenario import AttackSpec, Scenario, load_scenario
+from fedleak.server.again import ROWS, attack_here, attack_spread, runner_for
 from fedleak.server.app import Serving, federate, final_model, make_spy
-from fedleak.server.replies import Failure
-
-_AGAIN = "again.jsonl"  # rows of `fedleak attack` until it ends, so that an interrupt loses no earlier ones
+from fedleak.server.rebuild import pack
+from fedleak.server.replies import Directory
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,14 @@ def attack_run(
     *,
     device: str = "auto",
     threads: int = 1,
+    jobs: int | None = None,
+    ray: str | None = None,
     listener: Listener = silent,
 ) -> Result:
     """Attack the observations of a finished run again, without the federation; its clients only grade the results.
+
+    With ``jobs`` or ``ray`` the reconstructions are made elsewhere, with the same results. Called again after an interrupt or a
+    kill, with the same attacks, it then makes only those that are missing; without, it starts anew.
 
     Parameters
     ----------
@@ -164,14 +169,28 @@ def attack_run(
         The run folder.
     specs : sequence of AttackSpec or str
         Which attacks; an attack that the run already holds replaces its rows.
+    device : str
+        Where attacks compute; ``"auto"`` is CUDA if there is any. With ``ray``, ``"cuda"`` is a GPU of the cluster for each
+        reconstruction; that is untested.
+    threads : int
+        Threads of each reconstruction; one gives the same numbers on every machine.
+    jobs : int, optional
+        Make so many reconstructions at a time, each in a process of its own.
+    ray : str, optional
+        Make them on this Ray cluster: ``"auto"``, ``"local"`` or ``"HOST:PORT"``; ``jobs`` at a time, or as many as it has room
+        for. Its machines are sent the captures, and never see a private image.
+    listener : callable
+        Told what happens.
 
     Raises
     ------
     ScenarioError
-        If the folder holds no observations, or an attack is unknown or needs what the run's threat model withholds.
+        If the folder holds no observations, or an attack is unknown or needs what the run's threat model withholds; or there is
+        no such cluster, or another process attacks these captures.
     """
     folder = RunFolder.open(Path(path))
-    device = pick_device(device)
+    remote = ray is not None and device.partition(":")[0] == "cuda"  # a GPU that this machine need not have
+    device = "cuda" if remote else pick_device(device)
     wanted = tuple(AttackSpec(name=spec) if isinstance(spec, str) else spec for spec in specs)
     scenario = folder.scenario
     kind = Observation.load(next(folder.captures())).kind if any(folder.captures()) else None
@@ -180,35 +199,35 @@ def attack_run(
     for number, spec in enumerate(wanted):
         build_attack(spec, f"attacks[{number}]", kind, scenario.threat.granted)
     # A deployed server's own folder holds no images to grade against; here one process plays all clients.
-    changed = scenario.model_copy(update={"attacks": wanted, "data": scenario.data.model_copy(update={"shard": None})})
-    checked = check(changed, device)
+    federation = scenario.federation.model_copy(update={"engine": "inprocess", "client_resources": None})
+    data = scenario.data.model_copy(update={"shard": None})
+    changed = scenario.model_copy(update={"attacks": wanted, "data": data, "federation": federation})
+    checked = check(changed, "cpu" if remote else device)
     serving = Serving(changed, folder, device, listener)
-    (folder.path / _AGAIN).unlink(missing_ok=True)  # of an attack that was killed
-    replaced: set[str] = set()
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        local = changed.model_copy(update={"federation": changed.federation.model_copy(update={"engine": "inprocess"})})
-        engine("inprocess").run(local, lambda grid, directory: _attack_captures(serving, checked, grid, directory))
-        replaced = {spec.result_name for spec in wanted}
-    finally:
-        torch.set_num_threads(before)
-        folder.merge_rows(_AGAIN, replaced)
-        folder.add_attacks(wanted)
-        summary = write_summary(folder)
-        write_report(folder.path)
+
+    def again(grid: Grid, directory: Directory) -> None:
+        spy = make_spy(serving, directory, checked.model, checked.data, rows=ROWS)
+        if runner is None:
+            attack_here(spy, folder, grid)
+        else:
+            shared = pack(changed, checked.model, checked.data.input, spy.surrogate)
+            attack_spread(spy, serving, grid, shared, threads, runner)
+
+    with runner_for(folder, jobs=jobs, ray=ray, threads=threads, device=device) as runner:
+        (folder.path / ROWS).unlink(missing_ok=True)  # of an attack that was killed
+        replaced: set[str] = set()
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            engine("inprocess").run(changed, again)
+            replaced = {spec.result_name for spec in wanted}
+        finally:
+            torch.set_num_threads(before)
+            folder.merge_rows(ROWS, replaced)
+            folder.add_attacks(wanted)
+            summary = write_summary(folder)
+            write_report(folder.path)
     return Result(folder.path, summary)
-
-
-def _attack_captures(serving: Serving, checked: Checked, grid: Any, directory: Any) -> None:
-    spy = make_spy(serving, directory, checked.model, checked.data, rows=_AGAIN)
-    by_round = groupby(serving.folder.captures(), key=lambda path: int(path.name[1:].split("-")[0]))
-    captured = {server_round: list(paths) for server_round, paths in by_round}
-    failures = {row["round"]: row.get("failures", []) for row in serving.folder.rows("rounds.jsonl")}
-    for server_round in sorted({*captured, *failures} - {0}):
-        spy.record_failures(server_round, [Failure(**failure) for failure in failures.get(server_round, [])])
-        observations = [spy.complete(Observation.load(path)) for path in captured.get(server_round, [])]
-        spy.attack(server_round, observations, grid)
 
 
 def write_summary(folder: RunFolder) -> Row:

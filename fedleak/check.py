@@ -24,6 +24,7 @@ from fedleak.defenses.chain import check_combination, defended_model
 from fedleak.defenses.gradient_pruning import GradientPruning
 from fedleak.defenses.random_masking import RandomMasking
 from fedleak.defenses.secagg_view import check_sums, only_sums
+from fedleak.engines.room import check_room
 from fedleak.errors import DefenseError, ParameterError, ScenarioError
 from fedleak.evaluation.lpips import load_lpips
 from fedleak.models.inspect import last_linear
@@ -69,6 +70,8 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
     """
     check_plugins(scenario)
     check_device(scenario.local.device, "local.device")
+    if scenario.federation.client_resources is not None:
+        check_room(scenario.federation.client_resources)
     check_device(device, "--device")
     data = federated_data(scenario.data, scenario.federation.clients, scenario.seed)
     check_sums(scenario, data.largest_shard)
@@ -179,6 +182,7 @@ def check_plugins(scenario: Scenario) -> None:
     """
     build_strategy(scenario)
     protocol = scenario.federation.protocol
+    _check_client_resources(scenario)
     titles: dict[str, int] = {}
     for number, spec in enumerate(scenario.attacks):
         if (other := titles.setdefault(spec.result_name, number)) != number:
@@ -216,6 +220,22 @@ def check_plugins(scenario: Scenario) -> None:
         raise ScenarioError(
             f"local.{'steps' if scenario.local.steps else 'epochs'}: FedSGD sends the gradient of one batch and takes no local "
             "steps; leave it out, or set federation.protocol = 'fedavg'"
+        )
+
+
+def _check_client_resources(scenario: Scenario) -> None:
+    resources, engine, device = scenario.federation.client_resources, scenario.federation.engine, scenario.local.device
+    if resources is None:
+        return
+    if engine != "ray":
+        raise ScenarioError(
+            f"federation.client_resources: only engine 'ray' shares a machine out among clients, and federation.engine is "
+            f"'{engine}'; leave it out, or set federation.engine = 'ray'"
+        )
+    if resources.num_gpus and device != "cuda":
+        raise ScenarioError(
+            f"federation.client_resources.num_gpus: {resources.num_gpus:g} of a GPU is asked for each client, which trains on "
+            f"local.device = '{device}'; set local.device = 'cuda' (Ray shows a client its own GPU alone), or leave num_gpus out"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
@@ -81,6 +82,14 @@ def attack(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Parameter of the attacks, such as --set restarts=3 (repeatable)."),
     ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many reconstructions at a time, each in its process.", show_default=False),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Make them on Ray: auto, local or HOST:PORT.", show_default=False),
+    ] = None,
     device: Device = "auto",
     threads: Threads = 1,
     quiet: Quiet = False,
@@ -89,18 +98,27 @@ def attack(
     """Attack a run's captures again, without the federation; an attack that it already holds is replaced.
 
     FOLDER is that of a finished or interrupted run. An attack with --set title=NAME stands beside those of other names.
+
+    With --jobs or --ray the reconstructions are spread out, with the same results. Start the same command again after an
+    interrupt or a kill, and it makes only those that are missing. An attack that takes the updates of a round together
+    (set together=1 where that is to be split), or must see the rounds in order, is spread by rounds, or not at all.
     """
     quieten(verbose)
     from fedleak import api
     from fedleak.report.live import Live
     from fedleak.scenario import attack_specs
 
+    specs = attack_specs(attack, set_ or [])
     with Live(errors, quiet=quiet) as live:
         try:
-            result = api.attack_run(folder, attack_specs(attack, set_ or []), device=device, threads=threads, listener=live)
+            result = api.attack_run(folder, specs, device=device, threads=threads, jobs=jobs, ray=ray, listener=live)
         except KeyboardInterrupt:
             live.stop()
-            interrupted([folder], "attack")
+            given = {"--device": device, "--threads": threads, "--jobs": jobs, "--ray": ray}
+            words = ["attack", str(folder), *(word for name in attack for word in ("--attack", name))]
+            words += [word for item in set_ or [] for word in ("--set", item)]
+            words += [word for option, value in given.items() if value is not None for word in (option, str(value))]
+            interrupted([folder], shlex.join(words) if jobs or ray else "attack")
     _finish(result)
 
 

@@ -166,7 +166,8 @@ def submit(
     else:
         place = _running(deployment)
     text = given.model_dump(mode="json")
-    text["federation"] |= {"engine": "deployment", "superlink": {**place, "root_certificates": _text(place["root_certificates"])}}
+    link = {**place, "root_certificates": _text(place["root_certificates"])}
+    text["federation"] |= {"engine": "deployment", "superlink": link, "client_resources": None}
     asked = parse_scenario(text, str(scenario or resume))
     check_plugins(asked)
     started: list[Path] = []

@@ -13,7 +13,8 @@ class Event:
     Attributes
     ----------
     kind : str
-        ``"round"``, ``"client-failed"``, ``"attack"``, ``"progress"``, ``"graded"``, ``"round-done"`` or ``"note"``.
+        ``"round"``, ``"client-failed"``, ``"attack"``, ``"progress"``, ``"graded"``, ``"orders"`` (of an attack that is spread:
+        how many are done and running), ``"round-done"`` or ``"note"``.
     facts : dict
         What belongs to it, by name.
     """

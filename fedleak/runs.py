@@ -141,7 +141,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: Row) -> None:
         """Write a JSON file whole: a reader sees the old one or the new one."""
-        self._replace(name, json.dumps(content, indent=1, allow_nan=False).encode())
+        self.replace_file(name, json.dumps(content, indent=1, allow_nan=False).encode())
 
     def save_capture(self, observation: Observation) -> None:
         """Write what the server saw of one client in one round."""
@@ -193,7 +193,7 @@ class RunFolder:
     def drop_rows(self, name: str, unwanted: Callable[[Row], bool]) -> None:
         """Rewrite a JSON-lines file without the rows for which ``unwanted`` is true."""
         kept = [row for row in self.rows(name) if not unwanted(row)]
-        self._replace(name, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self.replace_file(name, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def merge_rows(self, new: str, replaced: Collection[str]) -> None:
         """Take the rows of the file ``new`` in place of all earlier rows of the attacks ``replaced``, or of the same updates.
@@ -225,7 +225,8 @@ class RunFolder:
             if int(path.name[1:].split("-")[0]) > server_round:
                 path.unlink()
 
-    def _replace(self, name: str, content: bytes) -> None:
+    def replace_file(self, name: str, content: bytes) -> None:
+        """Write a file whole: a reader sees the old one or the new one."""
         with self._writing(temporary := self.path / f"{name}.tmp"):
             temporary.write_bytes(content)
             temporary.replace(self.path / name)

@@ -82,6 +82,24 @@ class SuperLink(Section):
     insecure: bool = Field(default=False, description="plain HTTP; for tests on one machine only")
 
 
+class ClientResources(Section):
+    """What one client takes up on Ray, as Flower and Ray name it: so many run at a time as fit."""
+
+    num_cpus: float = Field(
+        default=1.0, ge=1e-4, allow_inf_nan=False, description="cores of one client; with 0.5, two share a core"
+    )
+    num_gpus: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="GPUs of one client; with 0.25, four share a GPU; above 1, whole ones"
+    )
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _whole_above_one(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"expected a part of one GPU or whole GPUs, got {gpus:g}")
+        return gpus
+
+
 class Federation(Section):
     """Who takes part, for how long, and where it runs."""
 
@@ -91,6 +109,9 @@ class Federation(Section):
     protocol: Literal["fedsgd", "fedavg"] = "fedsgd"
     strategy: NameOrTable = Field(default=Named(name="FedAvg"), description="a name, or a table with its parameters")
     engine: Literal["inprocess", "ray", "deployment"] = "inprocess"
+    client_resources: ClientResources | None = Field(
+        default=None, description="of the machine or cluster, what each client takes up; engine 'ray' only; by default one core"
+    )
     timeout: float = Field(default=3600.0, gt=0, description="seconds to wait for the clients' replies in a round")
     superlink: SuperLink | None = Field(default=None, description="where engine 'deployment' finds its SuperLink")
 
@@ -214,7 +235,8 @@ class Scenario(Section):
     def digest(self) -> str:
         """SHA-256 of all that decides the numbers: everything but the name, and on which machines it runs."""
         content = self.model_dump(
-            mode="json", exclude={"name": True, "federation": {"engine", "timeout", "superlink"}, "data": {"shard"}}
+            mode="json",
+            exclude={"name": True, "federation": {"engine", "timeout", "superlink", "client_resources"}, "data": {"shard"}},
         )
         # Keys that came later count only where they are set: a scenario written before them keeps its digest.
         for section, key in _LATER:

@@ -32,7 +32,7 @@ def interrupted(place: list[Path], command: str) -> NoReturn:
     if place:
         folder = escape(str(place[0]))
         on = f"; go on with: fedleak {command} --resume {folder}" if command in ("run", "deploy submit") else ""
-        on = f"; go on with: fedleak {escape(command)}" if command.startswith(("claim ", "sweep ")) else on
+        on = f"; go on with: fedleak {escape(command)}" if command.startswith(("attack ", "claim ", "sweep ")) else on
         errors.print(f"Interrupted. What is done is kept in {folder}{on}", highlight=False, soft_wrap=True)
     sys.exit(130)
 

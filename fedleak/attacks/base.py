@@ -165,6 +165,8 @@ class Attack(ABC):
     """Whether several local steps are told apart, instead of being read as one averaged gradient."""
     joint_labels: ClassVar[bool] = False
     """Whether it can optimise soft labels together with the images, which ``labels = "joint"`` asks for."""
+    in_order: ClassVar[bool] = False
+    """Whether what it made of earlier updates decides what it makes of later ones, by another way than :meth:`remember`."""
     suits: ClassVar[Mapping[str, Any]] = {"name": "lenet"}
     """A network of the zoo, with its parameters, that the attack is made for: on it the contract tests hold it to its word."""
     Config: ClassVar[type[AttackConfig]] = AttackConfig
@@ -187,6 +189,11 @@ class Attack(ABC):
     def remembers(self) -> bool:
         """Whether :meth:`remember` keeps anything, so that every round must be shown to it."""
         return type(self).remember is not Attack.remember
+
+    @property
+    def sequential(self) -> bool:
+        """Whether one process must take all updates in their order; otherwise rounds can be attacked side by side."""
+        return self.in_order or self.remembers
 
     def remember(self, observations: Sequence[Observation]) -> None:  # noqa: B027 (a hook, and most attacks need none)
         """See a round's observations, whether or not the attack strikes in it, once it is over; by default nothing is kept.

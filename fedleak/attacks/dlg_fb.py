@@ -78,6 +78,7 @@ class DLGFB(DLG):
 
     name: ClassVar[str] = "dlg-fb"
     takes_counters: ClassVar[bool] = False
+    in_order: ClassVar[bool] = True
     Config: ClassVar[type[AttackConfig]] = DLGFBConfig
     config: DLGFBConfig
 

@@ -1,4 +1,9 @@
-"""Flower's simulation engine: clients run in Ray actors, spread over the cores."""
+"""Flower's simulation engine: clients run in Ray actors, spread over the cores and GPUs of a machine or a cluster.
+
+Each actor takes ``federation.client_resources``, by default one core. An actor with a share of a GPU sees that GPU alone, as
+``cuda``, on which the client then trains (``local.device = "cuda"``); nothing keeps those who share one to their share of its
+memory. That is Ray's way and untested here, on machines without a GPU; shares of cores are tested.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +25,10 @@ from flwr.supercore.telemetry import EventType
 
 from fedleak.client.app import app as client_app
 from fedleak.engines.base import OrderedGrid, Serve
+from fedleak.engines.room import check_room, ray_address
 from fedleak.engines.secagg_client import SecuredApp
 from fedleak.errors import FedleakError
-from fedleak.scenario import Scenario
+from fedleak.scenario import ClientResources, Scenario
 
 _RUN_ID = 1
 # Flower reads the clients' run_config from the app folder's pyproject.toml, in which every overridden key must exist.
@@ -42,7 +48,7 @@ _PATIENCE = 20.0  # seconds that the server's thread is given to end after an in
 
 
 class Ray:
-    """Run clients in Ray actors, one CPU each."""
+    """Run clients in Ray actors: on the cluster in ``RAY_ADDRESS``, or on one that is started on this machine."""
 
     def run(self, scenario: Scenario, serve: Serve) -> None:
         """Call ``serve``, in a thread of this process, with a grid to the actors."""
@@ -53,10 +59,8 @@ class Ray:
         if started_here:
             # Actors import what this process can import, such as the user's own model module.
             os.environ["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-            # Without an address, Ray looks for a cluster that somebody started here earlier, and hangs where it is gone.
-            address = os.environ.get("RAY_ADDRESS", "local")
             ray.init(
-                address=address,
+                address=ray_address(),
                 include_dashboard=False,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
@@ -64,9 +68,13 @@ class Ray:
             )
         stop, ended = threading.Event(), threading.Event()
         failure: list[BaseException] = []
+        resources = scenario.federation.client_resources or ClientResources()
+        ended.set()  # until the server's thread is started
         try:
+            check_room(resources)  # of the nodes as they are now
+            ended.clear()
             with tempfile.TemporaryDirectory() as folder:
-                self._simulate(scenario, _watched(scenario, serve, stop, ended, failure), Path(folder))
+                self._simulate(scenario, _watched(scenario, serve, stop, ended, failure), Path(folder), resources)
         except RuntimeError as error:
             failure.append(FedleakError(f"Flower's simulation engine failed: {error.__cause__ or error}"))
         finally:
@@ -80,7 +88,9 @@ class Ray:
         if failure:
             raise failure[0]
 
-    def _simulate(self, scenario: Scenario, main: Callable[[Grid, Context], None], folder: Path) -> None:
+    def _simulate(
+        self, scenario: Scenario, main: Callable[[Grid, Context], None], folder: Path, resources: ClientResources
+    ) -> None:
         (folder / "pyproject.toml").write_text(_PYPROJECT, encoding="utf-8")
         server_app = ServerApp()
         server_app.main()(main)
@@ -96,7 +106,7 @@ class Ray:
             is_app=True,
             run=run,
             server_app_context=Context(run_id=_RUN_ID, node_id=0, node_config={}, state=RecordDict(), run_config={}),
-            backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+            backend_config={"client_resources": resources.model_dump()},
             exit_event=EventType.PYTHON_API_RUN_SIMULATION_LEAVE,
         )
 

@@ -110,7 +110,7 @@ def _asked(config: Any, engine: str) -> tuple[Scenario, dict[str, Any]]:
     if ".." in Path(out).parts:
         raise ScenarioError(f"out: '{out}' leads out of the folder of runs; give a name, or an absolute path")
     own = os.environ.get("FEDLEAK_SERVER_DATA")
-    federation = scenario.federation.model_copy(update={"engine": engine})
+    federation = scenario.federation.model_copy(update={"engine": engine, "client_resources": None})
     data = scenario.data.model_copy(update={"shard": Path(own)}) if own else scenario.data
     scenario = scenario.model_copy(update={"federation": federation, "data": data})
     from fedleak.api import default_folder

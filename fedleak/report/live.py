@@ -38,6 +38,7 @@ class Live:
         )
         self._rounds: TaskID | None = None
         self._attack: TaskID | None = None
+        self._orders: TaskID | None = None
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -92,6 +93,16 @@ class Live:
             self._console.print(
                 f"[dim]{escape(where)}[/dim]  [yellow]{escape(str(facts['rows'][0]['error']))}[/yellow]", highlight=False
             )
+
+    def _on_orders(self, event: Event) -> None:
+        done, total, running = (event.facts[key] for key in ("done", "total", "running"))
+        if self._orders is None:
+            self._orders = self._bars.add_task("reconstructions", total=total, detail="")
+        detail = f"{done} of {total} done, {running} handed out"
+        self._bars.update(self._orders, completed=done, total=total, detail=detail)
+
+    def _on_note(self, event: Event) -> None:
+        self._console.print(f"[yellow]{escape(event.facts['text'])}[/yellow]", highlight=False, soft_wrap=True)
 
     def _on_round_done(self, event: Event) -> None:
         facts = event.facts

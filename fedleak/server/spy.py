@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,14 +17,13 @@ from fedleak.defenses.secagg_view import only_sums
 from fedleak.defenses.secure_aggregation import secure_aggregation
 from fedleak.events import Event, Listener, silent
 from fedleak.observation import InputSpec, Observation
-from fedleak.runs import RunFolder
+from fedleak.runs import Row, RunFolder
 from fedleak.scenario import AttackSpec, Scenario
-from fedleak.seeding import Seed
 from fedleak.server.cohort import cohort_of, mean_reply
 from fedleak.server.grading import Grader, failed_row
 from fedleak.server.observing import observe_reply
-from fedleak.server.quarantine import quarantine, sound
 from fedleak.server.replies import Directory, Failure, sift
+from fedleak.server.strike import attackers_seed, groups, show, strike
 from fedleak.threat import Knowledge
 
 
@@ -61,6 +59,10 @@ class Spy:
     ----------
     seconds : float
         Wall time spent looking at the latest round.
+    surrogate : Tensor or None
+        As given.
+    attacks : list of (AttackSpec, Attack)
+        The scenario's, in its order.
     """
 
     def __init__(
@@ -86,13 +88,13 @@ class Spy:
         self._model = model
         self._input = input
         self._most_examples = most_examples
-        self._surrogate = surrogate
+        self.surrogate = surrogate
         self._threads = torch.get_num_threads()
         self._device = device
         self._listener = listener
         self._summed, self._viewed = secure_aggregation(scenario) is not None, only_sums(scenario)
         self._buffers = frozenset(model.state_dict()) - {name for name, _ in model.named_parameters()}
-        self._attacks = [(spec, attacks.get(spec.name)(**spec.parameters)) for spec in scenario.attacks]
+        self.attacks = [(spec, attacks.get(spec.name)(**spec.parameters)) for spec in scenario.attacks]
         self._grader = Grader(scenario, folder, directory, mean_image, most_examples)
 
     def look(self, server_round: int, sent: ArrayRecord, asked: list[int], replies: list[Message], grid: Grid) -> None:
@@ -104,7 +106,7 @@ class Spy:
         if self._viewed and not self._summed:
             # With fewer than a majority, SecAgg+ by its default threshold would have no sum to show either.
             good = {min(good): mean_reply(good)} if len(good) > len(clients) // 2 else {}
-        remembered = any(attack.remembers for _, attack in self._attacks)
+        remembered = any(attack.remembers for _, attack in self.attacks)
         if remembered or self._scenario.server.captures == "all" or self._scenario.attacked(server_round):
             observations = self._observe(server_round, sent, good, grid)
             for observation in observations:
@@ -114,42 +116,63 @@ class Spy:
 
     def recall(self) -> None:
         """Show the attacks the rounds that an earlier process saw."""
-        if any(attack.remembers for _, attack in self._attacks):
+        if any(attack.remembers for _, attack in self.attacks):
             for path in self._folder.captures():
                 self.remember([self.complete(Observation.load(path))])
 
     def complete(self, observation: Observation) -> Observation:
         """Return a saved observation with the public images that the threat model grants, which are not saved."""
-        return replace(observation, surrogate=self._surrogate)
+        return replace(observation, surrogate=self.surrogate)
 
     def attack(self, server_round: int, observations: Sequence[Observation], grid: Grid) -> None:
         """Run every attack that strikes in this round on ``observations``, and write graded rows."""
-        for spec, attack in self._attacks:
+        for spec, attack in self.attacks:
             if not spec.strikes(server_round):
                 continue
-            chosen = observations if spec.clients == "all" else observations[: spec.clients]
-            # An attack that does not batch clients is given them one by one, so that each result is kept at once.
-            groups = [[one] for one in chosen] if not attack.takes_rounds else [list(chosen)]
-            for number, group in enumerate(groups, start=1):
-                if group:
-                    self._tell("attack", attack=spec.result_name, round=server_round, number=number, total=len(groups))
-                    self._strike(spec, attack, group, grid)
+            struck = groups(spec, attack, observations)
+            for number, group in enumerate(struck, start=1):
+                self._tell("attack", attack=spec.result_name, round=server_round, number=number, total=len(struck))
+                results = strike(
+                    attack,
+                    group,
+                    self._model,
+                    seed=attackers_seed(self._scenario.seed),
+                    device=self._device,
+                    threads=self._threads,
+                    progress=self._progress,
+                )
+                for observation, result in zip(group, results, strict=True):
+                    self.grade(spec, attack, observation, result, grid, self._keep)
         self.remember(observations)
+
+    def grade(
+        self,
+        spec: AttackSpec,
+        attack: Attack,
+        observation: Observation,
+        result: Reconstruction,
+        grid: Grid,
+        keep: Callable[[list[Row]], None],
+    ) -> None:
+        """Have the clients grade what ``attack`` made of ``observation``, and have the rows kept before it is told."""
+        named = replace(result, attack=spec.result_name)
+        rows = self._grader.grade(observation, named, self._model, grid, models_steps=attack.models_local_steps)
+        keep(rows)
+        self._tell("graded", attack=spec.result_name, round=observation.round, client=observation.client, rows=rows)
 
     def remember(self, observations: Sequence[Observation]) -> None:
         """Show a round that is over to the attacks that keep what they saw."""
-        for spec, attack in self._attacks:
-            if attack.remembers:
-                try:
-                    with quarantine(self._threads):
-                        attack.remember(copy.deepcopy(list(observations)))
-                # As in a strike: a plugin by anybody may raise anything.
-                except (Exception, SystemExit) as error:  # noqa: BLE001
-                    self._tell("problem", attack=spec.result_name, error=f"{type(error).__name__}: {error}")
+        for spec, attack in self.attacks:
+            if (problem := show(attack, observations, self._threads)) is not None:
+                self._tell("problem", attack=spec.result_name, error=problem)
 
     def record_failures(self, server_round: int, failures: Sequence[Failure]) -> None:
         """Write a row for every client that gave an attack of this round nothing to attack."""
-        rows = [
+        self._keep(self.failed(server_round, failures))
+
+    def failed(self, server_round: int, failures: Sequence[Failure]) -> list[Row]:
+        """Return a row for every attack of this round and client that gave it nothing to attack."""
+        return [
             failed_row(
                 self._scenario,
                 spec.result_name,
@@ -158,30 +181,10 @@ class Spy:
                 f"invalid reply: {failure.reason}",
                 ["invalid-reply"],
             )
-            for spec, _ in self._attacks
+            for spec, _ in self.attacks
             if spec.strikes(server_round)
             for failure in failures
         ]
-        self._folder.append(self._rows, rows)
-
-    def _strike(self, spec: AttackSpec, attack: Attack, observations: list[Observation], grid: Grid) -> None:
-        # A root of its own: from the scenario's an attack could derive the clients' noise, masks and batches.
-        seed = Seed(Seed(self._scenario.seed).derive("attack").value)
-        # The attack may write into whatever it is given; the next attack and the server's own test must not see that.
-        given, model = copy.deepcopy((observations, self._model))
-        try:
-            with quarantine(self._threads), seed.isolated():
-                results = attack(given, model, seed=seed, device=self._device, progress=self._progress)
-                results = [sound(result, seen) for result, seen in zip(results, observations, strict=True)]
-        # The one broad except of the server: a plugin by anybody may raise anything, and the federation must go on.
-        except (Exception, SystemExit) as error:  # noqa: BLE001
-            message = f"{type(error).__name__}: {error}"
-            results = [_failure(observation, message) for observation in observations]
-        for observation, result in zip(observations, results, strict=True):
-            result = replace(result, attack=spec.result_name)
-            rows = self._grader.grade(observation, result, self._model, grid, models_steps=attack.models_local_steps)
-            self._folder.append(self._rows, rows)
-            self._tell("graded", attack=spec.result_name, round=observation.round, client=observation.client, rows=rows)
 
     def _observe(self, server_round: int, sent: ArrayRecord, good: dict[int, Message], grid: Grid) -> list[Observation]:
         cohorts = {client: cohort_of(reply) if self._viewed else () for client, reply in good.items()}
@@ -198,7 +201,7 @@ class Spy:
                 client=client,
                 clients=cohorts[client],
                 labels=_together([labels.get(one) for one in cohorts[client] or (client,)]),
-                surrogate=self._surrogate,
+                surrogate=self.surrogate,
             )
             for client, reply in good.items()
         ]
@@ -220,6 +223,9 @@ class Spy:
                     labels[self._directory.partition(answer.metadata.src_node_id)] = tuple(facts)
         return labels
 
+    def _keep(self, rows: list[Row]) -> None:
+        self._folder.append(self._rows, rows)
+
     def _progress(self, progress: Progress) -> None:
         self._tell("progress", **vars(progress))
 
@@ -235,7 +241,3 @@ def _together(labels: Iterable[tuple[int, ...] | None]) -> tuple[int, ...] | Non
             return None
         found += own
     return tuple(sorted(found))
-
-
-def _failure(observation: Observation, message: str) -> Reconstruction:
-    return Reconstruction(None, round=observation.round, client=observation.client, stop_reason="failed", error=message)

@@ -12,10 +12,12 @@ from fedleak.events import Event
 from fedleak.resumable import run_into
 from fedleak.runs import Row
 from fedleak.scenario import Scenario
-from fedleak.sweeps.lock import Lock
+from fedleak.spread.lock import Lock
 from fedleak.sweeps.rows import run_rows
 
 CELLS, DONE, LOCKS = "cells", "done", "locks"
+WORK = "fedleak.sweeps.cell:work"
+"""What a worker process is started with."""
 _PATIENCE = 60.0  # seconds for the worker of a killed sweep to notice that it is alone
 
 
@@ -75,6 +77,11 @@ def run_cell(job: Job, tell: Callable[[str], None] = lambda what: None) -> None:
         result = run_into(scenario, out / CELLS / job.name, device=job.device, listener=_Listener(tell))
         rows = [{**job.facts, **row} for row in run_rows(result.path)]
         _write(out / DONE / f"{job.name}.json", {"digest": scenario.digest, "rows": rows})
+
+
+def work(line: str, tell: Callable[[str], None]) -> None:
+    """Run the cell of a job's line, as a worker process does."""
+    run_cell(Job.from_json(line), tell)
 
 
 def done_rows(out: Path, name: str, digest: str) -> list[Row] | None:

@@ -17,12 +17,12 @@ from fedleak.check import Checked, check
 from fedleak.errors import ScenarioError
 from fedleak.report.sweep_html import write_sweep_report
 from fedleak.runs import Row
-from fedleak.sweeps.cell import Job, done_rows
+from fedleak.spread.lock import Lock
+from fedleak.spread.pool import Pool
+from fedleak.sweeps.cell import WORK, Job, done_rows
 from fedleak.sweeps.cluster import Cluster
 from fedleak.sweeps.folder import SweepFolder
-from fedleak.sweeps.lock import Lock
 from fedleak.sweeps.plan import Cell, Plan, load_sweep
-from fedleak.sweeps.pool import Pool
 from fedleak.sweeps.verdicts import Verdict, verdicts
 
 _PAUSE = 2.0  # seconds between two writings of the table while cells finish
@@ -144,7 +144,7 @@ def sweep(
         ]
         workers = jobs or (None if ray else _cores())
         audience.begin(len(facts), len(facts) - len(left), workers)
-        runner = Cluster(ray, jobs) if ray else Pool(workers or 1, place / "workers.log")
+        runner = Cluster(ray, jobs) if ray else Pool(workers or 1, place / "workers.log", WORK)
         try:
             if left:
                 runner.run(left, desk)

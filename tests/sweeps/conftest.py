@@ -97,7 +97,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ran: list[str] = []
 
     class Here:
-        def __init__(self, workers: int, log: Path) -> None:
+        def __init__(self, workers: int, log: Path, function: str) -> None:
             pass
 
         def run(self, jobs: Any, watcher: Any) -> None:

@@ -74,7 +74,7 @@ def test_a_sweep_ends_with_its_verdicts_and_goes_on_when_called_again(command, s
 
 def test_failed_runs_give_exit_code_1(command, small, tmp_path, monkeypatch):
     class Here:
-        def __init__(self, workers, log):
+        def __init__(self, workers, log, function):
             pass
 
         def run(self, jobs, watcher):
@@ -91,7 +91,7 @@ def test_failed_runs_give_exit_code_1(command, small, tmp_path, monkeypatch):
 
 def test_an_interrupt_gives_130_and_the_command_that_goes_on(command, small, tmp_path, monkeypatch):
     class Here:
-        def __init__(self, workers, log):
+        def __init__(self, workers, log, function):
             pass
 
         def run(self, jobs, watcher):

@@ -14,10 +14,10 @@ import pytest
 import fedleak
 from fedleak import api
 from fedleak.errors import ScenarioError
+from fedleak.spread.lock import Lock
 from fedleak.sweeps import cell as cells
 from fedleak.sweeps import sweep as module
 from fedleak.sweeps.folder import SweepFolder
-from fedleak.sweeps.lock import Lock
 from fedleak.sweeps.plan import load_sweep
 
 
@@ -70,7 +70,7 @@ def test_a_cell_that_fails_is_a_row_the_others_go_on_and_it_is_tried_again(tiny,
     broken = load_sweep(tiny).cells[3].name
 
     class Here:
-        def __init__(self, workers, log):
+        def __init__(self, workers, log, function):
             pass
 
         def run(self, jobs, watcher):
@@ -95,7 +95,7 @@ def test_a_cell_that_fails_is_a_row_the_others_go_on_and_it_is_tried_again(tiny,
 
 def test_an_interrupt_leaves_the_table_and_the_page_of_what_is_done(tiny, tmp_path, quick, monkeypatch):
     class Here:
-        def __init__(self, workers, log):
+        def __init__(self, workers, log, function):
             pass
 
         def run(self, jobs, watcher):

@@ -1,21 +1,24 @@
-"""A worker process of a sweep: reads jobs from its standard input, one line each, and answers in lines of JSON.
+"""A worker process: reads jobs from its standard input, one line each, and answers in lines of JSON.
 
-Started as ``python -m fedleak.sweeps.worker``, so that it needs nothing of the program that runs the sweep: neither its
-``__main__`` nor its threads. It ends when its input does, at once and in the middle of a cell too: then whoever asked is
-gone, and a cell half-done goes on from its last whole round.
+Started as ``python -m fedleak.spread.worker MODULE:FUNCTION``, so that it needs nothing of the program that asks: neither
+its ``__main__`` nor its threads. The function is given a job's line and what to tell in a few words how far it is. The
+worker ends when its input does, at once and in the middle of a job too: then whoever asked is gone.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import queue
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from fedleak.errors import FedleakError
-from fedleak.sweeps.cell import Job, run_cell
+
+Work = Callable[[str, Callable[[str], None]], None]
 
 
 def main() -> None:
@@ -23,27 +26,29 @@ def main() -> None:
     # What libraries print must not get between the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    jobs: queue.Queue[Job] = queue.Queue()
+    jobs: queue.Queue[str] = queue.Queue()
     threading.Thread(target=_read, args=(jobs,), daemon=True).start()
+    module, _, function = sys.argv[1].partition(":")
+    work: Work = getattr(importlib.import_module(module), function)
     _quieten()
     _answer(answers, kind="ready")
     while True:
-        _serve(jobs.get(), answers)
+        _serve(work, jobs.get(), answers)
 
 
-def _read(jobs: queue.Queue[Job]) -> None:
+def _read(jobs: queue.Queue[str]) -> None:
     for line in sys.stdin:
-        jobs.put(Job.from_json(line))
+        jobs.put(line)
     os._exit(1)
 
 
-def _serve(job: Job, answers: TextIO) -> None:
+def _serve(work: Work, job: str, answers: TextIO) -> None:
     error: str | None = None
     try:
-        run_cell(job, lambda what: _answer(answers, kind="at", what=what))
+        work(job, lambda what: _answer(answers, kind="at", what=what))
     except FedleakError as failure:
         error = str(failure)
-    # One cell must not end the others, whatever its plugins raise; the reason becomes its row.
+    # One job must not end the others, whatever its plugins raise; the reason becomes its row.
     except Exception as failure:  # noqa: BLE001
         error = f"{type(failure).__name__}: {failure}"
     _answer(answers, kind="done", error=error)

@@ -1,4 +1,4 @@
-"""Runs cells side by side in worker processes of this machine, one thread each."""
+"""Runs jobs side by side in worker processes of this machine, one thread each."""
 
 from __future__ import annotations
 
@@ -14,20 +14,29 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedleak.sweeps.cell import Job
+_THREADS = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
+_LAST = 300  # characters of a dead worker's last words that its job's error repeats
 
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-_LAST = 300  # characters of a dead worker's last words that its cell's row repeats
+
+class Job(Protocol):
+    """A piece of work; travels as one line of JSON."""
+
+    @property
+    def name(self) -> str:
+        """What the watcher knows it by."""
+
+    def to_json(self) -> str:
+        """Return what the workers' function reads."""
 
 
 class Watcher(Protocol):
-    """Told what happens to the cells of a sweep."""
+    """Told what happens to the jobs."""
 
     def at(self, name: str, what: str) -> None:
-        """Take in a few words how far the cell ``name`` is."""
+        """Take in a few words how far the job ``name`` is."""
 
     def done(self, name: str, error: str | None) -> None:
-        """Take that the cell ``name`` is finished, or why it is not."""
+        """Take that the job ``name`` is finished, or why it is not."""
 
 
 class Pool:
@@ -36,14 +45,20 @@ class Pool:
     Parameters
     ----------
     workers : int
-        Processes, each with one cell at a time.
+        Processes, each with one job at a time.
     log : Path
         Takes what they print.
+    function : str
+        ``module:function`` that does a job; see :mod:`fedleak.spread.worker`.
+    threads : int
+        Of each worker's computations.
     """
 
-    def __init__(self, workers: int, log: Path) -> None:
+    def __init__(self, workers: int, log: Path, function: str, threads: int = 1) -> None:
         self._most = workers
         self._log = log
+        self._function = function
+        self._threads = threads
 
     def run(self, jobs: Iterable[Job], watcher: Watcher) -> None:
         """Run all jobs. An interrupt ends the workers at once: what they had written is kept.
@@ -78,7 +93,7 @@ class Pool:
             selector.close()
 
     def _start(self, workers: set[_Worker], selector: selectors.BaseSelector) -> None:
-        worker = _Worker(self._log)
+        worker = _Worker(self._log, self._function, self._threads)
         workers.add(worker)
         selector.register(worker.pipe, selectors.EVENT_READ, worker)
 
@@ -101,7 +116,7 @@ class Pool:
 
 
 class _Worker:
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, function: str, threads: int) -> None:
         self.job: Job | None = None
         self.dead = False
         self._log, self._from, self._unread = log, log.stat().st_size if log.exists() else 0, b""
@@ -109,12 +124,12 @@ class _Worker:
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         with log.open("ab") as said:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "fedleak.sweeps.worker"],
+                [sys.executable, "-m", "fedleak.spread.worker", function],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=said,
-                env={**os.environ, **_ONE_THREAD, "PYTHONPATH": path},
-                start_new_session=True,  # Ctrl-C is for the sweep, which then ends its workers
+                env={**os.environ, **dict.fromkeys(_THREADS, str(threads)), "PYTHONPATH": path},
+                start_new_session=True,  # Ctrl-C is for whoever asked, who then ends the workers
             )
         assert self._process.stdout is not None
         self.pipe = self._process.stdout.fileno()

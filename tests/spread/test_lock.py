@@ -7,12 +7,12 @@ import time
 import pytest
 
 from fedleak.errors import ScenarioError
-from fedleak.sweeps.lock import Lock
+from fedleak.spread.lock import Lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from fedleak.sweeps.lock import Lock
+from fedleak.spread.lock import Lock
 with Lock(Path(sys.argv[1]), "x"):
     print("held", flush=True)
     time.sleep(60)

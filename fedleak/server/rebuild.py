@@ -1,0 +1,202 @@
+"""Reconstructions made in another process, on this machine or another: what it is given, and what it gives back.
+
+It is given captures, the network, and what the threat model grants: never the run folder's rows or images, nor the clients'
+data. The captures and the network travel as safetensors, the order as JSON; so do the results.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from fedleak.attacks.base import Reconstruction, attacks
+from fedleak.defenses.chain import defended_model
+from fedleak.observation import InputSpec, Observation
+from fedleak.scenario import Scenario
+from fedleak.server.strike import attackers_seed, groups, show, strike
+
+PLACE, SHARED = "again", "shared.safetensors"
+"""Folder within the run folder, and its file, of what all orders share."""
+WORK = "fedleak.server.rebuild:work"
+"""What a worker process is started with."""
+_HEADER = 8  # bytes that say how long a safetensors header is
+_MODEL = "model/"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A round's captures.
+
+    Attributes
+    ----------
+    round : int
+        From 1.
+    captures : tuple of str
+        File names, by client.
+    struck : int
+        How many of them are attacked, the first; the others are only shown to an attack that remembers rounds.
+    """
+
+    round: int
+    captures: tuple[str, ...]
+    struck: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one process does at a stretch; travels as JSON.
+
+    Attributes
+    ----------
+    name : str
+        Of the order, and of the file that takes its results.
+    key : str
+        Digest of all that decides the results: results with another key are of another order.
+    attack : int
+        Which of the scenario's.
+    steps : tuple of Step
+        One for an attack that takes rounds in any order, all for one that must see them in theirs.
+    device : str
+        Where to compute.
+    threads : int
+        Of the computations.
+    folder : str
+        The run folder, for a process that can read it.
+    """
+
+    name: str
+    key: str
+    attack: int
+    steps: tuple[Step, ...]
+    device: str
+    threads: int
+    folder: str
+
+    @property
+    def struck(self) -> list[tuple[int, str]]:
+        """Round and file name of each capture that is attacked, in the order of the results."""
+        return [(step.round, name) for step in self.steps for name in step.captures[: step.struck]]
+
+    def to_json(self) -> str:
+        """Return the order as one line of JSON; :meth:`from_json` reads it."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Order:
+        """Read what :meth:`to_json` wrote."""
+        facts = json.loads(text)
+        steps = tuple(Step(step["round"], tuple(step["captures"]), step["struck"]) for step in facts.pop("steps"))
+        return cls(**facts, steps=steps)
+
+
+def pack(scenario: Scenario, model: nn.Module, input: InputSpec, surrogate: Tensor | None) -> bytes:
+    """Return what all orders of a run share, as safetensors: scenario, network, and the public images that are granted."""
+    tensors = {f"{_MODEL}{name}": value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    if surrogate is not None:
+        tensors["surrogate"] = surrogate.contiguous()
+    content: bytes = save(tensors, metadata={"scenario": scenario.to_json(), "input": json.dumps(vars(input))})
+    return content
+
+
+def rebuild(order: Order, shared: bytes, observed: Callable[[str], Observation]) -> bytes:
+    """Do an order; return its results, as :func:`decode` reads them.
+
+    Parameters
+    ----------
+    order : Order
+        What to do.
+    shared : bytes
+        As :func:`pack` made it.
+    observed : callable
+        Returns the observation in a capture of that name.
+    """
+    facts, tensors = _metadata(shared), load(shared)
+    scenario, surrogate = Scenario.from_json(facts["scenario"]), tensors.pop("surrogate", None)
+    given: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(facts["input"]).items()
+    }
+    model = defended_model(scenario, InputSpec(**given))
+    model.load_state_dict({name.removeprefix(_MODEL): value for name, value in tensors.items()})
+    spec = scenario.attacks[order.attack]
+    attack = attacks.get(spec.name)(**spec.parameters)
+    results: list[Reconstruction] = []
+    for step in order.steps:
+        observations = [replace(observed(name), surrogate=surrogate) for name in step.captures]
+        for group in groups(spec, attack, observations[: step.struck]):
+            results += strike(
+                attack, group, model, seed=attackers_seed(scenario.seed), device=order.device, threads=order.threads
+            )
+        show(attack, observations, order.threads)
+    return encode(results, order.key)
+
+
+def encode(results: Sequence[Reconstruction], key: str) -> bytes:
+    """Return results as safetensors, with the key of their order."""
+    images = {str(number): result.images.contiguous() for number, result in enumerate(results) if result.images is not None}
+    facts = [{field.name: getattr(one, field.name) for field in fields(one) if field.name != "images"} for one in results]
+    content: bytes = save(images, metadata={"key": key, "results": json.dumps(facts)})
+    return content
+
+
+def decode(content: bytes, key: str) -> list[Reconstruction] | None:
+    """Read what :func:`encode` wrote; ``None`` if it is damaged, or of another order."""
+    try:
+        facts, images = _metadata(content), load(content)
+    except (ValueError, SafetensorError):
+        return None
+    if facts.get("key") != key:
+        return None
+    found = []
+    for number, one in enumerate(json.loads(facts["results"])):
+        labels, flags = one.pop("labels"), tuple(one.pop("flags"))
+        found.append(Reconstruction(images.get(str(number)), None if labels is None else tuple(labels), flags=flags, **one))
+    return found
+
+
+def work(line: str, tell: Callable[[str], None]) -> None:
+    """Do an order in a worker process of this machine, and leave the results in the run folder."""
+    order = Order.from_json(line)
+    torch.set_num_threads(order.threads)
+    folder = Path(order.folder)
+    content = rebuild(order, (folder / PLACE / SHARED).read_bytes(), lambda name: Observation.load(folder / "captures" / name))
+    target = folder / PLACE / f"{order.name}.safetensors"
+    temporary = target.with_suffix(".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(target)  # whole or not at all
+
+
+def work_on_ray(line: str, shared: bytes, captures: Mapping[str, Any]) -> bytes:
+    """Do an order in a task on Ray; ``captures`` are references to the files' bytes, fetched a round at a time."""
+    import ray
+
+    order = Order.from_json(line)
+    torch.set_num_threads(order.threads)
+    return rebuild(order, shared, lambda name: _observation(ray.get(captures[name])))
+
+
+def _observation(content: bytes) -> Observation:
+    with TemporaryDirectory(prefix="fedleak-") as place:
+        path = Path(place) / "capture.safetensors"
+        path.write_bytes(content)
+        return Observation.load(path)
+
+
+def _input(facts: dict[str, Any]) -> InputSpec:
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
+    return InputSpec(**given)
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """Return what a safetensors file says beside its tensors."""
+    end = _HEADER + int.from_bytes(content[:_HEADER], "little")
+    found: dict[str, str] = json.loads(content[_HEADER:end]).get("__metadata__", {})
+    return found

@@ -1,0 +1,374 @@
+"""``fedleak attack --jobs | --ray``: the same results as in one process, only what is missing made again, no failure catching."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedleak import api
+from fedleak.api import Result
+from fedleak.errors import ScenarioError
+from fedleak.events import Event
+from fedleak.runs import RunFolder
+from fedleak.scenario import Scenario
+from fedleak.server import again, rebuild
+from fedleak.spread.lock import Lock
+
+Build, Start = Callable[..., Scenario], Callable[..., Result]
+Facts = Callable[[Path], Any]
+
+SMALL = {"iterations": 2, "restarts": 1}
+SECURE = {
+    "defenses": [{"name": "secagg-view"}],
+    "threat": {"defense_known": True},
+    "federation": {"clients": 4, "clients_per_round": 3},
+    "local": {"learning_rate": 1e-6},
+    "data": {"shard_size": 1},  # the same image in every round, so that sums can be told apart
+}
+NOISE = {"defenses": [{"name": "gaussian-noise", "std": 1e-4}], "threat": {"defense_known": True}}
+CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
+    "one by one": ({}, [{"name": "dlg", "together": 1, **SMALL}, {"name": "analytic", "rounds": [1]}]),
+    "by round": ({"local": {"batch_size": 2}}, [{"name": "inverting-gradients", "clients": 2, **SMALL}]),
+    "a stream": ({}, [{"name": "dlg-fb", "success_loss": 1e9, **SMALL}, {"name": "idlg", "rounds": [2], **SMALL}]),
+    "rounds remembered": (SECURE, [{"name": "cohort-difference", "rounds": [2, 3], **SMALL}]),
+    "updates joined": (NOISE, [{"name": "adaptive", "base": "natural", "joined": 2, "rounds": [3], **SMALL}]),
+    "labels granted": ({"threat": {"preset": "labels-known"}}, [{"name": "mmse", "labels": "given", **SMALL}]),
+}
+
+
+class Here:
+    """Does orders in this process, and remembers which; may be stopped after some."""
+
+    orders: list[str] = []
+    after: int | None = None
+    backwards = False
+
+    def __init__(self, jobs: int, threads: int) -> None:
+        pass
+
+    def run(self, orders: Any, folder: RunFolder, watcher: Any) -> None:
+        for order in reversed(orders) if Here.backwards else orders:
+            if Here.after is not None and len(Here.orders) == Here.after:
+                raise KeyboardInterrupt
+            watcher.at(order.name, "starting")
+            Here.orders.append(order.name)
+            rebuild.work(order.to_json(), lambda what: None)
+            watcher.done(order.name, None)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> type[Here]:
+    Here.orders, Here.after, Here.backwards = [], None, False
+    monkeypatch.setattr(again, "OnCores", Here)
+    return Here
+
+
+@pytest.fixture
+def pair(build: Build, start: Start, tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
+    """Make a run of three rounds, and a copy of it."""
+
+    def make(**tables: Any) -> tuple[Path, Path]:
+        base: dict[str, Any] = {"attacks": [{"name": "analytic", "clients": 1, "title": "first"}]}
+        base |= tables
+        base["federation"] = {"clients": 3, "rounds": 3, **tables.get("federation", {})}
+        one = start(build(**base)).path
+        return one, Path(shutil.copytree(one, tmp_path / "copy"))
+
+    return make
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_spread_gives_what_one_process_gives(
+    build: Build, pair: Callable[..., tuple[Path, Path]], here: type[Here], facts: Facts, case: str
+) -> None:
+    tables, wanted = CASES[case]
+    one, other = pair(**tables)
+    specs = build(attacks=wanted).attacks
+    api.attack_run(one, specs, device="cpu")
+    here.backwards = True
+    api.attack_run(other, specs, device="cpu", jobs=2)
+    assert here.orders
+    assert facts(other) == facts(one)
+    assert RunFolder(other).manifest == RunFolder(one).manifest
+    assert not (other / "again").exists()
+
+
+def test_what_goes_together_is_one_order_and_what_goes_in_order_is_one_for_all(
+    build: Build, pair: Callable[..., tuple[Path, Path]], here: type[Here]
+) -> None:
+    one, _ = pair()
+    wanted = [{"name": "dlg", "together": 1}, {"name": "idlg", "clients": 2}, {"name": "dlg-fb"}]
+    api.attack_run(one, build(attacks=[{**spec, **SMALL} for spec in wanted]).attacks, device="cpu", jobs=2)
+    single = [f"a0-r{r:03d}-c{c:03d}" for r in (1, 2, 3) for c in range(3)]
+    assert sorted(here.orders) == sorted([*single, "a1-r001", "a1-r002", "a1-r003", "a2-all"])
+
+
+def test_after_an_interrupt_only_the_rest_is_made(
+    build: Build, pair: Callable[..., tuple[Path, Path]], here: type[Here], facts: Facts
+) -> None:
+    one, other = pair()
+    specs = build(attacks=[{"name": "analytic"}]).attacks
+    api.attack_run(one, specs, device="cpu")
+    here.after = 4
+    with pytest.raises(KeyboardInterrupt):
+        api.attack_run(other, specs, device="cpu", jobs=2)
+    done = list(here.orders)
+    kept = {
+        (row["round"], row["client"]) for row in RunFolder(other).rows("reconstructions.jsonl") if row["attack"] == "analytic"
+    }
+    assert len(kept) == 4
+    here.orders, here.after = [], None
+    told: list[Event] = []
+    api.attack_run(other, specs, device="cpu", jobs=2, listener=told.append)
+    assert len(here.orders) == 5
+    assert not set(here.orders) & set(done)
+    assert [event.facts for event in told if event.kind == "orders"][0] == {"done": 4, "total": 9, "running": 0}
+    assert facts(other) == facts(one)
+
+
+def test_results_of_other_parameters_are_not_taken_and_a_finished_attack_starts_anew(
+    build: Build, pair: Callable[..., tuple[Path, Path]], here: type[Here]
+) -> None:
+    one, _ = pair()
+    first, second = (build(attacks=[{"name": "analytic", "iterations": n}]).attacks for n in (2, 3))
+    here.after = 4
+    with pytest.raises(KeyboardInterrupt):
+        api.attack_run(one, first, device="cpu", jobs=2)
+    for _ in range(2):
+        here.orders, here.after = [], None
+        api.attack_run(one, second, device="cpu", jobs=2)
+        assert len(here.orders) == 9
+
+
+def test_a_damaged_result_is_made_again(
+    build: Build, pair: Callable[..., tuple[Path, Path]], here: type[Here], facts: Facts
+) -> None:
+    one, other = pair()
+    specs = build(attacks=[{"name": "analytic"}]).attacks
+    api.attack_run(one, specs, device="cpu")
+    here.after = 4
+    with pytest.raises(KeyboardInterrupt):
+        api.attack_run(other, specs, device="cpu", jobs=2)
+    for name, damage in zip(here.orders, (b"", b"\x08\0\0\0\0\0\0\0{}      ", b"\xff" * 9), strict=False):
+        (other / "again" / f"{name}.safetensors").write_bytes(damage)
+    here.orders, here.after = [], None
+    api.attack_run(other, specs, device="cpu", jobs=2)
+    assert len(here.orders) == 8
+    assert facts(other) == facts(one)
+
+
+def test_clients_that_failed_are_told_of_as_in_one_process(
+    build: Build, pair: Callable[..., tuple[Path, Path]], here: type[Here], facts: Facts
+) -> None:
+    folders = pair()
+    for path in folders:
+        folder = RunFolder(path)
+        rows = folder.rows("rounds.jsonl")
+        rows[2]["failures"] = [{"client": 1, "reason": "it was late"}]
+        folder.drop_rows("rounds.jsonl", lambda row: True)
+        folder.append("rounds.jsonl", rows)
+        (path / "captures" / "r002-c001.safetensors").unlink()
+    specs = build(attacks=[{"name": "analytic"}]).attacks
+    api.attack_run(folders[0], specs, device="cpu")
+    api.attack_run(folders[1], specs, device="cpu", jobs=2)
+    assert facts(folders[0]) == facts(folders[1])
+
+
+def test_two_attacks_do_not_mix_and_no_cluster_changes_nothing(
+    build: Build, pair: Callable[..., tuple[Path, Path]], here: type[Here], facts: Facts
+) -> None:
+    one, other = pair()
+    specs = build(attacks=[{"name": "dlg", **SMALL}]).attacks
+    with Lock(one / "again" / "lock", "x"), pytest.raises(ScenarioError, match="another attack is at work there"):
+        api.attack_run(one, specs, device="cpu", jobs=2)
+    shutil.rmtree(one / "again")
+    with pytest.raises(ScenarioError, match="no Ray cluster there"):
+        api.attack_run(one, specs, device="cpu", ray="127.0.0.1:1")
+    assert facts(one) == facts(other)
+    assert RunFolder(one).manifest == RunFolder(other).manifest
+
+
+DEADLY = """
+import os, pathlib, signal, time
+from fedleak.attacks.base import Attack, Reconstruction
+import torch
+
+PLACE = pathlib.Path(__file__).parent
+
+class Deadly(Attack):
+    name = "deadly"
+
+    def reconstruct(self, observation, model, *, rng, device, budget):
+        if observation.client == 0 and not (PLACE / "mercy").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if observation.client == 1:
+            raise RuntimeError("one at a time")
+        (PLACE / "seen" / f"{time.time_ns()}-{observation.round}-{observation.client}").touch()
+        if (PLACE / "slow").exists():
+            time.sleep(1.5)
+        return Reconstruction(torch.rand(1, *observation.input.shape, generator=rng.generator()))
+"""
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start ``fedleak attack`` in a process of its own, where the plugin above is found; end what is left of it."""
+    (tmp_path / "deadly.py").write_text(DEADLY)
+    (tmp_path / "seen").mkdir()
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(folder: Path, *words: str) -> subprocess.Popen[str]:
+        line = [sys.executable, "-m", "fedleak", "attack", str(folder), "--device", "cpu", *words]
+        started.append(
+            subprocess.Popen(
+                line,
+                cwd=tmp_path,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            )
+        )
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def ended(process: subprocess.Popen[str], code: int = 0) -> str:
+    _, complained = process.communicate(timeout=300)
+    assert process.returncode == code, complained
+    assert "Traceback" not in complained
+    return complained
+
+
+def wait_for(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def dead(path: Path) -> dict[tuple[int, int], str | None]:
+    return {
+        (row["round"], row["client"]): row["error"]
+        for row in RunFolder(path).rows("reconstructions.jsonl")
+        if row["attack"] == "Deadly"
+    }
+
+
+def seen(tmp_path: Path) -> list[str]:
+    return ["-".join(path.name.split("-")[1:]) for path in sorted((tmp_path / "seen").iterdir())]
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_a_failed_row_and_is_tried_again_alone(
+    pair: Callable[..., tuple[Path, Path]], tmp_path: Path, command: Callable[..., subprocess.Popen[str]]
+) -> None:
+    one, _ = pair()
+    words = ["--attack", "deadly:Deadly", "--jobs", "2"]
+    complained = ended(command(one, *words))
+    assert "The same command tries them again" in complained
+    errors = dead(one)
+    assert len(errors) == 9
+    assert all("killed by SIGKILL" in str(errors[n, 0]) for n in (1, 2, 3))
+    assert [errors[n, 1] for n in (1, 2, 3)] == ["RuntimeError: one at a time"] * 3
+    assert [errors[n, 2] for n in (1, 2, 3)] == [None] * 3
+    (tmp_path / "mercy").touch()
+    before = seen(tmp_path)
+    assert "tries them again" not in ended(command(one, *words))
+    assert sorted(seen(tmp_path)[len(before) :]) == ["1-0", "2-0", "3-0"]
+    assert [key for key, error in dead(one).items() if error] == [(1, 1), (2, 1), (3, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_and_started_again_nothing_is_done_twice(
+    pair: Callable[..., tuple[Path, Path]], tmp_path: Path, command: Callable[..., subprocess.Popen[str]], how: signal.Signals
+) -> None:
+    one, _ = pair()
+    (tmp_path / "mercy").touch()
+    words = ["--attack", "deadly:Deadly", "--jobs", "2"]
+    (tmp_path / "slow").touch()
+    process = command(one, *words)
+    wait_for(lambda: len(list((one / "again").glob("a0-*.safetensors"))) >= 3, process)
+    process.send_signal(how)
+    _, complained = process.communicate(timeout=300)
+    if how is signal.SIGINT:
+        assert process.returncode == 130
+        assert f"go on with: fedleak attack {one} --attack deadly:Deadly --device cpu --threads 1 --jobs 2" in complained
+        assert len(dead(one)) >= 2  # what was made and not graded yet is kept too
+    kept = {path.stem[3:] for path in (one / "again").glob("a0-*.safetensors")}
+    before = len(seen(tmp_path))
+    (tmp_path / "slow").unlink()
+    ended(command(one, *words))
+    again_done = {f"r{int(r):03d}-c{int(c):03d}" for r, c in (name.split("-") for name in seen(tmp_path)[before:])}
+    assert not kept & again_done
+    assert dead(one) == {(r, c): "RuntimeError: one at a time" if c == 1 else None for r in (1, 2, 3) for c in range(3)}
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    clocks = {"seconds", "cpu_seconds"}
+    lines = (path / "reconstructions.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in clocks} for line in lines]
+
+
+@pytest.fixture
+def cluster() -> Iterator[str]:
+    """Start a Ray cluster of two nodes with one CPU each; return its address."""
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    nodes.add_node(num_cpus=1)
+    yield str(nodes.address)
+    nodes.shutdown()
+
+
+@pytest.mark.slow
+def test_a_cluster_of_two_nodes_gives_the_same_survives_dead_workers_and_goes_on_after_a_kill(
+    pair: Callable[..., tuple[Path, Path]],
+    build: Build,
+    tmp_path: Path,
+    facts: Facts,
+    cluster: str,
+    command: Callable[..., subprocess.Popen[str]],
+) -> None:
+    one, other = pair()
+    for wanted in ({"name": "dlg", "together": 1, **SMALL}, {"name": "dlg-fb", "success_loss": 1e9, **SMALL}):
+        api.attack_run(one, build(attacks=[wanted]).attacks, device="cpu")
+    words = ["--set", "iterations=2", "--set", "restarts=1", "--ray", cluster]
+    ended(command(other, "--attack", "dlg", "--set", "together=1", *words))
+    ended(command(other, "--attack", "dlg-fb", "--set", "success_loss=1e9", *words))
+    assert rows_of(other) == rows_of(one)
+    assert {path.name: path.read_bytes() for path in (other / "images").iterdir()} == {
+        path.name: path.read_bytes() for path in (one / "images").iterdir()
+    }
+    assert RunFolder(other).manifest == RunFolder(one).manifest
+
+    deadly = ["--attack", "deadly:Deadly", "--ray", cluster]
+    (tmp_path / "slow").touch()
+    process = command(other, *deadly)
+    wait_for(lambda: len(list((other / "again").glob("a0-*-c002.safetensors"))) >= 1, process)
+    process.kill()
+    process.communicate()
+    assert (other / "again").is_dir()
+    (tmp_path / "slow").unlink()
+    assert "The same command tries them again" in ended(command(other, *deadly))
+    errors = dead(other)
+    assert len(errors) == 9
+    assert all("died" in str(errors[n, 0]) for n in (1, 2, 3)), errors
+    assert [errors[n, 1] for n in (1, 2, 3)] == ["RuntimeError: one at a time"] * 3
+    (tmp_path / "mercy").touch()
+    ended(command(other, *deadly))
+    assert [key for key, error in dead(other).items() if error] == [(1, 1), (2, 1), (3, 1)]
+    assert not (other / "again").exists()
