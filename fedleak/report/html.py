@@ -12,6 +12,7 @@ from typing import Any
 from fedleak.errors import FedleakError
 from fedleak.evaluation.flags import FLAGS
 from fedleak.evaluation.privacy import said, spent
+from fedleak.evaluation.resources import resources
 from fedleak.evaluation.summary import CLEAR_DB
 from fedleak.evaluation.utility import by_client, utility
 from fedleak.report import asked, formats
@@ -119,6 +120,7 @@ def _context(records: RunRecords) -> dict[str, Any]:
         "loss_chart": loss_chart(records.rounds),
         "no_utility": "" if any(number(row.get("accuracy")) is not None for row in records.rounds) else _no_utility(records),
         **_costs(records),
+        "server": _server(records),
         "mean_image": _MEAN_IMAGE.get(str(records.manifest.get("has_test_split")), "that of public images"),
         "preset": asked.preset(records),
         "grants": asked.grants(records),
@@ -207,6 +209,27 @@ def _costs(records: RunRecords) -> dict[str, Any]:
         "epsilon": private["epsilon"] if private else None,
         "promise": _promise(private) if private else "",
     }
+
+
+def _server(records: RunRecords) -> list[str]:
+    """Return what the run cost the machine that served it, a sentence each."""
+    found = resources([row for row in records.rounds if (number(row.get("round")) or 0) >= 1])
+    seconds, attacks, held = found["seconds"], found["attack_seconds"], found["memory"]
+    sentences = []
+    if seconds["median"] is not None:
+        sentences.append(
+            f"A round took {formats.duration(seconds['median'])} s (median; the first {formats.duration(seconds['first'])}, "
+            f"the last {formats.duration(seconds['last'])}, the longest {formats.duration(seconds['max'])})"
+            + (f", and its attacks {formats.duration(attacks['median'])} s more." if attacks["max"] else ".")
+        )
+    if held["last"] is not None:
+        sentences.append(
+            f"The server's process held {formats.size(held['first'])} of memory after the first round and "
+            f"{formats.size(held['last'])} after the last" + (f", {formats.size(held['peak'])} at most." if held["peak"] else ".")
+        )
+    if (bytes_kept := number(table(records.summary, "resources").get("disk"))) is not None:
+        sentences.append(f"The run folder took {formats.size(bytes_kept)}.")
+    return sentences
 
 
 def _promise(private: dict[str, Any]) -> str:
