@@ -50,8 +50,8 @@ def resources(rounds: Sequence[Row]) -> Row:
     -------
     dict
         ``seconds`` of wall time a round without the attacks, and ``attack_seconds`` with only them: ``first``, ``median``,
-        ``last`` and ``max``. ``memory`` of the server's process in bytes: ``first`` and ``last`` after those rounds, and ``peak``.
-        ``None`` where nothing was measured.
+        ``last`` and ``max``. ``memory`` of the server's process in bytes: ``first`` and ``last`` after those rounds, and
+        ``peak``. ``None`` where nothing was measured.
     """
     held = [row["memory"] for row in rounds if isinstance(row.get("memory"), dict)]
     resident = _numbers(held, "resident")

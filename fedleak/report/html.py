@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fedleak.evaluation.resources import resources
 from fedleak.evaluation.summary import CLEAR_DB
 from fedleak.evaluation.utility import by_client, utility
 from fedleak.report import asked, formats
-from fedleak.report.figures import MARKERS, fidelity_chart, loss_chart, rounds_chart, series_colour
+from fedleak.report.figures import MARKERS, fidelity_chart, loss_chart, marks, rounds_chart, series_colour
 from fedleak.report.gallery import CLOSE_DB, Cell, Gallery, Place, Series, bands
 from fedleak.report.pages import asset, render
 from fedleak.report.records import RunRecords, baseline_psnr, number, read_records, rows_of, table
@@ -27,6 +28,9 @@ FEW_IMAGES = 24
 
 MOST_IMAGES = 240
 """So many private images are drawn at most, so that a long run's page still opens; the page says what it leaves out."""
+
+MOST_ROWS = 2_000
+"""So many rows and so many clients the page's tables hold at most; those left out are in the run folder's files."""
 
 _MEAN_IMAGE = {
     "True": "that of the public test split",
@@ -131,7 +135,9 @@ def _context(records: RunRecords) -> dict[str, Any]:
         "flags": _flags(records),
         "client_failures": _client_failures(records),
         "attack_failures": _attack_failures(records),
-        "rows": [_row(row, gallery) for row in records.rows],
+        "rows": [_row(row, gallery) for row in records.rows[:MOST_ROWS]],
+        "row_count": len(records.rows),
+        "marked": marks(gallery),
         "private": gallery.reveals or truth == "reveal",
         "scenario_file": asked.to_toml(records.scenario) if records.scenario else None,
         "style": asset("style.css"),
@@ -204,7 +210,10 @@ def _costs(records: RunRecords) -> dict[str, Any]:
     promised = private["by_client"] if private else {}
     clients = by_client(rounds)
     return {
-        "clients": [{"client": client, **costs, "epsilon": promised.get(client)} for client, costs in clients.items()],
+        "clients": [
+            {"client": client, **costs, "epsilon": promised.get(client)} for client, costs in islice(clients.items(), MOST_ROWS)
+        ],
+        "client_count": len(clients),
         "cost": utility([{"accuracy": None, "loss": None, **row} for row in rounds])["cost"],
         "epsilon": private["epsilon"] if private else None,
         "promise": _promise(private) if private else "",

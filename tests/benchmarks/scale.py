@@ -81,20 +81,25 @@ def run_case(overrides: list[str], out: Path, started: float) -> None:
 
     torch.set_num_threads(1)
     scenario = load_scenario(SCENARIO, overrides)
-    marks: dict[str, Any] = {"start_up": None, "cpu": [], "actors": []}
-    before = 0.0
+    marks: dict[str, Any] = {"start_up": None, "cpu": [], "attack_cpu": [], "actors": []}
+    before = begun = ended = 0.0
 
     def listen(event: Event) -> None:
-        nonlocal before
+        nonlocal before, begun, ended
+        if event.kind == "attack" and event.facts["number"] == 1:
+            begun = time.process_time()
+        if event.kind == "graded":
+            ended = time.process_time()
         if event.kind == "round-done":
             now = time.process_time()
             if event.facts["round"] == 0:
                 marks["start_up"], marks["start_up_cpu"] = time.time() - started, now
             else:
-                marks["cpu"].append(now - before)
+                marks["cpu"].append(now - before - (ended - begun))
+                marks["attack_cpu"].append(ended - begun)
                 if scenario.federation.engine == "ray":
                     marks["actors"].append(children_memory())
-            before = time.process_time()
+            before, begun, ended = time.process_time(), 0.0, 0.0
 
     api.run(scenario, out=out, device="cpu", listener=listen)
     marks["whole"], marks["whole_cpu"] = time.time() - started, time.process_time()
@@ -111,7 +116,10 @@ def tell(out: Path, per_round: bool) -> None:
     for key, what in (("seconds", "s a round"), ("attack_seconds", "s of attacks a round")):
         values = [row[key] for row in rounds]
         print(f"  {what}: median {statistics.median(values):.3f}, first {values[0]:.3f}, last {values[-1]:.3f}")
-    print(f"  CPU s a round, attacks included: median {statistics.median(marks['cpu']):.3f}")
+    cpu, attack_cpu = marks["cpu"], statistics.median(marks["attack_cpu"])
+    print(
+        f"  CPU s a round: median {statistics.median(cpu):.3f}, first {cpu[0]:.3f}, last {cpu[-1]:.3f}; attacks {attack_cpu:.3f}"
+    )
     middle = held[min(5, len(held) - 1)]
     print(
         f"  memory, MB: {held[0]:.0f} before round 1, {held[1]:.0f} after it, {middle:.0f} after round {min(5, len(rounds))}, "
@@ -128,7 +136,8 @@ def tell(out: Path, per_round: bool) -> None:
     lines = (out / "rounds.jsonl").stat().st_size / len(rounds)
     print(
         f"  wire: {statistics.fmean(cost['bytes'] for cost in costs):,.0f} bytes a client each way; disk: "
-        f"{statistics.fmean(captures) if captures else 0:,.0f} bytes a capture ({len(captures)}), {lines:,.0f} a line of rounds.jsonl, "
+        f"{statistics.fmean(captures) if captures else 0:,.0f} bytes a capture ({len(captures)}), {lines:,.0f} a line of "
+        f"rounds.jsonl, "
         f"{on_disk / MB:.1f} MB in all; report {(out / 'report.html').stat().st_size / MB:.2f} MB"
     )
 
