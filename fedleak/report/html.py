@@ -232,9 +232,11 @@ def _server(records: RunRecords) -> list[str]:
             + (f", and its attacks {formats.duration(attacks['median'])} s more." if attacks["max"] else ".")
         )
     if held["last"] is not None:
+        # In whole megabytes, so that growth shows.
+        first, last, peak = (held[key] and formats.count(held[key] / 1e6) for key in ("first", "last", "peak"))
+        most = f", {peak} MB at most." if peak else "."
         sentences.append(
-            f"The server's process held {formats.size(held['first'])} of memory after the first round and "
-            f"{formats.size(held['last'])} after the last" + (f", {formats.size(held['peak'])} at most." if held["peak"] else ".")
+            f"The server's process held {first} MB of memory after the first round and {last} MB after the last{most}"
         )
     if (bytes_kept := number(table(records.summary, "resources").get("disk"))) is not None:
         sentences.append(f"The run folder took {formats.size(bytes_kept)}.")

@@ -264,7 +264,7 @@ def test_the_servers_costs_are_told(make_run, read, lines):
         row["memory"] = {"resident": int(held), "peak": int(held) + 10**8}
     text = read(write_report(make_run(rounds=rounds))).text
     assert "A round took 1.0 s (median; the first 1.0, the last 1.0, the longest 1.0), and its attacks 2.0 s more." in text
-    assert "held 1.1 GB of memory after the first round and 1.2 GB after the last, 1.3 GB at most." in text
+    assert "held 1,100 MB of memory after the first round and 1,200 MB after the last, 1,300 MB at most." in text
 
 
 def test_leakage_not_above_the_baseline_is_said_plainly(make_run, read):
