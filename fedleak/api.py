@@ -22,6 +22,7 @@ from fedleak.defenses.base import defenses
 from fedleak.engines.base import Engine, engine
 from fedleak.errors import FedleakError, ScenarioError
 from fedleak.evaluation.privacy import spent
+from fedleak.evaluation.resources import disk, resources
 from fedleak.evaluation.summary import summarise
 from fedleak.evaluation.utility import utility
 from fedleak.events import Listener, silent
@@ -248,6 +249,7 @@ def write_summary(folder: RunFolder) -> Row:
         "attack_failures": len(failed),
         "utility": utility(rounds),
         "privacy": spent(rounds),
+        "resources": resources(rounds) | {"disk": disk(folder.path)},
         "leakage": summarise(rows),
         "model_sha256": model_digest(final_model(folder)) if has_model else "",
     }

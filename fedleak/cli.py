@@ -297,7 +297,7 @@ def _fail(word: str, message: str, code: int) -> NoReturn:
 
 def _finish(result: Result) -> None:
     from fedleak.evaluation.privacy import said
-    from fedleak.report.terminal import leakage_table
+    from fedleak.report.terminal import cost_line, leakage_table
 
     summary = result.summary
     if summary["leakage"]:
@@ -305,6 +305,8 @@ def _finish(result: Result) -> None:
     accuracy = summary["utility"]["accuracy"]
     if accuracy:
         console.print(f"Test accuracy after the last round: {accuracy[-1]:.1%}", highlight=False)
+    if costs := cost_line(summary):
+        console.print(costs, highlight=False, soft_wrap=True)
     if summary["privacy"]:
         console.print(said(summary["privacy"]), highlight=False, soft_wrap=True)
     if summary["attack_failures"]:

@@ -20,6 +20,7 @@ from fedleak.data.base import Source
 from fedleak.data.federated import FederatedData
 from fedleak.data.shards import Withheld
 from fedleak.errors import FedleakError
+from fedleak.evaluation.resources import memory
 from fedleak.events import Event, Listener, silent
 from fedleak.observation import InputSpec
 from fedleak.report.html import write_report
@@ -250,7 +251,7 @@ class Curious(StrategyWrapper):
         return FederatedData(_Own(self._input, self._class_names), self._input, sizes)
 
     def _close(self, server_round: int, arrays: ArrayRecord, metrics: MetricRecord | None) -> None:
-        row: Row = {"round": server_round, **{key: _number(metrics, key) for key in ("accuracy", "loss")}}
+        row: Row = {"round": server_round, **{key: _number(metrics, key) for key in ("accuracy", "loss")}, "memory": memory()}
         if server_round:
             spent = self._row.get("attack_seconds", 0.0)
             row |= {"seconds": round(time.perf_counter() - self._since - spent, 4), **self._row}

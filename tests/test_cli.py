@@ -16,6 +16,7 @@ from fedleak import cli
 from fedleak.catalogue import catalogue
 from fedleak.events import Event
 from fedleak.report.live import Live
+from fedleak.report.terminal import cost_line
 
 SCENARIOS = sorted((Path(__file__).parents[1] / "scenarios").glob("*.toml"))
 QUICK = """
@@ -181,6 +182,24 @@ def test_live_bars_show_rounds_and_attacks_and_leave_only_results():
     shown = text.getvalue()
     for expected in ("round 1 of 2", "iteration 3, loss 5.00e-01", "40.0 dB", "client 3 failed: [oops]", "test accuracy 50.0%"):
         assert expected in shown
+
+
+def test_a_round_in_which_very_many_clients_fail_prints_few_lines():
+    text = io.StringIO()
+    failures = [{"client": client, "reason": "no reply"} for client in range(1_000)]
+    with Live(Console(file=text, width=100)) as live:
+        live(Event("round-done", {"round": 2, "failures": failures, "accuracy": None}))
+    lines = text.getvalue().splitlines()
+    assert lines[0] == "round 2  client 0 failed: no reply"
+    assert lines[-1] == "round 2  and 990 more clients failed; the report names them"
+    assert len(lines) == 11
+
+
+def test_what_a_run_cost_is_one_line():
+    memory = {"first": 1e9, "last": 1e9, "peak": 1.25e9}
+    summary = {"resources": {"seconds": {"median": 0.36}, "attack_seconds": {"median": 1.2}, "memory": memory}}
+    assert cost_line(summary) == "0.36 s a round, 1.2 s more for its attacks, 1.2 GB of memory at most"
+    assert cost_line({}) == ""  # of an earlier version
 
 
 def test_quiet_shows_nothing():

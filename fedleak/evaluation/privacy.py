@@ -35,7 +35,8 @@ class Accountant:
         built = [defenses.get(spec.name)(**spec.parameters) for spec in scenario.defenses]
         self.mechanism = next((found for defense in built if (found := defense.mechanism()) is not None), None)
         self._scenario = scenario
-        self._uses = [np.zeros(size if self._by_record else 1, dtype=np.int64) for size in shard_sizes]
+        sizes = shard_sizes if self.mechanism is not None else ()  # without one, no account is kept
+        self._uses = [np.zeros(size if self._by_record else 1, dtype=np.int64) for size in sizes]
 
     @property
     def _by_record(self) -> bool:

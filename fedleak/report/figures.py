@@ -22,6 +22,9 @@ from fedleak.report.records import baseline_psnr, number
 TOP_DB = 100.0
 """PSNR in dB at which the chart ends; better images are drawn there."""
 
+MOST_MARKS = 2_000
+"""So many images are marked in the chart of rounds at most, so that a long run's page stays quick."""
+
 _MARKED = 60  # points up to which a curve marks each
 _FEWEST = 4  # images from which a share of them says something
 MARKERS = ("o", "s", "^", "D", "v")
@@ -55,7 +58,7 @@ def rounds_chart(gallery: Gallery, rounds: Sequence[dict[str, Any]]) -> Markup |
     figure, panels = _figure(heights, width=12.8, height=1.2 + 1.5 * sum(heights))
     titles, free = ["PSNR in dB"] * bool(attacked), iter(panels)
     if attacked:
-        _draw_leaks(next(free), leaks, baselines, axis)
+        _draw_leaks(next(free), leaks, baselines, axis, marks(gallery))
     if accuracy:
         axes = next(free)
         _line(axes, accuracy)
@@ -73,6 +76,21 @@ def rounds_chart(gallery: Gallery, rounds: Sequence[dict[str, Any]]) -> Markup |
         axes.set_xlabel("")
         axes.tick_params(labelbottom=False)
     return _render(figure, "rounds", ", ".join(titles) + " by round" + ", beside both baselines" * bool(attacked))
+
+
+def marks(gallery: Gallery) -> int | None:
+    """Return how many images of an attack and a round are marked at most; ``None`` if all are."""
+    points, _ = _leaks(gallery)
+    sizes = [len(values) for by_round in points for values in by_round.values()]
+    return None if sum(sizes) <= MOST_MARKS else max(3, MOST_MARKS // len(sizes))
+
+
+def _by_rank(values: list[float], most: int | None) -> list[float]:
+    """Return ``most`` of the values, evenly by rank, the least and the greatest among them."""
+    if most is None or len(values) <= most:
+        return values
+    ordered = sorted(values)
+    return [ordered[round(place * (len(ordered) - 1) / (most - 1))] for place in range(most)]
 
 
 def _leaks(gallery: Gallery) -> tuple[list[dict[int, list[float]]], dict[str, dict[int, list[float]]]]:
@@ -93,13 +111,17 @@ def _leaks(gallery: Gallery) -> tuple[list[dict[int, list[float]]], dict[str, di
 
 
 def _draw_leaks(
-    axes: Axes, points: Sequence[dict[int, list[float]]], baselines: dict[str, dict[int, list[float]]], axis: list[int]
+    axes: Axes,
+    points: Sequence[dict[int, list[float]]],
+    baselines: dict[str, dict[int, list[float]]],
+    axis: list[int],
+    most: int | None,
 ) -> None:
     for kind, style in (("mean_image", (0, (5, 3))), ("random", (0, (1, 2.5)))):
         means = {at: statistics.fmean(values) for at, values in baselines[kind].items()}
         _flat(axes, means, axis, {"color": _TEXT, "linewidth": 1.3, "linestyle": style, "zorder": 1})
     for index, by_round in enumerate(points):
-        _dots(axes, by_round, index, len(points))
+        _dots(axes, by_round, index, len(points), most)
     top = max(value for by_round in points for values in by_round.values() for value in values)
     axes.set_ylim(0, max(20.0, top * 1.08))
     _label(axes, "PSNR, dB", axis)
@@ -198,11 +220,12 @@ def _label(axes: Axes, title: str, rounds: list[int]) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
 
 
-def _dots(axes: Axes, by_round: dict[int, list[float]], index: int, total: int) -> None:
+def _dots(axes: Axes, by_round: dict[int, list[float]], index: int, total: int, most: int | None) -> None:
     colour, marker = f"#0000{10 + index % 6}", MARKERS[index % len(MARKERS)]
     slot = 0.7 / total
     centre = (index - (total - 1) / 2) * slot
-    for server_round, values in by_round.items():
+    for server_round, found in by_round.items():
+        values = _by_rank(found, most)
         # Evenly spread, not at random: the same run always gives the same page.
         spread = [centre + server_round + 0.6 * slot * ((rank + 0.5) / len(values) - 0.5) for rank in range(len(values))]
         axes.plot(

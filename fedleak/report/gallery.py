@@ -71,6 +71,7 @@ class Gallery:
         names = records.manifest.get("class_names")
         self.class_names: list[Any] = names if isinstance(names, list) else []
         self._pictures: dict[str, Picture | None] = {}
+        self._digests: dict[str, str | None] = {}
         self._results: dict[tuple[Series, Place], dict[str, Any]] = {}
         seen: Counter[tuple[Any, ...]] = Counter()
         for row in records.rows:
@@ -98,8 +99,14 @@ class Gallery:
 
     def identity(self, place: Place) -> str | None:
         """Return a digest of the private image, equal for the same image in two rounds; ``None`` if it is not shown."""
-        picture = self.truth_picture(place)
-        return hashlib.sha256(picture.content).hexdigest() if picture else None
+        relative = self._truths.get(place, {}).get("truth_png")
+        if not isinstance(relative, str):
+            return None
+        # Asked of every image of a run, of which the page shows few: their pictures are not kept.
+        if relative not in self._digests:
+            picture = read_picture(self._folder, relative)
+            self._digests[relative] = hashlib.sha256(picture.content).hexdigest() if picture else None
+        return self._digests[relative]
 
     def truth_picture(self, place: Place) -> Picture | None:
         """Return the private image, if the run revealed it."""

@@ -6,16 +6,18 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from fedleak.errors import FedleakError
 from fedleak.evaluation.flags import FLAGS
 from fedleak.evaluation.privacy import said, spent
+from fedleak.evaluation.resources import resources
 from fedleak.evaluation.summary import CLEAR_DB
 from fedleak.evaluation.utility import by_client, utility
 from fedleak.report import asked, formats
-from fedleak.report.figures import MARKERS, fidelity_chart, loss_chart, rounds_chart, series_colour
+from fedleak.report.figures import MARKERS, fidelity_chart, loss_chart, marks, rounds_chart, series_colour
 from fedleak.report.gallery import CLOSE_DB, Cell, Gallery, Place, Series, bands
 from fedleak.report.pages import asset, render
 from fedleak.report.records import RunRecords, baseline_psnr, number, read_records, rows_of, table
@@ -26,6 +28,9 @@ FEW_IMAGES = 24
 
 MOST_IMAGES = 240
 """So many private images are drawn at most, so that a long run's page still opens; the page says what it leaves out."""
+
+MOST_ROWS = 2_000
+"""So many rows and so many clients the page's tables hold at most; those left out are in the run folder's files."""
 
 _MEAN_IMAGE = {
     "True": "that of the public test split",
@@ -119,6 +124,7 @@ def _context(records: RunRecords) -> dict[str, Any]:
         "loss_chart": loss_chart(records.rounds),
         "no_utility": "" if any(number(row.get("accuracy")) is not None for row in records.rounds) else _no_utility(records),
         **_costs(records),
+        "server": _server(records),
         "mean_image": _MEAN_IMAGE.get(str(records.manifest.get("has_test_split")), "that of public images"),
         "preset": asked.preset(records),
         "grants": asked.grants(records),
@@ -129,7 +135,9 @@ def _context(records: RunRecords) -> dict[str, Any]:
         "flags": _flags(records),
         "client_failures": _client_failures(records),
         "attack_failures": _attack_failures(records),
-        "rows": [_row(row, gallery) for row in records.rows],
+        "rows": [_row(row, gallery) for row in records.rows[:MOST_ROWS]],
+        "row_count": len(records.rows),
+        "marked": marks(gallery),
         "private": gallery.reveals or truth == "reveal",
         "scenario_file": asked.to_toml(records.scenario) if records.scenario else None,
         "style": asset("style.css"),
@@ -202,11 +210,37 @@ def _costs(records: RunRecords) -> dict[str, Any]:
     promised = private["by_client"] if private else {}
     clients = by_client(rounds)
     return {
-        "clients": [{"client": client, **costs, "epsilon": promised.get(client)} for client, costs in clients.items()],
+        "clients": [
+            {"client": client, **costs, "epsilon": promised.get(client)} for client, costs in islice(clients.items(), MOST_ROWS)
+        ],
+        "client_count": len(clients),
         "cost": utility([{"accuracy": None, "loss": None, **row} for row in rounds])["cost"],
         "epsilon": private["epsilon"] if private else None,
         "promise": _promise(private) if private else "",
     }
+
+
+def _server(records: RunRecords) -> list[str]:
+    """Return what the run cost the machine that served it, a sentence each."""
+    found = resources([row for row in records.rounds if (number(row.get("round")) or 0) >= 1])
+    seconds, attacks, held = found["seconds"], found["attack_seconds"], found["memory"]
+    sentences = []
+    if seconds["median"] is not None:
+        sentences.append(
+            f"A round took {formats.duration(seconds['median'])} s (median; the first {formats.duration(seconds['first'])}, "
+            f"the last {formats.duration(seconds['last'])}, the longest {formats.duration(seconds['max'])})"
+            + (f", and its attacks {formats.duration(attacks['median'])} s more." if attacks["max"] else ".")
+        )
+    if held["last"] is not None:
+        # In whole megabytes, so that growth shows.
+        first, last, peak = (held[key] and formats.count(held[key] / 1e6) for key in ("first", "last", "peak"))
+        most = f", {peak} MB at most." if peak else "."
+        sentences.append(
+            f"The server's process held {first} MB of memory after the first round and {last} MB after the last{most}"
+        )
+    if (bytes_kept := number(table(records.summary, "resources").get("disk"))) is not None:
+        sentences.append(f"The run folder took {formats.size(bytes_kept)}.")
+    return sentences
 
 
 def _promise(private: dict[str, Any]) -> str:

@@ -11,6 +11,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from fedleak.events import Event
 
+_MOST_FAILURES = 10  # lines that a round prints of clients that failed
+
 
 class Live:
     """Listen to a run and show it; plain lines where the output is no terminal.
@@ -106,9 +108,13 @@ class Live:
 
     def _on_round_done(self, event: Event) -> None:
         facts = event.facts
-        for failure in facts.get("failures", []):
+        failures = facts.get("failures", [])
+        for failure in failures[:_MOST_FAILURES]:
             text = f"round {facts['round']}  client {failure['client']} failed: {failure['reason']}"
             self._console.print(f"[red]{escape(text)}[/red]", highlight=False)
+        if len(failures) > _MOST_FAILURES:
+            more = f"round {facts['round']}  and {len(failures) - _MOST_FAILURES:,} more clients failed; the report names them"
+            self._console.print(f"[red]{more}[/red]", highlight=False)
         if facts["accuracy"] is not None:
             text = f"round {facts['round']}  test accuracy {facts['accuracy']:.1%}"
             self._console.print(f"[dim]{text}[/dim]", highlight=False)

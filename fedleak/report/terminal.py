@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedleak.attacks.exact.count import LayerCount
-from fedleak.report.formats import count, decimals, duration, enumerated, percent
+from fedleak.report.formats import count, decimals, duration, enumerated, percent, size
 from fedleak.report.records import baseline_psnr, table
 
 if TYPE_CHECKING:
@@ -61,6 +61,17 @@ def leakage_table(leakage: list[dict[str, Any]]) -> Group:
                 grid.add_row(Text(f"guess: {guess}", style="dim"), "", Text(value, style="dim"))
     legend = "found: of its client's shard, the true image is nearest. Guesses saw no update."
     return Group(grid, Text(legend, style="dim"))
+
+
+def cost_line(summary: dict[str, Any]) -> str:
+    """Return in one line what a run cost its server, from ``summary.json``; empty where nothing was measured."""
+    found = table(summary, "resources")
+    seconds, attacks = (table(found, key).get("median") for key in ("seconds", "attack_seconds"))
+    peak = table(found, "memory").get("peak")
+    parts = [] if seconds is None else [f"{duration(seconds)} s a round"]
+    parts += [f"{duration(attacks)} s more for its attacks"] if attacks else []
+    parts += [] if peak is None else [f"{size(peak)} of memory at most"]
+    return ", ".join(parts)
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:

@@ -20,6 +20,7 @@ from fedleak.defenses.chain import defended_model
 from fedleak.defenses.secure_aggregation import most_weight, secure_aggregation
 from fedleak.engines.secagg_grid import SecureGrid
 from fedleak.evaluation.privacy import Accountant
+from fedleak.evaluation.resources import memory
 from fedleak.events import Event, Listener, silent
 from fedleak.models.weights import load_weights
 from fedleak.runs import Arrays, RunFolder
@@ -185,7 +186,7 @@ class Ledger:
             self._announce(server_round + 1)
             return None
         measured = self.test(arrays) if self._tests(server_round) else {"accuracy": None, "loss": None}
-        row: dict[str, Any] = {"round": server_round, **measured}
+        row: dict[str, Any] = {"round": server_round, **measured, "memory": memory()}
         if server_round:
             spent = self._spy.seconds if self._spy else 0.0
             row |= {

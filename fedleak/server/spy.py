@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -108,11 +108,19 @@ class Spy:
             good = {min(good): mean_reply(good)} if len(good) > len(clients) // 2 else {}
         remembered = any(attack.remembers for _, attack in self.attacks)
         if remembered or self._scenario.server.captures == "all" or self._scenario.attacked(server_round):
-            observations = self._observe(server_round, sent, good, grid)
-            for observation in observations:
+            most = len(good) if remembered else self._attacked(server_round, len(good))
+            observations: list[Observation] = []
+            for observation in self._observe(server_round, sent, good, grid):
                 self._folder.save_capture(observation)
+                if len(observations) < most:  # the others are written, and not held
+                    observations.append(observation)
             self.attack(server_round, observations, grid)
         self.seconds = time.perf_counter() - started
+
+    def _attacked(self, server_round: int, clients: int) -> int:
+        """Return how many of a round's observations the attacks look at: always the first."""
+        wanted = [spec.clients for spec, _ in self.attacks if spec.strikes(server_round)]
+        return max((clients if most == "all" else min(most, clients) for most in wanted), default=0)
 
     def recall(self) -> None:
         """Show the attacks the rounds that an earlier process saw."""
@@ -186,12 +194,12 @@ class Spy:
             for failure in failures
         ]
 
-    def _observe(self, server_round: int, sent: ArrayRecord, good: dict[int, Message], grid: Grid) -> list[Observation]:
+    def _observe(self, server_round: int, sent: ArrayRecord, good: dict[int, Message], grid: Grid) -> Iterator[Observation]:
         cohorts = {client: cohort_of(reply) if self._viewed else () for client, reply in good.items()}
         labels = self._labels(server_round, [one for client in good for one in cohorts[client] or (client,)], grid)
         parameters = sent.to_torch_state_dict()
-        return [
-            observe_reply(
+        for client, reply in good.items():
+            yield observe_reply(
                 self._scenario,
                 reply,
                 parameters,
@@ -203,8 +211,6 @@ class Spy:
                 labels=_together([labels.get(one) for one in cohorts[client] or (client,)]),
                 surrogate=self.surrogate,
             )
-            for client, reply in good.items()
-        ]
 
     def _labels(self, server_round: int, clients: Iterable[int], grid: Grid) -> dict[int, tuple[int, ...]]:
         """Ask the clients for their labels, which this threat model grants to the attacker."""

@@ -1,9 +1,13 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
-from fedleak.data.partition import partition, partitioner_names
+from fedleak.data.partition import _by_flwr, partition, partitioner_names
 from fedleak.errors import ScenarioError
 from fedleak.scenario import Data, Named
+from fedleak.seeding import Seed
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 40))
 CLIENTS = 5
@@ -62,6 +66,19 @@ def test_seeds_of_flwr_datasets_own_are_replaced():
     # The labels are all that differs between the two; the partitioner's draws alone decide how many each class gives.
     counts = [[len(shard) for shard in split("dirichlet", seed=seed, alpha=0.5)] for seed in (1, 2)]
     assert counts[0] != counts[1]
+
+
+@pytest.mark.parametrize("clients", [1, 3, 7, 400])
+def test_iid_is_what_flwr_datasets_gives(clients):
+    slow = _by_flwr(LABELS, "iid", {}, clients, Seed(1).derive("partition"))
+    fast = split("iid", clients)
+    assert all(np.array_equal(a, b) for a, b in zip(fast, slow, strict=True))
+
+
+def test_iid_imports_no_data_frames():
+    code = "import sys, numpy as np; from fedleak.data.partition import partition; from fedleak.scenario import Data; "
+    code += "partition(np.zeros(9, dtype=np.int64), Data(), 3, 1); assert not {'datasets', 'flwr_datasets'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_order_is_contiguous():

@@ -88,7 +88,7 @@ def deployed(asked: Scenario) -> Scenario:
 def timeless(summary: Any) -> Any:
     leakage = [{key: value for key, value in row.items() if "seconds" not in key} for row in summary["leakage"]]
     utility = {key: value for key, value in summary["utility"].items() if key != "cost"}
-    return {**summary, "engine": "", "leakage": leakage, "utility": utility}
+    return {**summary, "engine": "", "leakage": leakage, "utility": utility, "resources": {}}
 
 
 def test_each_client_with_its_own_folder_gives_the_numbers_of_one_process(

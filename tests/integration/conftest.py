@@ -14,7 +14,7 @@ from fedleak.runs import RunFolder
 from fedleak.scenario import Scenario, parse_scenario
 
 MLP = {"name": "mlp", "hidden": [8]}
-CLOCKS = ("seconds", "cpu_seconds", "attack_seconds")
+CLOCKS = ("seconds", "cpu_seconds", "attack_seconds", "memory", "resources")
 
 
 @pytest.fixture(scope="session", autouse=True)

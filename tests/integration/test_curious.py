@@ -1,9 +1,13 @@
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from fedleak.api import Result
+from fedleak.attacks.base import Attack, Reconstruction
 from fedleak.scenario import Scenario
+from fedleak.server.spy import Spy
 
 Build, Start = Callable[..., Scenario], Callable[..., Result]
 NORMALISED = [{"name": "resnet20", "width": 4}, {"name": "convnet", "width": 4, "norm": "batch"}]
@@ -43,3 +47,43 @@ def test_ray_trains_the_same_model_curious_or_not(build: Build, start: Start, gr
             assert len(digests) == 1, protocol
     finally:
         ray.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("attacked", "held"),
+    [
+        ([{"clients": 1}, {"title": "other", "clients": 2, "rounds": [2]}], [1, 2]),
+        ([{"clients": 7, "rounds": [1]}], [3, 0]),
+        ([{"clients": 1}, {"title": "other", "rounds": [1]}], [3, 1]),
+    ],
+)
+def test_observations_that_no_attack_looks_at_are_written_and_not_held(
+    build: Build, start: Start, grey: str, monkeypatch: pytest.MonkeyPatch, attacked: list[dict[str, object]], held: list[int]
+) -> None:
+    given: list[list[int]] = []
+    attack = Spy.attack
+    monkeypatch.setattr(
+        Spy, "attack", lambda self, at, seen, grid: given.append([one.client for one in seen]) or attack(self, at, seen, grid)
+    )
+    result = start(build(attacks=[{"name": grey, **spec} for spec in attacked]))
+    assert given == [list(range(number)) for number in held]
+    assert len(list((result.path / "captures").iterdir())) == 6
+
+
+def test_an_attack_that_remembers_is_shown_all_observations(
+    build: Build, start: Start, plugin: Callable[[type[Attack]], type[Attack]]
+) -> None:
+    shown: list[int] = []
+
+    class Rememberer(Attack):
+        name: ClassVar[str] = "rememberer"
+
+        def reconstruct(self, observation: Any, model: Any, *, rng: Any, device: Any, budget: Any) -> Reconstruction:
+            return Reconstruction(torch.zeros(observation.batch_size, *observation.input.shape))
+
+        def remember(self, observations: Any) -> None:
+            shown.append(len(observations))
+
+    plugin(Rememberer)
+    start(build(attacks=[{"name": "rememberer", "clients": 1, "rounds": [2]}]))
+    assert shown == [3, 3]

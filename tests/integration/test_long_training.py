@@ -21,7 +21,7 @@ from fedleak.scenario import Scenario
 from fedleak.server.app import final_model
 
 Build, Start = Callable[..., Scenario], Callable[..., api.Result]
-CLOCKS = {"seconds", "cpu_seconds", "attack_seconds"}
+CLOCKS = {"seconds", "cpu_seconds", "attack_seconds", "memory", "resources"}
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def deployed(services: Services, asked: Scenario) -> Scenario:
 def timeless(summary: Any) -> Any:
     leakage = [{key: value for key, value in row.items() if "seconds" not in key} for row in summary["leakage"]]
     utility = {key: value for key, value in summary["utility"].items() if key != "cost"}
-    return {**summary, "engine": "", "leakage": leakage, "utility": utility}
+    return {**summary, "engine": "", "leakage": leakage, "utility": utility, "resources": {}}
 
 
 def wait(done: Callable[[], bool], seconds: float = 120.0) -> None:

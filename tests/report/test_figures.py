@@ -28,6 +28,22 @@ def test_one_mark_an_image_higher_for_higher_psnr(make_run):
     assert max(first) < min(second)
 
 
+def test_of_very_many_images_some_are_marked_evenly_by_rank(make_run, lines, monkeypatch):
+    monkeypatch.setattr(figures, "MOST_MARKS", 5)
+
+    def rows(folder):
+        return [lines.image(folder, 1, 0, "dlg", 20.0 + image, image=image) for image in range(41)]
+
+    gallery = Gallery(read_records(make_run(rows)))
+    assert figures.marks(gallery) == 5
+    found = marks(figures.rounds_chart(gallery, []), "series-0")
+    assert len(found) == 5
+    steps = [first - second for first, second in zip(found, found[1:], strict=False)]
+    assert steps == pytest.approx([steps[0]] * 4, rel=1e-3)  # 20, 30, 40, 50 and 60 dB
+    monkeypatch.setattr(figures, "MOST_MARKS", 41)
+    assert figures.marks(gallery) is None
+
+
 def test_exact_images_are_drawn_at_the_top_and_the_axis_says_so(make_run, lines):
     def rows(folder):
         return [lines.image(folder, 1, 0, "dlg", psnr, image=image) for image, psnr in enumerate((100.0, 200.0))]

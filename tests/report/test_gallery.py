@@ -50,6 +50,15 @@ def test_an_attack_listed_twice_keeps_both_results(make_run, lines):
     ]
 
 
+def test_pictures_that_were_only_compared_are_not_kept(make_run, lines):
+    found = gallery(make_run())
+    digests = [found.identity(place) for place in found.places]
+    assert len(set(digests)) == 2  # two images, each in two rounds
+    assert None not in digests
+    assert found._pictures == {}
+    assert found.truth_picture(found.places[0]) is found.truth_picture(found.places[0])
+
+
 def test_strength_is_judged_against_the_images_own_baseline(make_run, lines):
     def rows(folder):
         return [lines.image(folder, 1, client, "dlg", psnr) for client, psnr in enumerate((30.1, 13.1, 13.0))]

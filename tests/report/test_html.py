@@ -245,6 +245,28 @@ def test_what_is_left_out_is_said(make_run, read, lines, monkeypatch):
     assert "40 rows of reconstructions.jsonl" in page.text
 
 
+def test_long_tables_are_cut_and_say_so(make_run, read, lines, monkeypatch):
+    monkeypatch.setattr(html, "MOST_ROWS", 10)
+    costs = {"seconds": 0.5, "cpu_seconds": 0.4, "bytes": 2_000, "coded_bytes": 1_000}
+    rounds = lines.rounds()
+    rounds[1]["by_client"] = {str(client): costs for client in range(1_200)}
+    page = read(write_report(make_run(many_rows(lines, 40), rounds=rounds)))
+    assert "The first 10 of 40 rows of reconstructions.jsonl" in page.text
+    assert "The first 10 of 1,200 clients" in page.text
+    # Beside the headings: 10 clients, 10 rows, and one attack in the table of leakage.
+    assert page.source.split('id="costs"')[1].split("</table>")[0].count("<tr>") == 11
+    assert page.source.split('id="rows"')[1].split("</table>")[0].count("<tr>") == 11
+
+
+def test_the_servers_costs_are_told(make_run, read, lines):
+    rounds = lines.rounds()
+    for row, held in zip(rounds, (1.0e9, 1.1e9, 1.2e9), strict=True):
+        row["memory"] = {"resident": int(held), "peak": int(held) + 10**8}
+    text = read(write_report(make_run(rounds=rounds))).text
+    assert "A round took 1.0 s (median; the first 1.0, the last 1.0, the longest 1.0), and its attacks 2.0 s more." in text
+    assert "held 1,100 MB of memory after the first round and 1,200 MB after the last, 1,300 MB at most." in text
+
+
 def test_leakage_not_above_the_baseline_is_said_plainly(make_run, read):
     text = read(write_report(make_run())).text
     # analytic has 12 dB where the mean image has 13 dB; dlg is far above.
