@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from fedleak.scenario import AttackSpec, Scenario
 from fedleak.seeding import Seed
 from fedleak.server.cohort import cohort_of, mean_reply
 from fedleak.server.grading import Grader, failed_row
+from fedleak.server.limit import limited, wall_limit
 from fedleak.server.observing import observe_reply
 from fedleak.server.quarantine import quarantine, sound
 from fedleak.server.replies import Directory, Failure, sift
@@ -141,8 +143,9 @@ class Spy:
         for spec, attack in self._attacks:
             if attack.remembers:
                 try:
+                    given = copy.deepcopy(list(observations))
                     with quarantine(self._threads):
-                        attack.remember(copy.deepcopy(list(observations)))
+                        limited(partial(attack.remember, given), self._limit(attack, given))
                 # As in a strike: a plugin by anybody may raise anything.
                 except (Exception, SystemExit) as error:  # noqa: BLE001
                     self._tell("problem", attack=spec.result_name, error=f"{type(error).__name__}: {error}")
@@ -167,11 +170,13 @@ class Spy:
     def _strike(self, spec: AttackSpec, attack: Attack, observations: list[Observation], grid: Grid) -> None:
         # A root of its own: from the scenario's an attack could derive the clients' noise, masks and batches.
         seed = Seed(Seed(self._scenario.seed).derive("attack").value)
-        # The attack may write into whatever it is given; the next attack and the server's own test must not see that.
-        given, model = copy.deepcopy((observations, self._model))
         try:
+            # The attack may write into whatever it is given; the next attack and the server's own test must not see that.
+            given, model = copy.deepcopy((observations, self._model))
+            call = partial(attack, given, model, seed=seed, device=self._device, progress=self._progress)
+            # Around the thread, not in it: what an attack that hangs in native code comes back to must be as it was.
             with quarantine(self._threads), seed.isolated():
-                results = attack(given, model, seed=seed, device=self._device, progress=self._progress)
+                results = limited(call, self._limit(attack, given))
                 results = [sound(result, seen) for result, seen in zip(results, observations, strict=True)]
         # The one broad except of the server: a plugin by anybody may raise anything, and the federation must go on.
         except (Exception, SystemExit) as error:  # noqa: BLE001
@@ -182,6 +187,9 @@ class Spy:
             rows = self._grader.grade(observation, result, self._model, grid, models_steps=attack.models_local_steps)
             self._folder.append(self._rows, rows)
             self._tell("graded", attack=spec.result_name, round=observation.round, client=observation.client, rows=rows)
+
+    def _limit(self, attack: Attack, observations: Sequence[Observation]) -> float | None:
+        return wall_limit(attack.config.budget_seconds, self._scenario.server.attack_limit, len(observations))
 
     def _observe(self, server_round: int, sent: ArrayRecord, good: dict[int, Message], grid: Grid) -> list[Observation]:
         cohorts = {client: cohort_of(reply) if self._viewed else () for client, reply in good.items()}
