@@ -130,8 +130,8 @@ class Server(Section):
     attack_limit: float | None = Field(
         default=None,
         gt=0,
-        description="seconds by the clock that an attack may take for each update before it is stopped as hanging; by default ten "
-        "times its budget_seconds and a minute, and none for an attack without a budget",
+        description="seconds by the clock that an attack may take for each update before it is stopped as hanging; by default "
+        "ten times its budget_seconds and a minute, and none for an attack without a budget",
     )
 
 
