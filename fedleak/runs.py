@@ -2,7 +2,7 @@
 
 ::
 
-    manifest.json            scenario, digest, versions, machine, threat
+    manifest.json            scenario, digest, versions, machine, threat; interruptions, if there were any
     rounds.jsonl             one line a round; round 0 is the initial model
     reconstructions.jsonl    one line an image
     captures/                one observation a file (safetensors)
@@ -18,6 +18,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,21 @@ class RunFolder:
         for path in [*(self.path / "captures").glob("r*-c*"), *(self.path / "images").glob("r*-c*")]:
             if int(path.name[1:].split("-")[0]) > server_round:
                 path.unlink()
+
+    def note_stop(self, why: str) -> None:
+        """Write into the manifest that the run broke off, and why."""
+        manifest = self.manifest
+        manifest.setdefault("interruptions", []).append({"why": why})
+        self.write_json("manifest.json", manifest)
+
+    def note_resume(self, after: int) -> None:
+        """Write into the manifest that the run goes on after round ``after``; a killed process did not say that it stopped."""
+        manifest = self.manifest
+        stops: list[Row] = manifest.setdefault("interruptions", [])
+        if not stops or "after" in stops[-1]:
+            stops.append({"why": None})
+        stops[-1] |= {"after": after, "resumed": datetime.now(UTC).isoformat(timespec="seconds")}
+        self.write_json("manifest.json", manifest)
 
     def _replace(self, name: str, content: bytes) -> None:
         with self._writing(temporary := self.path / f"{name}.tmp"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,11 @@ from fedleak.evaluation.privacy import said, spent
 from fedleak.evaluation.summary import CLEAR_DB
 from fedleak.evaluation.utility import by_client, utility
 from fedleak.report import asked, formats
+from fedleak.report.faults import faults
 from fedleak.report.figures import MARKERS, fidelity_chart, loss_chart, rounds_chart, series_colour
 from fedleak.report.gallery import CLOSE_DB, Cell, Gallery, Place, Series, bands
 from fedleak.report.pages import asset, render
-from fedleak.report.records import RunRecords, baseline_psnr, number, read_records, rows_of, table
+from fedleak.report.records import RunRecords, baseline_psnr, number, read_records, table
 from fedleak.report.verdict import verdict
 
 FEW_IMAGES = 24
@@ -26,6 +26,9 @@ FEW_IMAGES = 24
 
 MOST_IMAGES = 240
 """So many private images are drawn at most, so that a long run's page still opens; the page says what it leaves out."""
+
+MOST_FAULTS = 200
+"""So many lines the page has for what went wrong; every row has its own error."""
 
 _MEAN_IMAGE = {
     "True": "that of the public test split",
@@ -51,15 +54,6 @@ class Pick:
     place: Place
     truth: Cell
     rebuilt: Cell
-
-
-@dataclass(frozen=True)
-class Failure:
-    """One reason, and every place where it came up; ``attack`` is empty if it was a client that failed."""
-
-    attack: str
-    reason: str
-    places: list[str]
 
 
 def write_report(folder: Path) -> Path:
@@ -127,8 +121,8 @@ def _context(records: RunRecords) -> dict[str, Any]:
         "attacks": asked.plugins(records, "attacks"),
         "defenses": asked.plugins(records, "defenses"),
         "flags": _flags(records),
-        "client_failures": _client_failures(records),
-        "attack_failures": _attack_failures(records),
+        "faults": (found := faults(records))[:MOST_FAULTS],
+        "fault_count": len(found),
         "rows": [_row(row, gallery) for row in records.rows],
         "private": gallery.reveals or truth == "reveal",
         "scenario_file": asked.to_toml(records.scenario) if records.scenario else None,
@@ -245,24 +239,6 @@ def _flags(records: RunRecords) -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-def _client_failures(records: RunRecords) -> list[Failure]:
-    found = [(row, failure) for row in records.rounds for failure in rows_of(row, "failures")]
-    return _grouped(("", row.get("round"), failure.get("client"), failure.get("reason")) for row, failure in found)
-
-
-def _attack_failures(records: RunRecords) -> list[Failure]:
-    failed = (row for row in records.rows if row.get("error"))
-    return _grouped((str(row.get("attack")), row.get("round"), row.get("client"), row.get("error")) for row in failed)
-
-
-def _grouped(failures: Iterable[tuple[str, Any, Any, Any]]) -> list[Failure]:
-    places: dict[tuple[str, str], dict[str, None]] = {}
-    for attack, server_round, client, reason in failures:
-        place = f"round {formats.plain(server_round)}, client {formats.plain(client)}"
-        places.setdefault((attack, formats.plain(reason)), {})[place] = None
-    return [Failure(attack, reason, list(found)) for (attack, reason), found in places.items()]
 
 
 def _row(row: dict[str, Any], gallery: Gallery) -> dict[str, Any]:

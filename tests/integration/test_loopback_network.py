@@ -1,0 +1,180 @@
+"""A real deployment on this machine: one client's network is cut for a minute; one client is ten times slower."""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedleak import api
+from fedleak.data.shards import write_shards
+from fedleak.engines.certificates import make_certificates
+from fedleak.engines.services import Layout, Services
+from fedleak.events import Event
+from fedleak.runs import RunFolder
+from fedleak.scenario import Scenario, parse_scenario
+
+pytestmark = pytest.mark.slow
+
+CUT = 60.0  # seconds
+ROUNDS = 14
+_PIECE = 2**16
+
+
+class Relay:
+    """Passes TCP connections on to a port of this machine; while it is cut, nothing passes and nothing is refused.
+
+    That is what a client sees whose network is gone: no answer and no error, and its packets arrive later or never.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._passes = threading.Event()
+        self._passes.set()
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._server.getsockname()[1]
+        self.passed = 0
+        self._start(self._accept)
+
+    def cut(self) -> None:
+        self._passes.clear()
+
+    def mend(self) -> None:
+        self._passes.set()
+
+    def close(self) -> None:
+        self.mend()
+        self._server.close()
+
+    def _start(self, target: Callable[..., None], *arguments: socket.socket) -> None:
+        threading.Thread(target=target, args=arguments, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._server.accept()
+                self._passes.wait()
+                far = socket.create_connection(("127.0.0.1", self._to))
+                self._start(self._pump, near, far)
+                self._start(self._pump, far, near)
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(_PIECE):
+                self._passes.wait()
+                target.sendall(piece)
+                self.passed += len(piece)
+            target.shutdown(socket.SHUT_WR)
+
+
+# The user's own network, on which a step takes so many seconds; ten times as many on the machine that SLOWER says it of.
+OWN = """
+import os, time
+from torch import nn
+
+
+class Slow(nn.Module):
+    def __init__(self, seconds, pixels, classes):
+        super().__init__()
+        self.seconds, self.fc = seconds * float(os.environ.get("SLOWER", "1")), nn.Linear(pixels, classes)
+
+    def forward(self, images):
+        if self.training:
+            time.sleep(self.seconds)
+        return self.fc(images.flatten(1))
+
+
+def net(input_shape, num_classes, seconds=0.0):
+    return Slow(seconds, input_shape[0] * input_shape[1] * input_shape[2], num_classes)
+"""
+
+
+def scenario(services: Services | None = None, seconds: float = 0.0, **federation: Any) -> Scenario:
+    base: dict[str, Any] = {"clients": 2, "rounds": 2, "timeout": 90.0} | federation
+    if services is not None:
+        base |= {"engine": "deployment", "superlink": json.loads(services.superlink.model_dump_json())}
+    model = {"name": "own_network:net", "seconds": seconds}
+    attacks = [{"name": "closed-form"}]
+    return parse_scenario({"name": "network", "data": {"image_size": 8}, "model": model, "federation": base, "attacks": attacks})
+
+
+@pytest.fixture
+def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Services:
+    """A deployment over TLS, with shards; not started yet."""
+    (tmp_path / "own_network.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    make_certificates(tmp_path / "keys", 2)
+    plain = scenario()
+    write_shards(plain.data, 2, plain.seed, tmp_path / "shards")
+    return Services(Layout(tmp_path / "keys", tmp_path / "runs", tmp_path / "shards"))
+
+
+def test_a_client_whose_network_is_cut_for_a_minute_is_back_by_itself(services: Services, tmp_path: Path) -> None:
+    relay = Relay(int(services.superlink.address.rpartition(":")[2]))
+    node = services.services["client-1"]
+    node.command = [f"127.0.0.1:{relay.port}" if part == services.superlink.address else part for part in node.command]
+    mender = threading.Timer(CUT, relay.mend)
+
+    def cut(event: Event) -> None:
+        if event.kind == "round-done" and event.facts["round"] == 1:
+            relay.cut()
+            mender.start()
+
+    with services:
+        try:
+            # Flower's node tries again every twenty seconds at most; rounds that go by without it are to be as long as that.
+            asked = scenario(services, seconds=6.0, rounds=ROUNDS, timeout=20.0)
+            result = api.run(asked, out=tmp_path / "run", device="cpu", listener=cut)
+        finally:
+            mender.cancel()
+            relay.close()
+        assert not [service.name for service in services.services.values() if service.ended]
+
+    assert relay.passed > 0
+    rows = RunFolder(result.path).rows("rounds.jsonl")
+    assert [row["round"] for row in rows] == list(range(ROUNDS + 1))
+    away = [row["round"] for row in rows[1:] if row["failures"]]
+    assert away == list(range(2, 2 + len(away)))
+    assert 1 <= len(away) <= ROUNDS - 2, away
+    for server_round in away:
+        [failure] = rows[server_round]["failures"]
+        assert failure["client"] == 1
+        assert failure["reason"].startswith("no reply")
+    assert result.summary["client_errors"] == len(away)
+    lost = [(row["round"], row["client"]) for row in result.reconstructions if row["error"]]
+    assert lost == [(server_round, 1) for server_round in away]
+    expected = [(number, client) for number in range(1, ROUNDS + 1) for client in (0, 1)]
+    assert sorted({(row["round"], row["client"]) for row in result.reconstructions}) == expected
+    captures = [path.stem for path in RunFolder(result.path).captures()]
+    assert captures == [f"r{number:03d}-c{client:03d}" for number, client in expected if (number, client) not in lost]
+    assert "no reply" in result.report.read_text()
+
+
+def test_a_client_that_is_ten_times_slower_is_waited_for_as_long_as_the_scenario_says(services: Services, tmp_path: Path) -> None:
+    services.services["client-1"].environment["SLOWER"] = "10"
+    with services:
+        waited = api.run(scenario(services, seconds=0.5), out=tmp_path / "waited", device="cpu")
+        went_on = api.run(scenario(services, seconds=4.0, timeout=25.0), out=tmp_path / "went-on", device="cpu")
+        assert not [service.name for service in services.services.values() if service.ended]
+
+    for row in RunFolder(waited.path).rows("rounds.jsonl")[1:]:
+        assert row["failures"] == []
+        slow, fast = (row["by_client"][client]["seconds"] for client in ("1", "0"))
+        assert 5.0 < slow < 20.0
+        assert slow > 4 * fast
+    page = waited.report.read_text()
+    assert "What it costs a client" in page
+
+    rows = RunFolder(went_on.path).rows("rounds.jsonl")[1:]
+    assert [row["round"] for row in rows] == [1, 2]
+    assert [failure["client"] for failure in rows[0]["failures"]] == [1]
+    assert all(list(row["by_client"]) == ["0"] for row in rows if row["failures"])
+    assert all(row["seconds"] < 60 for row in rows)
+    assert went_on.summary["model_sha256"]
+    assert {row["client"] for row in went_on.reconstructions if row["psnr"] is not None} >= {0}
