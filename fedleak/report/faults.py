@@ -10,7 +10,7 @@ from operator import methodcaller
 from typing import Any
 
 from fedleak.evaluation.utility import by_client
-from fedleak.report.formats import duration, moment, plain
+from fedleak.report.formats import duration, moment, plain, plural
 from fedleak.report.records import RunRecords, number, rows_of, table
 
 SLOW = 5.0
@@ -35,12 +35,15 @@ class Fault:
         What happened.
     did : str
         What the run did about it.
+    attack : str
+        The attack that failed; empty where it was a client or the server, which training notices.
     """
 
     rounds: tuple[int, ...]
     clients: tuple[int, ...]
     what: str
     did: str
+    attack: str = ""
 
     @property
     def when(self) -> str:
@@ -55,7 +58,7 @@ class Fault:
 
 def faults(records: RunRecords) -> list[Fault]:
     """Return all that went wrong, by round; the same for several clients is one line."""
-    found = [*_interruptions(records), *_merged(_clients(records)), *_merged(_attacks(records)), *_slow(records)]
+    found = [*_interruptions(records), *_merged(_clients(records)), *_attacks(records), *_slow(records)]
     return sorted(found, key=lambda fault: fault.rounds[:1])
 
 
@@ -145,13 +148,18 @@ def _did(kind: str, reasons: list[str], timeout: float | None, *, alone: bool, b
 
 
 def _attacks(records: RunRecords) -> Iterator[Fault]:
+    """Yield one fault for each attack and reason."""
+    failed: dict[tuple[str, str], set[tuple[int, int]]] = {}
     for row in records.rows:
         flags = row.get("flags")
         invalid = isinstance(flags, list) and "invalid-reply" in flags  # told of the client already
         server_round, client = _whole(row.get("round")), _whole(row.get("client"))
         if row.get("error") and not invalid and server_round is not None and client is not None:
-            what = f"Attack {plain(row.get('attack'))} failed: {plain(row['error'])}"
-            yield Fault((server_round,), (client,), what, "Recorded as its result; training took no notice.")
+            failed.setdefault((plain(row.get("attack")), plain(row["error"])), set()).add((server_round, client))
+    for (attack, reason), updates in failed.items():
+        rounds, clients = (tuple(sorted({update[index] for update in updates})) for index in (0, 1))
+        what = f"Attack {attack} failed on {plural(len(updates), 'update')}: {reason}"
+        yield Fault(rounds, clients, what, "Recorded as its result; training took no notice.", attack)
 
 
 def _slow(records: RunRecords) -> Iterator[Fault]:
@@ -169,14 +177,11 @@ def _slow(records: RunRecords) -> Iterator[Fault]:
 
 
 def _merged(found: Iterable[Fault]) -> list[Fault]:
-    """Put together what happened alike: first the rounds of one client, then the clients with the same rounds."""
-    by_rounds: dict[tuple[str, str, tuple[int, ...]], set[int]] = {}
+    """Put together what happened to several clients alike."""
+    clients: dict[tuple[tuple[int, ...], str, str], list[int]] = {}
     for fault in found:
-        by_rounds.setdefault((fault.what, fault.did, fault.clients), set()).update(fault.rounds)
-    by_clients: dict[tuple[str, str, tuple[int, ...]], set[int]] = {}
-    for (what, did, clients), rounds in by_rounds.items():
-        by_clients.setdefault((what, did, tuple(sorted(rounds))), set()).update(clients)
-    return [Fault(rounds, tuple(sorted(clients)), what, did) for (what, did, rounds), clients in by_clients.items()]
+        clients.setdefault((fault.rounds, fault.what, fault.did), []).extend(fault.clients)
+    return [Fault(rounds, tuple(sorted(who)), what, did) for (rounds, what, did), who in clients.items()]
 
 
 def _whole(value: Any) -> int | None:

@@ -123,6 +123,7 @@ def _context(records: RunRecords) -> dict[str, Any]:
         "flags": _flags(records),
         "faults": (found := faults(records))[:MOST_FAULTS],
         "fault_count": len(found),
+        "troubles": sum(not fault.attack for fault in found),
         "rows": [_row(row, gallery) for row in records.rows],
         "private": gallery.reveals or truth == "reveal",
         "scenario_file": asked.to_toml(records.scenario) if records.scenario else None,

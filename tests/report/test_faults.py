@@ -118,7 +118,7 @@ def test_an_attack_is_told_of_once_and_a_client_not_twice(found, lines):
     rows = [lines.failed(number, client, "dlg", hang) for number in (1, 2) for client in (0, 1)]
     rows.append(lines.failed(2, 2, "dlg", "invalid reply: no reply") | {"flags": ["invalid-reply"]})
     [line] = found([done(1), done(2)], rows)
-    assert line == ("1–2", "0–1", f"Attack dlg failed: {hang}", "Recorded as its result; training took no notice.")
+    assert line == ("1–2", "0–1", f"Attack dlg failed on 4 updates: {hang}", "Recorded as its result; training took no notice.")
 
 
 @pytest.mark.parametrize(

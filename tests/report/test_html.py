@@ -273,21 +273,23 @@ def test_given_labels_are_no_merit(make_run, read, lines):
 
 def test_faults_are_one_line_each_and_say_what_the_run_did(make_run, read):
     text = read(write_report(make_run())).text
+    assert "Not all went well: 1 fault of clients or server." in text
     assert "2 1 Sent what cannot be used: ran out of memory Its reply was left out." in text
-    assert "1–2 1 Attack analytic failed: no linear layer Recorded as its result; training took no notice." in text
+    assert "1–2 1 Attack analytic failed on 2 updates: no linear layer Recorded as its result; training took no notice." in text
 
 
 def test_one_reason_for_many_clients_is_one_line(make_run, read, lines):
     def rows(folder):
         return [lines.failed(1, client, "exact", "same reason") for client in range(5)]
 
-    assert "1 0–4 Attack exact failed: same reason" in read(write_report(make_run(rows))).text
+    assert "1 0–4 Attack exact failed on 5 updates: same reason" in read(write_report(make_run(rows))).text
 
 
 def test_a_run_without_faults_says_so_and_a_long_list_is_cut(make_run, read, lines):
     fine = [row | {"failures": []} for row in lines.rounds()[1:]]
     page = read(write_report(make_run(lambda folder: [lines.image(folder, 1, 0, "dlg", 41.0)], rounds=fine)))
     assert "No client and no attack failed, and nothing interrupted the run." in page.text
+    assert "Not all went well" not in page.text
 
 
 def test_a_long_list_of_faults_is_cut(make_run, read, lines):
