@@ -15,4 +15,4 @@ def printable(text: str) -> str:
 
 def one_line(text: object, longest: int | None = None) -> str:
     """Return ``text`` as one line without control characters, of at most ``longest`` characters."""
-    return " ".join(printable(str(text)).split())[:longest]
+    return printable(" ".join(str(text).split()))[:longest]

@@ -81,6 +81,7 @@ def write_report(folder: Path) -> Path:
     target, temporary = folder / "report.html", folder / "report.html.tmp"
     try:
         temporary.write_text(page, encoding="utf-8", errors="replace")
+        temporary.chmod(0o600)
         temporary.replace(target)
     except OSError as error:
         with suppress(OSError):
@@ -126,6 +127,7 @@ def _context(records: RunRecords) -> dict[str, Any]:
         "troubles": sum(not fault.attack for fault in found),
         "rows": [_row(row, gallery) for row in records.rows],
         "private": gallery.reveals or truth == "reveal",
+        "shut": records.folder.stat().st_mode & 0o077 == 0,
         "scenario_file": asked.to_toml(records.scenario) if records.scenario else None,
         "style": asset("style.css"),
     }

@@ -83,12 +83,13 @@ from torch import nn
 class Slow(nn.Module):
     def __init__(self, seconds, pixels, classes):
         super().__init__()
+        self.flat = nn.Flatten()
         self.seconds, self.fc = seconds * float(os.environ.get("SLOWER", "1")), nn.Linear(pixels, classes)
 
     def forward(self, images):
         if self.training:
             time.sleep(self.seconds)
-        return self.fc(images.flatten(1))
+        return self.fc(self.flat(images))
 
 
 def net(input_shape, num_classes, seconds=0.0):
@@ -144,7 +145,7 @@ def test_a_client_whose_network_is_cut_for_a_minute_is_back_by_itself(services: 
         finally:
             mender.cancel()
             relay.close()
-        wait(lambda: (out / "summary.json").exists(), 60.0)
+        wait(lambda: (out / "report.html").exists(), 60.0)
         assert not [service.name for service in services.services.values() if service.ended]
 
     assert relay.passed > 0
@@ -181,15 +182,15 @@ def wait(done: Callable[[], bool], seconds: float) -> None:
 def test_a_client_that_is_ten_times_slower_is_waited_for_as_long_as_the_scenario_says(services: Services, tmp_path: Path) -> None:
     services.services["client-1"].environment["SLOWER"] = "10"
     with services:
-        waited = api.run(scenario(services, seconds=0.5), out=tmp_path / "waited", device="cpu")
+        waited = api.run(scenario(services, seconds=2.0), out=tmp_path / "waited", device="cpu")
         went_on = api.run(scenario(services, seconds=6.0, timeout=45.0), out=tmp_path / "went-on", device="cpu")
         assert not [service.name for service in services.services.values() if service.ended]
 
     for row in RunFolder(waited.path).rows("rounds.jsonl")[1:]:
         assert row["failures"] == []
         slow, fast = (row["by_client"][client]["seconds"] for client in ("1", "0"))
-        assert 5.0 < slow < 20.0
-        assert slow > 4 * fast
+        assert slow > 20.0
+        assert slow > 5 * fast
     [fault] = faults(read_records(waited.path))
     assert (fault.rounds, fault.clients) == ((1, 2), (1,))
     assert fault.what.startswith("Was slow: ")

@@ -16,6 +16,7 @@ from fedleak.report import html
 from fedleak.report.html import write_report
 
 HOSTILE = """</title></style></script></code></pre><script>window.pwned=1</script><img src=x onerror='pwn()'>"'{{ 7*7 }}&lt;"""
+HOSTILE += "\x1b[31m\x07\u202e"
 
 
 def test_finished_run_shows_every_image_and_its_numbers(make_run, read):
@@ -117,6 +118,17 @@ def test_hostile_text_stays_text(make_run, read, lines, where):
     assert page.open == []
     assert "window.pwned=1" in page.text
     assert "{{ 7*7 }}" in page.text
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", page.source)
+
+
+def test_the_page_says_who_can_read_it(make_run, read):
+    folder = make_run()
+    folder.chmod(0o700)
+    path = write_report(folder)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert "Its run folder is readable by its owner only." in read(path).text
+    folder.chmod(0o755)
+    assert "can be read by others on this machine" in read(write_report(folder)).text
 
 
 @pytest.mark.parametrize(
