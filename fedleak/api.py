@@ -27,6 +27,7 @@ from fedleak.evaluation.summary import summarise
 from fedleak.evaluation.utility import utility
 from fedleak.events import Listener, silent
 from fedleak.observation import Observation
+from fedleak.printable import one_line
 from fedleak.report.html import write_report
 from fedleak.runs import Row, RunFolder, model_digest, refuse_existing
 from fedleak.scenario import AttackSpec, Scenario, load_scenario
@@ -136,9 +137,12 @@ def run(
     torch.set_num_threads(threads)
     try:
         where.run(checked.scenario, lambda grid, directory: federate(serving, grid, directory))
-    except BaseException:
+    except BaseException as error:
         # What stopped the run, such as a full disk, may stop its report too; it is the first of them that counts.
         with suppress(FedleakError):
+            folder.note_stop(
+                "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(error, 300) or type(error).__name__
+            )
             write_summary(folder)
             write_report(folder.path)
         raise
@@ -300,6 +304,7 @@ def _reopen(path: Path, device: str) -> tuple[RunFolder, Checked]:
             "going on would give other numbers; run the scenario anew with another --out"
         )
     folder.forget_after(done)
+    folder.note_resume(done)
     return folder, checked
 
 

@@ -297,11 +297,15 @@ def _fail(word: str, message: str, code: int) -> NoReturn:
 
 def _finish(result: Result) -> None:
     from fedleak.evaluation.privacy import said
-    from fedleak.report.terminal import cost_line, leakage_table
+    from fedleak.report.faults import faults
+    from fedleak.report.records import read_records
+    from fedleak.report.terminal import cost_line, faults_table, leakage_table
 
     summary = result.summary
     if summary["leakage"]:
         console.print(leakage_table(summary["leakage"]))
+    if result.here and (found := faults(read_records(result.path))):
+        console.print(faults_table(found))
     accuracy = summary["utility"]["accuracy"]
     if accuracy:
         console.print(f"Test accuracy after the last round: {accuracy[-1]:.1%}", highlight=False)

@@ -2,7 +2,7 @@
 
 ::
 
-    manifest.json            scenario, digest, versions, machine, threat
+    manifest.json            scenario, digest, versions, machine, threat; interruptions, if there were any
     rounds.jsonl             one line a round; round 0 is the initial model
     reconstructions.jsonl    one line an image
     captures/                one observation a file (safetensors)
@@ -18,6 +18,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from fedleak.scenario import AttackSpec, Scenario, parse_scenario
 
 Row = dict[str, Any]
 Arrays = dict[str, np.ndarray[Any, Any]]
+
+_OWNER_ONLY = 0o600
 
 
 class RunFolder:
@@ -116,7 +119,7 @@ class RunFolder:
             If they cannot be written.
         """
         content = memoryview("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
-        with self._writing(), (self.path / name).open("ab", buffering=0) as file:
+        with self._writing(), open(self.path / name, "ab", buffering=0, opener=_private) as file:  # noqa: PTH123 (no opener there)
             before, done = file.seek(0, os.SEEK_END), 0
             try:
                 while done < len(content):
@@ -148,7 +151,7 @@ class RunFolder:
         target = self.path / "captures" / f"{stem(observation.round, observation.client)}.safetensors"
         with self._writing(temporary := target.with_suffix(".tmp")):
             observation.save(temporary)
-            temporary.replace(target)
+            _put(temporary, target)
 
     def captures(self) -> Iterator[Path]:
         """Iterate over the files of observations, by round and client."""
@@ -161,6 +164,7 @@ class RunFolder:
         relative = f"images/{name}.png"
         with self._writing(self.path / relative):
             Image.fromarray(pixels.squeeze()).save(self.path / relative)
+            (self.path / relative).chmod(_OWNER_ONLY)
         return relative
 
     def save_checkpoint(self, server_round: int, arrays: Arrays, state: Row) -> None:
@@ -172,7 +176,7 @@ class RunFolder:
                 temporary,
                 metadata={"round": str(server_round), "state": json.dumps(state)},
             )
-            temporary.replace(target)
+            _put(temporary, target)
 
     def load_checkpoint(self) -> tuple[int, Arrays, Row]:
         """Read what :meth:`save_checkpoint` wrote: the round, the arrays, and the strategy's state.
@@ -225,11 +229,26 @@ class RunFolder:
             if int(path.name[1:].split("-")[0]) > server_round:
                 path.unlink()
 
+    def note_stop(self, why: str) -> None:
+        """Write into the manifest that the run broke off, and why."""
+        manifest = self.manifest
+        manifest.setdefault("interruptions", []).append({"why": why})
+        self.write_json("manifest.json", manifest)
+
+    def note_resume(self, after: int) -> None:
+        """Write into the manifest that the run goes on after round ``after``; a killed process did not say that it stopped."""
+        manifest = self.manifest
+        stops: list[Row] = manifest.setdefault("interruptions", [])
+        if not stops or "after" in stops[-1]:
+            stops.append({"why": None})
+        stops[-1] |= {"after": after, "resumed": datetime.now(UTC).isoformat(timespec="seconds")}
+        self.write_json("manifest.json", manifest)
+
     def replace_file(self, name: str, content: bytes) -> None:
         """Write a file whole: a reader sees the old one or the new one."""
         with self._writing(temporary := self.path / f"{name}.tmp"):
             temporary.write_bytes(content)
-            temporary.replace(self.path / name)
+            _put(temporary, self.path / name)
 
     @contextmanager
     def _writing(self, unfinished: Path | None = None) -> Iterator[None]:
@@ -246,6 +265,16 @@ class RunFolder:
                 f"{self.path}: cannot be written ({reason}); what was done before is kept: make room, and go on with "
                 f"fedleak run --resume {self.path}"
             ) from error
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, _OWNER_ONLY)
+
+
+def _put(temporary: Path, target: Path) -> None:
+    """Put a finished file in its place, readable by its owner alone: a copy of it may land in a folder that is not."""
+    temporary.chmod(_OWNER_ONLY)
+    temporary.replace(target)
 
 
 def refuse_existing(path: Path) -> None:

@@ -42,6 +42,7 @@ NameOrTable = Annotated[Named, BeforeValidator(_named)]
 _LATER = (
     ("model", "weights"),
     ("server", "captures"),
+    ("server", "attack_limit"),
     ("evaluation", "every"),
     ("evaluation", "test_images"),
     ("evaluation", "lpips"),
@@ -146,6 +147,12 @@ class Server(Section):
     curious: bool = Field(default=True, description="false: the same training, nothing recorded or attacked")
     captures: Literal["all", "attacked"] = Field(
         default="all", description="attacked: rounds in which no attack strikes are neither kept nor shown to attacks"
+    )
+    attack_limit: float | None = Field(
+        default=None,
+        gt=0,
+        description="seconds by the clock that an attack may take for each update before it is stopped as hanging; by default "
+        "ten times its budget_seconds and a minute, and none for an attack without a budget",
     )
 
 

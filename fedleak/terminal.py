@@ -5,14 +5,42 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.markup import escape
+from rich.segment import Segment
 
-console = Console()
-errors = Console(stderr=True)
+from fedleak.printable import printable
+
+
+class _Printable(RenderHook):
+    """Keep control characters that others wrote from the terminal: rich passes escape sequences on as they are."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        """Wrap what is about to be printed."""
+        return [_Cleaned(renderable) for renderable in renderables]
+
+
+class _Cleaned:
+    def __init__(self, renderable: ConsoleRenderable) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self._renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+def safe_console(**options: Any) -> Console:
+    """Return a console that prints no control character but rich's own."""
+    made = Console(**options)
+    made.push_render_hook(_Printable())
+    return made
+
+
+console = safe_console()
+errors = safe_console(stderr=True)
 
 ScenarioFile = Annotated[Path, typer.Argument(show_default=False)]
 Overrides = Annotated[
@@ -42,3 +70,16 @@ def quieten(verbose: bool) -> None:
     import flwr.app  # noqa: F401 (its import sets the level, so it must come first)
 
     logging.getLogger("flwr").setLevel(logging.INFO if verbose else logging.ERROR)
+    clean_log()
+
+
+def clean_log() -> None:
+    """Have Flower's log hold no control character that a reply brought in."""
+    logger = logging.getLogger("flwr")
+    if _clean not in logger.filters:
+        logger.addFilter(_clean)
+
+
+def _clean(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True

@@ -29,6 +29,28 @@ def test_the_folder_is_its_owners_alone(folder: RunFolder) -> None:
     assert folder.scenario.attacks[0].name == "dlg"
 
 
+def test_its_files_are_too_so_that_a_copy_of_them_is(folder: RunFolder) -> None:
+    folder.append("rounds.jsonl", [{"round": 0}])
+    folder.append("rounds.jsonl", [{"round": 1}])
+    folder.drop_rows("rounds.jsonl", lambda row: row["round"] == 1)
+    folder.save_capture(seen())
+    folder.save_image("r001-c000-truth-0", torch.zeros(3, 4, 4))
+    folder.save_checkpoint(1, {"w": np.zeros(2)}, {})
+    files = [path for path in folder.path.rglob("*") if path.is_file()]
+    assert len(files) == 5
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
+
+
+def test_stops_and_resumes_are_written_down(folder: RunFolder) -> None:
+    folder.note_stop("interrupted")
+    assert folder.manifest["interruptions"] == [{"why": "interrupted"}]
+    folder.note_resume(2)
+    folder.note_resume(3)  # the process between was killed, and did not say so
+    first, second = folder.manifest["interruptions"]
+    assert (first["why"], first["after"], second["why"], second["after"]) == ("interrupted", 2, None, 3)
+    assert first["resumed"].endswith("+00:00")
+
+
 def test_a_place_that_is_taken_or_cannot_be_made_is_refused(folder: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match="exists already"):
         RunFolder.create(folder.path, {})

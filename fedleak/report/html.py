@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -17,10 +16,11 @@ from fedleak.evaluation.resources import resources
 from fedleak.evaluation.summary import CLEAR_DB
 from fedleak.evaluation.utility import by_client, utility
 from fedleak.report import asked, formats
+from fedleak.report.faults import faults
 from fedleak.report.figures import MARKERS, fidelity_chart, loss_chart, marks, rounds_chart, series_colour
 from fedleak.report.gallery import CLOSE_DB, Cell, Gallery, Place, Series, bands
 from fedleak.report.pages import asset, render
-from fedleak.report.records import RunRecords, baseline_psnr, number, read_records, rows_of, table
+from fedleak.report.records import RunRecords, baseline_psnr, number, read_records, table
 from fedleak.report.verdict import verdict
 
 FEW_IMAGES = 24
@@ -31,6 +31,8 @@ MOST_IMAGES = 240
 
 MOST_ROWS = 2_000
 """So many rows and so many clients the page's tables hold at most; those left out are in the run folder's files."""
+MOST_FAULTS = 200
+"""So many lines the page has for what went wrong; every row has its own error."""
 
 _MEAN_IMAGE = {
     "True": "that of the public test split",
@@ -58,15 +60,6 @@ class Pick:
     rebuilt: Cell
 
 
-@dataclass(frozen=True)
-class Failure:
-    """One reason, and every place where it came up; ``attack`` is empty if it was a client that failed."""
-
-    attack: str
-    reason: str
-    places: list[str]
-
-
 def write_report(folder: Path) -> Path:
     """Write ``report.html`` into a run folder, finished or not.
 
@@ -92,6 +85,7 @@ def write_report(folder: Path) -> Path:
     target, temporary = folder / "report.html", folder / "report.html.tmp"
     try:
         temporary.write_text(page, encoding="utf-8", errors="replace")
+        temporary.chmod(0o600)
         temporary.replace(target)
     except OSError as error:
         with suppress(OSError):
@@ -133,12 +127,14 @@ def _context(records: RunRecords) -> dict[str, Any]:
         "attacks": asked.plugins(records, "attacks"),
         "defenses": asked.plugins(records, "defenses"),
         "flags": _flags(records),
-        "client_failures": _client_failures(records),
-        "attack_failures": _attack_failures(records),
+        "faults": (found := faults(records))[:MOST_FAULTS],
+        "fault_count": len(found),
+        "troubles": sum(not fault.attack for fault in found),
         "rows": [_row(row, gallery) for row in records.rows[:MOST_ROWS]],
         "row_count": len(records.rows),
         "marked": marks(gallery),
         "private": gallery.reveals or truth == "reveal",
+        "shut": records.folder.stat().st_mode & 0o077 == 0,
         "scenario_file": asked.to_toml(records.scenario) if records.scenario else None,
         "style": asset("style.css"),
     }
@@ -279,24 +275,6 @@ def _flags(records: RunRecords) -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-def _client_failures(records: RunRecords) -> list[Failure]:
-    found = [(row, failure) for row in records.rounds for failure in rows_of(row, "failures")]
-    return _grouped(("", row.get("round"), failure.get("client"), failure.get("reason")) for row, failure in found)
-
-
-def _attack_failures(records: RunRecords) -> list[Failure]:
-    failed = (row for row in records.rows if row.get("error"))
-    return _grouped((str(row.get("attack")), row.get("round"), row.get("client"), row.get("error")) for row in failed)
-
-
-def _grouped(failures: Iterable[tuple[str, Any, Any, Any]]) -> list[Failure]:
-    places: dict[tuple[str, str], dict[str, None]] = {}
-    for attack, server_round, client, reason in failures:
-        place = f"round {formats.plain(server_round)}, client {formats.plain(client)}"
-        places.setdefault((attack, formats.plain(reason)), {})[place] = None
-    return [Failure(attack, reason, list(found)) for (attack, reason), found in places.items()]
 
 
 def _row(row: dict[str, Any], gallery: Gallery) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fedleak.printable import printable
 from fedleak.report import formats
 
 _FILTERS = ("decimals", "scientific", "percent", "count", "duration", "size", "yes_no", "enumerated", "plain")
@@ -23,11 +24,11 @@ def render(template: str, context: dict[str, Any]) -> str:
     template : str
         A file in ``fedleak/report/templates``.
     context : dict
-        What the template names; ``script`` and ``script_hash`` are added.
+        What the template names; ``script`` and ``script_hash`` are added. Control characters in it are replaced.
     """
     script = asset("sort.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return _environment().get_template(template).render({**context, "script": script, "script_hash": digest})
+    return printable(_environment().get_template(template).render({**context, "script": script, "script_hash": digest}))
 
 
 def asset(name: str) -> Markup:

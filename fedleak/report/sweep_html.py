@@ -70,6 +70,7 @@ def write_sweep_report(path: Path) -> Path:
     target = folder.path / "sweep.html"
     temporary = target.with_suffix(".tmp")
     temporary.write_text(page, encoding="utf-8", errors="replace")
+    temporary.chmod(0o600)
     return temporary.replace(target)
 
 

@@ -16,6 +16,7 @@ from fedleak.report.records import baseline_psnr, table
 
 if TYPE_CHECKING:
     from fedleak.claims import Finding
+    from fedleak.report.faults import Fault
 
 
 def leakage_table(leakage: list[dict[str, Any]]) -> Group:
@@ -72,6 +73,19 @@ def cost_line(summary: dict[str, Any]) -> str:
     parts += [f"{duration(attacks)} s more for its attacks"] if attacks else []
     parts += [] if peak is None else [f"{size(peak)} of memory at most"]
     return ", ".join(parts)
+
+
+def faults_table(found: Sequence[Fault], most: int = 12) -> Group:
+    """Return what went wrong in a run, one line each, at most so many."""
+    grid = _grid()
+    for heading in ("round", "client"):
+        grid.add_column(heading, overflow="fold")
+    for heading in ("what happened", "what the run did"):
+        grid.add_column(heading, overflow="fold", ratio=1)
+    for fault in found[:most]:
+        grid.add_row(fault.when, fault.who, Text(fault.what), Text(fault.did, style="dim"))
+    left = len(found) - most
+    return Group(grid, *([Text(f"and {left} more, in the report", style="dim")] if left > 0 else []))
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:

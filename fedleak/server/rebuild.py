@@ -133,9 +133,15 @@ def rebuild(order: Order, shared: bytes, observed: Callable[[str], Observation])
         observations = [replace(observed(name), surrogate=surrogate) for name in step.captures]
         for group in groups(spec, attack, observations[: step.struck]):
             results += strike(
-                attack, group, model, seed=attackers_seed(scenario.seed), device=order.device, threads=order.threads
+                attack,
+                group,
+                model,
+                seed=attackers_seed(scenario.seed),
+                device=order.device,
+                threads=order.threads,
+                limit=scenario.server.attack_limit,
             )
-        show(attack, observations, order.threads)
+        show(attack, observations, order.threads, scenario.server.attack_limit)
     return encode(results, order.key)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedleak.errors import FedleakError, ReplyError
+from fedleak.printable import one_line
 from fedleak.server.cohort import LOST, cohort_of
 
 _QUERY_CHUNK = 50
@@ -91,7 +92,7 @@ def sift(
         if form != usual:
             reasons[client] = f"sent {_some(form - usual)}, while the other clients sent {_some(usual - form)}"
             del found[client]
-    failures = [Failure(client, " ".join(reasons[client].split())[:_LONGEST_REASON]) for client in sorted(reasons)]
+    failures = [Failure(client, one_line(reasons[client], _LONGEST_REASON)) for client in sorted(reasons)]
     return {client: found[client] for client in sorted(found)}, failures
 
 
@@ -104,7 +105,7 @@ def check_reply(reply: Message, sent: ArrayRecord, most_examples: int) -> ArrayR
         If the reply is an error, holds nothing, or holds anything but the expected numbers; the message says which.
     """
     if reply.has_error():
-        reason = " ".join(str(reply.error.reason).split())
+        reason = one_line(reply.error.reason)
         if reply.error.code == LOST:
             raise ReplyError(reason)
         if reply.error.code in _UNREACHABLE:
@@ -215,7 +216,7 @@ class Directory:
             for reply in self._ask([self._whoami(node) for node in new[start : start + _QUERY_CHUNK]]):
                 node = reply.metadata.src_node_id
                 if reply.has_error():
-                    self._silent[node] = " ".join(str(reply.error.reason).split())[:_LONGEST_REASON]
+                    self._silent[node] = one_line(reply.error.reason, _LONGEST_REASON)
                     continue
                 self._partition[node] = int(reply.content.metric_records["who"]["partition-id"])  # type: ignore[arg-type]
                 self._node[self._partition[node]] = node

@@ -147,6 +147,7 @@ class Spy:
                     seed=attackers_seed(self._scenario.seed),
                     device=self._device,
                     threads=self._threads,
+                    limit=self._scenario.server.attack_limit,
                     progress=self._progress,
                 )
                 for observation, result in zip(group, results, strict=True):
@@ -171,7 +172,7 @@ class Spy:
     def remember(self, observations: Sequence[Observation]) -> None:
         """Show a round that is over to the attacks that keep what they saw."""
         for spec, attack in self.attacks:
-            if (problem := show(attack, observations, self._threads)) is not None:
+            if (problem := show(attack, observations, self._threads, self._scenario.server.attack_limit)) is not None:
                 self._tell("problem", attack=spec.result_name, error=problem)
 
     def record_failures(self, server_round: int, failures: Sequence[Failure]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from torch import nn
@@ -16,6 +17,7 @@ from fedleak.attacks.base import Attack, Progress, Reconstruction
 from fedleak.observation import Observation
 from fedleak.scenario import AttackSpec
 from fedleak.seeding import Seed
+from fedleak.server.limit import limited, wall_limit
 from fedleak.server.quarantine import quarantine, sound
 
 Update = TypeVar("Update")
@@ -44,6 +46,7 @@ def strike(
     seed: Seed,
     device: str,
     threads: int,
+    limit: float | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> list[Reconstruction]:
     """Attack a group of observations; whatever goes wrong is a result that says so, one for each of them.
@@ -62,26 +65,31 @@ def strike(
         Where to compute.
     threads : int
         Of the computations.
+    limit : float, optional
+        The scenario's ``server.attack_limit``: seconds, by the clock and for each update, after which it is taken to hang.
     progress : callable, optional
         Told how far it is.
     """
-    # The attack may write into whatever it is given; the next attack and the server's own test must not see that.
-    given, own = copy.deepcopy((list(observations), model))
     try:
+        # The attack may write into whatever it is given; the next attack and the server's own test must not see that.
+        given, own = copy.deepcopy((list(observations), model))
+        call = partial(attack, given, own, seed=seed, device=device, progress=progress)
+        # Around the thread, not in it: what an attack that hangs in native code comes back to must be as it was.
         with quarantine(threads), seed.isolated():
-            results = attack(given, own, seed=seed, device=device, progress=progress)
+            results = limited(call, wall_limit(attack.config.budget_seconds, limit, len(given)))
             return [sound(result, seen) for result, seen in zip(results, observations, strict=True)]
     # The one broad except of the server: a plugin by anybody may raise anything, and the federation must go on.
     except (Exception, SystemExit) as error:  # noqa: BLE001
         return failures(observations, f"{type(error).__name__}: {error}")
 
 
-def show(attack: Attack, observations: Sequence[Observation], threads: int) -> str | None:
+def show(attack: Attack, observations: Sequence[Observation], threads: int, limit: float | None = None) -> str | None:
     """Show a round that is over to an attack that keeps what it saw; return what went wrong, if anything did."""
     if attack.remembers:
         try:
+            given = copy.deepcopy(list(observations))
             with quarantine(threads):
-                attack.remember(copy.deepcopy(list(observations)))
+                limited(partial(attack.remember, given), wall_limit(attack.config.budget_seconds, limit, len(given)))
         # As in a strike: a plugin by anybody may raise anything.
         except (Exception, SystemExit) as error:  # noqa: BLE001
             return f"{type(error).__name__}: {error}"

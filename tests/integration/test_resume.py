@@ -184,7 +184,7 @@ def test_a_killed_process_leaves_a_folder_that_goes_on(tmp_path: Path, facts: Fa
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done_and_exits_with_130(tmp_path: Path) -> None:
-    process = begin(tmp_path, '"round": 1')
+    process = begin(tmp_path, '"round": 2')  # whose line comes after the checkpoint of round 1
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -16,6 +16,7 @@ from fedleak.report import html
 from fedleak.report.html import write_report
 
 HOSTILE = """</title></style></script></code></pre><script>window.pwned=1</script><img src=x onerror='pwn()'>"'{{ 7*7 }}&lt;"""
+HOSTILE += "\x1b[31m\x07\u202e"
 
 
 def test_finished_run_shows_every_image_and_its_numbers(make_run, read):
@@ -117,6 +118,17 @@ def test_hostile_text_stays_text(make_run, read, lines, where):
     assert page.open == []
     assert "window.pwned=1" in page.text
     assert "{{ 7*7 }}" in page.text
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", page.source)
+
+
+def test_the_page_says_who_can_read_it(make_run, read):
+    folder = make_run()
+    folder.chmod(0o700)
+    path = write_report(folder)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert "Its run folder is readable by its owner only." in read(path).text
+    folder.chmod(0o755)
+    assert "can be read by others on this machine" in read(write_report(folder)).text
 
 
 @pytest.mark.parametrize(
@@ -293,18 +305,33 @@ def test_given_labels_are_no_merit(make_run, read, lines):
     assert 'aria-label="right">✓</span> cat' not in page.source
 
 
-def test_failures_are_named_with_their_reasons(make_run, read):
+def test_faults_are_one_line_each_and_say_what_the_run_did(make_run, read):
     text = read(write_report(make_run())).text
-    assert "1 round 2, client 1 ran out of memory" in text
-    assert "analytic 2 round 1, client 1 round 2, client 1 no linear layer" in text
+    assert "Not all went well: 1 fault of clients or server." in text
+    assert "2 1 Sent what cannot be used: ran out of memory Its reply was left out." in text
+    assert "1–2 1 Attack analytic failed on 2 updates: no linear layer Recorded as its result; training took no notice." in text
 
 
-def test_one_reason_in_many_places_is_one_line(make_run, read, lines):
+def test_one_reason_for_many_clients_is_one_line(make_run, read, lines):
     def rows(folder):
         return [lines.failed(1, client, "exact", "same reason") for client in range(5)]
 
+    assert "1 0–4 Attack exact failed on 5 updates: same reason" in read(write_report(make_run(rows))).text
+
+
+def test_a_run_without_faults_says_so_and_a_long_list_is_cut(make_run, read, lines):
+    fine = [row | {"failures": []} for row in lines.rounds()[1:]]
+    page = read(write_report(make_run(lambda folder: [lines.image(folder, 1, 0, "dlg", 41.0)], rounds=fine)))
+    assert "No client and no attack failed, and nothing interrupted the run." in page.text
+    assert "Not all went well" not in page.text
+
+
+def test_a_long_list_of_faults_is_cut(make_run, read, lines):
+    def rows(folder):
+        return [lines.failed(1, client, "exact", f"reason {client}") for client in range(230)]
+
     text = read(write_report(make_run(rows))).text
-    assert "exact 5 round 1, client 0 round 1, client 1 round 1, client 2 and 2 more same reason" in text
+    assert "And 31 more." in text
 
 
 def test_threat_model_says_what_was_granted_and_withheld(make_run, read):

@@ -11,6 +11,7 @@ from fedleak.runs import RunFolder
 from fedleak.sweeps import verdicts as rules
 
 HOSTILE = """</title></style></script><script>window.pwned=1</script><img src=x onerror='pwn()'>"'{{ 7*7 }}$\\alpha$"""
+HOSTILE += "\x1b[31m\x07"
 SEEN, GREY = [18.0, 17.0, 18.5, 17.5], [0.5, -0.5, 0.0, -1.0]
 
 
@@ -131,6 +132,8 @@ def test_hostile_text_stays_text(page_of, where):
     assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
     assert page.mismatched == []
     assert where == "folder" or "window.pwned=1" in page.text
+    assert "\x1b" not in page.source
+    assert "\x07" not in page.source
 
 
 def test_images_are_shown_where_runs_revealed_them(page_of, tmp_path, lines):

@@ -103,7 +103,7 @@ def test_what_is_no_run_is_refused_with_one_line(runs, tmp_path):
 
 
 def test_hostile_text_stays_text(runs, tmp_path):
-    hostile = "</td><script>pwn()</script>"
+    hostile = "</td><script>pwn()</script>\x1b[31m"
     bad = tmp_path / "bad"
     shutil.copytree(runs / "noise", bad)
     manifest = json.loads((bad / "manifest.json").read_text())
@@ -115,3 +115,4 @@ def test_hostile_text_stays_text(runs, tmp_path):
     page = fedleak.leaderboard([bad], tmp_path / "board.html").page.read_text()
     assert page.count("<script>") == 1
     assert "&lt;/td&gt;&lt;script&gt;pwn()" in page
+    assert "\x1b" not in page

@@ -1,0 +1,117 @@
+import contextlib
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Callable
+
+import pytest
+
+from fedleak.errors import AttackError
+from fedleak.server import limit
+from fedleak.server.limit import limited, wall_limit
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+def stubborn() -> None:
+    while True:
+        try:
+            spin()
+        except BaseException:  # noqa: BLE001
+            if threading.current_thread() is threading.main_thread():
+                raise
+            stubborn.caught += 1  # type: ignore[attr-defined]
+            if stubborn.caught > 3:  # type: ignore[attr-defined]
+                raise
+
+
+@pytest.mark.parametrize(
+    ("budget", "asked", "updates", "expected"),
+    [(None, None, 3, None), (None, 2.0, 3, 6.0), (4.0, None, 3, 180.0), (4.0, 2.0, 1, 2.0), (1e-3, None, 1, 60.01)],
+)
+def test_the_limit_follows_from_the_budget_unless_the_scenario_gives_one(
+    budget: float | None, asked: float | None, updates: int, expected: float | None
+) -> None:
+    assert wall_limit(budget, asked, updates) == pytest.approx(expected)
+
+
+def test_without_a_limit_a_call_stays_in_its_thread() -> None:
+    assert limited(threading.current_thread, None) is threading.current_thread()
+    assert limited(threading.current_thread, 5.0) is not threading.current_thread()
+
+
+@pytest.mark.parametrize("hang", [spin, stubborn, lambda: [time.sleep(0.01) for _ in range(10**9)]])
+def test_a_loop_of_python_ends(hang: Callable[[], None]) -> None:
+    stubborn.caught = 0  # type: ignore[attr-defined]
+    before = threading.active_count()
+    with pytest.raises(AttackError, match=r"had not ended after 0\.2 s, and was stopped$"):
+        limited(hang, 0.2)
+    assert threading.active_count() == before
+
+
+def test_native_code_is_left_behind_and_ends_at_its_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limit, "_LAST_WORDS", 0.2)
+    done: list[str] = []
+
+    def hang() -> None:
+        time.sleep(1.5)
+        done.append("went on")
+
+    before, started = threading.active_count(), time.monotonic()
+    with pytest.raises(AttackError, match="its thread is left behind"):
+        limited(hang, 0.1)
+    assert time.monotonic() - started < 1.2
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert (threading.active_count(), done) == (before, [])
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), MemoryError(), SystemExit(3), KeyboardInterrupt()])
+def test_what_it_raises_comes_through(error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        limited(fail, 5.0)
+    assert raised.value is error
+
+
+class Held:
+    pass
+
+
+def test_nothing_of_a_failed_call_is_kept_in_memory() -> None:
+    seen: list[weakref.ref[Held]] = []
+
+    def fail() -> None:
+        held = Held()
+        seen.append(weakref.ref(held))
+        raise MemoryError
+
+    gc.disable()
+    try:
+        with contextlib.suppress(MemoryError):
+            limited(fail, 5.0)
+        assert seen[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_an_interrupt_ends_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = threading.active_count()
+    join = threading.Thread.join
+
+    def interrupted(self: threading.Thread, timeout: float | None = None) -> None:
+        join(self, min(timeout or 0.2, 0.2))
+        if timeout == 30.0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        limited(spin, 30.0)
+    assert threading.active_count() == before
