@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -87,12 +87,13 @@ class OnRay:
             return order.to_json(), shared, {name: share((folder.path / "captures" / name).read_bytes()) for name in names}
 
         jobs = ((order.name, partial(arguments, order)) for order in orders)
-        for name, answer in self._cluster.run(work_on_ray, jobs, lambda name: watcher.at(name, "on Ray")):
-            if isinstance(answer, Lost):
-                watcher.done(name, answer.reason)
-            else:
-                folder.replace_file(f"{PLACE}/{name}.safetensors", answer)
-                watcher.done(name, None)
+        with closing(self._cluster.run(work_on_ray, jobs, lambda name: watcher.at(name, "on Ray"))) as answers:
+            for name, answer in answers:
+                if isinstance(answer, Lost):
+                    watcher.done(name, answer.reason)
+                else:
+                    folder.replace_file(f"{PLACE}/{name}.safetensors", answer)
+                    watcher.done(name, None)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -34,13 +35,16 @@ SCENARIO = {
 CLOCKS = {"seconds", "cpu_seconds"}
 
 
-def seconds(folder: Path, iterations: int, *more: str) -> float:
+def seconds(folder: Path, iterations: int, *more: str) -> tuple[float, float]:
+    """Return wall seconds of the command, and CPU seconds of its own process."""
     words = ["--attack", "inverting-gradients", "--set", "together=1", "--set", f"iterations={iterations}"]
     command = [sys.executable, "-m", "fedleak", "attack", str(folder), *words, "--device", "cpu", "--quiet", *more]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    begun = time.perf_counter()
+    begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **threads})
-    return time.perf_counter() - begun
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.perf_counter() - begun, spent
 
 
 def content(folder: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
@@ -57,15 +61,18 @@ def main() -> None:
         api.run(parse_scenario(SCENARIO), out=run, device="cpu")
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         cluster.add_node(num_cpus=1)
-        print(f"{'one process, s':>15s}{'two workers, s':>16s}{'ratio':>8s}{'CPU s':>8s}{'load':>7s}", flush=True)
+        address = str(cluster.address)
+        print(
+            "    one process    two workers   ratio  CPU s: one process  driver of two  reconstructions of two   load", flush=True
+        )
         try:
             for number in range(repeats):
                 one, two = (Path(shutil.copytree(run, Path(place) / f"{kind}{number}")) for kind in ("one", "two"))
-                alone, together = seconds(one, iterations), seconds(two, iterations, "--ray", str(cluster.address))
+                (alone, spent), (together, driver) = seconds(one, iterations), seconds(two, iterations, "--ray", address)
                 assert content(one) == content(two), "the results differ"
-                rows = api.Result(one, {}).reconstructions
-                spent, load = sum(row["cpu_seconds"] for row in rows), os.getloadavg()[0]
-                print(f"{alone:15.1f}{together:16.1f}{alone / together:8.2f}{spent:8.1f}{load:7.1f}", flush=True)
+                made = sum(row["cpu_seconds"] for row in api.Result(two, {}).reconstructions)
+                wall = f"{alone:9.1f} s{together:11.1f} s{alone / together:8.2f}"
+                print(f"{wall} |{spent:19.1f}{driver:15.1f}{made:17.1f}{os.getloadavg()[0]:7.1f}", flush=True)
         finally:
             cluster.shutdown()
 
