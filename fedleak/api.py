@@ -31,7 +31,7 @@ from fedleak.printable import one_line
 from fedleak.report.html import write_report
 from fedleak.runs import Row, RunFolder, model_digest, refuse_existing
 from fedleak.scenario import AttackSpec, Scenario, load_scenario
-from fedleak.server.again import ROWS, attack_here, attack_spread, runner_for
+from fedleak.server.again import ROWS, attack_here, attack_spread, forget_orders, runner_for
 from fedleak.server.app import Serving, federate, final_model, make_spy
 from fedleak.server.rebuild import pack
 from fedleak.server.replies import Directory
@@ -210,13 +210,16 @@ def attack_run(
     checked = check(changed, "cpu" if remote else device)
     serving = Serving(changed, folder, device, listener)
 
+    whole = False
+
     def again(grid: Grid, directory: Directory) -> None:
+        nonlocal whole
         spy = make_spy(serving, directory, checked.model, checked.data, rows=ROWS)
         if runner is None:
             attack_here(spy, folder, grid)
         else:
             shared = pack(changed, checked.model, checked.data.input, spy.surrogate)
-            attack_spread(spy, serving, grid, shared, threads, runner)
+            whole = attack_spread(spy, serving, grid, shared, threads, runner)
 
     with runner_for(folder, jobs=jobs, ray=ray, threads=threads, device=device) as runner:
         (folder.path / ROWS).unlink(missing_ok=True)  # of an attack that was killed
@@ -230,6 +233,8 @@ def attack_run(
             torch.set_num_threads(before)
             folder.merge_rows(ROWS, replaced)
             folder.add_attacks(wanted)
+            if whole:
+                forget_orders(folder)
             summary = write_summary(folder)
             write_report(folder.path)
     return Result(folder.path, summary)

@@ -100,8 +100,8 @@ def attack(
     FOLDER is that of a finished or interrupted run. An attack with --set title=NAME stands beside those of other names.
 
     With --jobs or --ray the reconstructions are spread out, with the same results. Start the same command again after an
-    interrupt or a kill, and it makes only those that are missing. An attack that takes the updates of a round together
-    (set together=1 where that is to be split), or must see the rounds in order, is spread by rounds, or not at all.
+    interrupt or a kill, and it makes only those that are missing. An attack that takes a round's updates together is spread by
+    rounds (by updates with --set together=1); one that must see the rounds in order runs as one task.
     """
     quieten(verbose)
     from fedleak import api

@@ -202,6 +202,16 @@ def test_what_a_run_cost_is_one_line():
     assert cost_line({}) == ""  # of an earlier version
 
 
+def test_live_bars_count_what_is_handed_out_and_done_and_notes_stay():
+    text = io.StringIO()
+    with Live(Console(file=text, force_terminal=True, width=100, color_system=None)) as live:
+        live(Event("orders", {"done": 3, "total": 32, "running": 2}))
+        live._bars.refresh()
+        live(Event("note", {"text": "Some [broke] off."}))
+    assert "3 of 32 done, 2 handed out" in text.getvalue()
+    assert "Some [broke] off." in text.getvalue()
+
+
 def test_quiet_shows_nothing():
     text = io.StringIO()
     with Live(Console(file=text, force_terminal=True), quiet=True) as live:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -87,12 +87,13 @@ class OnRay:
             return order.to_json(), shared, {name: share((folder.path / "captures" / name).read_bytes()) for name in names}
 
         jobs = ((order.name, partial(arguments, order)) for order in orders)
-        for name, answer in self._cluster.run(work_on_ray, jobs, lambda name: watcher.at(name, "on Ray")):
-            if isinstance(answer, Lost):
-                watcher.done(name, answer.reason)
-            else:
-                folder.replace_file(f"{PLACE}/{name}.safetensors", answer)
-                watcher.done(name, None)
+        with closing(self._cluster.run(work_on_ray, jobs, lambda name: watcher.at(name, "on Ray"))) as answers:
+            for name, answer in answers:
+                if isinstance(answer, Lost):
+                    watcher.done(name, answer.reason)
+                else:
+                    folder.replace_file(f"{PLACE}/{name}.safetensors", answer)
+                    watcher.done(name, None)
 
 
 @contextmanager
@@ -143,7 +144,7 @@ def attack_here(spy: Spy, folder: RunFolder, grid: Grid) -> None:
         spy.attack(server_round, observations, grid)
 
 
-def attack_spread(spy: Spy, serving: Serving, grid: Grid, shared: bytes, threads: int, runner: Runner) -> None:
+def attack_spread(spy: Spy, serving: Serving, grid: Grid, shared: bytes, threads: int, runner: Runner) -> bool:
     """Attack all captures by ``runner``, and append the rows to ``again.jsonl`` in the order that :func:`attack_here` has.
 
     An order whose process died, or that could not start, gets failed rows; it alone is done when the same attack is asked for
@@ -163,6 +164,11 @@ def attack_spread(spy: Spy, serving: Serving, grid: Grid, shared: bytes, threads
         Of each order's computations.
     runner : Runner
         Does the orders.
+
+    Returns
+    -------
+    bool
+        Whether all orders came to an end, so that nothing of them need be kept.
     """
     folder = serving.folder
     captured, failed = _rounds(folder)
@@ -182,10 +188,14 @@ def attack_spread(spy: Spy, serving: Serving, grid: Grid, shared: bytes, threads
             runner.run(desk.left, folder, desk)
     finally:
         folder.append(ROWS, desk.rows)
-    if desk.whole:
-        shutil.rmtree(place)
-    else:
+    if not desk.whole:
         serving.listener(Event("note", {"text": _BROKEN}))
+    return desk.whole
+
+
+def forget_orders(folder: RunFolder) -> None:
+    """Drop what was kept of an attack that is done, once its rows are where they belong."""
+    shutil.rmtree(folder.path / PLACE)
 
 
 class _Desk:

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -104,10 +104,10 @@ class Cluster(Generic[Key]):
         function: Callable[..., Any],
         jobs: Iterable[tuple[Key, Callable[[], tuple[Any, ...]]]],
         on_start: Callable[[Key], None] = lambda key: None,
-    ) -> Iterator[tuple[Key, Any | Lost]]:
+    ) -> Generator[tuple[Key, Any | Lost], None, None]:
         """Call ``function`` for every job, and yield what each returned, or how it was lost, as it comes.
 
-        Left early, as by an interrupt, it ends the tasks that run.
+        Closed early, as on an interrupt, it ends the tasks that run: use it within ``contextlib.closing``.
 
         Parameters
         ----------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextlib import closing
 
 from fedleak.errors import FedleakError
 from fedleak.spread import cluster
@@ -36,8 +37,9 @@ class Cluster:
         """
         with cluster.Cluster[str](self._address, self._most) as ray:
             asked = ((job.name, lambda job=job: (job.to_json(),)) for job in jobs)
-            for name, answer in ray.run(_task, asked, lambda name: watcher.at(name, "on Ray")):
-                watcher.done(name, answer.reason if isinstance(answer, cluster.Lost) else answer)
+            with closing(ray.run(_task, asked, lambda name: watcher.at(name, "on Ray"))) as answers:
+                for name, answer in answers:
+                    watcher.done(name, answer.reason if isinstance(answer, cluster.Lost) else answer)
 
 
 def _task(text: str) -> str | None:

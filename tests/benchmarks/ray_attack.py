@@ -4,21 +4,26 @@
 
 Four clients, eight rounds, LeNet, 16-pixel samples; inverting-gradients, one update at a time. Each time is that of the whole
 command, imports, connection, grading and report included; the cluster is up before. The two take turns, and after each pair the
-rows and images are compared bit by bit. Run it on two idle cores: the ratio says nothing where others use them too, so the load
-(processes that want to run, over the last minute, the measured ones included) is printed beside it.
+rows and images are compared bit by bit. Run it on two idle cores: where others use them too the ratio of wall times says little,
+which is why the load (processes that want to run, over the last minute, the measured ones included) is printed beside it, and a
+ratio of CPU seconds: of the one process, over those of the driver and of the busier node's workers together, as if the driver
+never worked while they do.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ray.cluster_utils import Cluster
 
@@ -34,13 +39,48 @@ SCENARIO = {
 CLOCKS = {"seconds", "cpu_seconds"}
 
 
-def seconds(folder: Path, iterations: int, *more: str) -> float:
+def seconds(folder: Path, iterations: int, *more: str) -> tuple[float, float]:
+    """Return wall seconds of the command, and CPU seconds of its own process."""
     words = ["--attack", "inverting-gradients", "--set", "together=1", "--set", f"iterations={iterations}"]
     command = [sys.executable, "-m", "fedleak", "attack", str(folder), *words, "--device", "cpu", "--quiet", *more]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    begun = time.perf_counter()
+    begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **threads})
-    return time.perf_counter() - begun
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.perf_counter() - begun, spent
+
+
+class Workers:
+    """Watch the CPU seconds of the workers of each node, while the block runs."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._raylets = [node.all_processes["raylet"][0].process.pid for node in cluster.list_all_nodes()]
+        self._spent: dict[int, tuple[int, float]] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    @property
+    def busiest(self) -> float:
+        """CPU seconds of the workers of the node whose workers had most."""
+        return max(sum(spent for raylet, spent in self._spent.values() if raylet == node) for node in self._raylets)
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.2):
+            for place in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):  # it may have ended
+                    fields = (place / "stat").read_text().rpartition(")")[2].split()
+                    if int(fields[1]) in self._raylets and (place / "cmdline").read_bytes().startswith(b"ray::"):
+                        ticks = int(fields[11]) + int(fields[12])
+                        self._spent[int(place.name)] = int(fields[1]), ticks / os.sysconf("SC_CLK_TCK")
 
 
 def content(folder: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
@@ -51,21 +91,24 @@ def content(folder: Path) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
 
 def main() -> None:
     given = [int(word) for word in sys.argv[1:]]
-    repeats, iterations = [*given, *(3, 1500)[len(given) :]]
+    repeats, iterations = [*given, *(3, 1000)[len(given) :]]
     with tempfile.TemporaryDirectory() as place:
         run = Path(place) / "run"
         api.run(parse_scenario(SCENARIO), out=run, device="cpu")
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         cluster.add_node(num_cpus=1)
-        print(f"{'one process, s':>15s}{'two workers, s':>16s}{'ratio':>8s}{'CPU s':>8s}{'load':>7s}", flush=True)
+        address = str(cluster.address)
+        print("one process  two workers   ratio   load | CPU s: one process  driver of two  busier node   ratio", flush=True)
         try:
             for number in range(repeats):
                 one, two = (Path(shutil.copytree(run, Path(place) / f"{kind}{number}")) for kind in ("one", "two"))
-                alone, together = seconds(one, iterations), seconds(two, iterations, "--ray", str(cluster.address))
+                alone, spent = seconds(one, iterations)
+                with Workers(cluster) as workers:
+                    together, driver = seconds(two, iterations, "--ray", address)
                 assert content(one) == content(two), "the results differ"
-                rows = api.Result(one, {}).reconstructions
-                spent, load = sum(row["cpu_seconds"] for row in rows), os.getloadavg()[0]
-                print(f"{alone:15.1f}{together:16.1f}{alone / together:8.2f}{spent:8.1f}{load:7.1f}", flush=True)
+                busiest = workers.busiest
+                wall = f"{alone:9.1f} s{together:11.1f} s{alone / together:8.2f}{os.getloadavg()[0]:7.1f}"
+                print(f"{wall} |{spent:19.1f}{driver:15.1f}{busiest:13.1f}{spent / (driver + busiest):8.2f}", flush=True)
         finally:
             cluster.shutdown()
 

@@ -129,6 +129,18 @@ def test_makes_nothing_of_pure_noise(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_earlier_updates_change_nothing_unless_it_says_that_it_goes_in_order(name):
+    model = network(name)
+    attack, second = build(name), seen(model, 2, round=2)
+    if attack.sequential:
+        pytest.skip(f"'{name}' says that it does")
+    attack([seen(model, 1)], model)
+    [after] = attack([second], model)
+    [alone] = build(name)([second], model)
+    assert same(after, alone)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_same_seed_gives_the_same_whatever_the_global_generators(name):
     model = network(name)
     observation = seen(model, 2)
