@@ -120,7 +120,7 @@ def test_nodes_whose_partition_is_known_are_not_asked() -> None:
 
     grid = Changing(noting, clients=5)
     first, second, *others = grid.get_node_ids()
-    ordered = OrderedGrid(grid, 5, 1.0, known=dict(zip(others, (2, 3, 4), strict=True)))
+    ordered = OrderedGrid(grid, 5, 1.0, known=lambda: dict(zip(others, (2, 3, 4), strict=True)))
     assert asked == [first, second]
     assert list(ordered.get_node_ids()) == [first, second, *others]
 
@@ -130,4 +130,4 @@ def test_what_was_thought_known_is_refused_where_the_others_contradict_it() -> N
     backwards = dict(zip(reversed(list(grid.get_node_ids())), range(5), strict=True))
     known = {node: partition for node, partition in backwards.items() if partition >= 2}
     with pytest.raises(FedleakError, match="one each"):
-        OrderedGrid(grid, 5, 1.0, known=known)
+        OrderedGrid(grid, 5, 1.0, known=lambda: known)
