@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from flwr.app import Message, RecordDict
@@ -70,6 +70,8 @@ class OrderedGrid(Grid):
         Seconds between two looks for replies.
     patience : float
         Seconds to wait, at the start, for nodes with the partitions that are missing.
+    known : callable
+        Returns, once all nodes are there, the partitions of those that need not be asked.
     """
 
     def __init__(
@@ -81,13 +83,15 @@ class OrderedGrid(Grid):
         *,
         poll: float = _POLL,
         patience: float = 0.0,
+        known: Callable[[], Mapping[int, int]] = dict,
     ) -> None:
         self._grid = grid
         self._stop = stop or threading.Event()
         self._poll = poll
         deadline = time.monotonic() + patience
         self._wait_for(clients, max(patience, _CONNECTION))
-        self.directory = Directory(list(grid.get_node_ids()), clients, lambda messages: self._exchange(messages, timeout))
+        nodes = list(grid.get_node_ids())
+        self.directory = Directory(nodes, clients, lambda messages: self._exchange(messages, timeout), known())
         while self.directory.missing and time.monotonic() < deadline and not self._stop.wait(poll):
             self.directory.learn(grid.get_node_ids(), again=True)
         self.directory.check()

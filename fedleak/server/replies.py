@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from tokenize import TokenError
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -182,6 +183,8 @@ class Directory:
         The partitions are 0 to ``clients - 1``.
     ask : callable
         Sends messages and returns the replies.
+    known : mapping of int to int, optional
+        The partitions of nodes that need not be asked.
 
     Raises
     ------
@@ -189,10 +192,16 @@ class Directory:
         If two nodes hold the same partition.
     """
 
-    def __init__(self, nodes: Sequence[int], clients: int, ask: Callable[[list[Message]], Iterable[Message]]) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[int],
+        clients: int,
+        ask: Callable[[list[Message]], Iterable[Message]],
+        known: Mapping[int, int] = MappingProxyType({}),
+    ) -> None:
         self._clients, self._ask = clients, ask
-        self._partition: dict[int, int] = {}
-        self._node: dict[int, int] = {}
+        self._partition: dict[int, int] = dict(known)
+        self._node: dict[int, int] = {partition: node for node, partition in known.items()}
         self._silent: dict[int, str] = {}
         self.learn(nodes)
         found = sorted(partition for partition in self._partition.values() if partition < clients)

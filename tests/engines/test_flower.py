@@ -15,10 +15,14 @@ from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto import control_pb2
 from flwr.proto.node_pb2 import NodeInfo
+from flwr.server.superlink.linkstate import InMemoryLinkState, LinkStateFactory
 from flwr.simulation.run_simulation import _run_simulation
+from flwr.supercore.constant import FLWR_IN_MEMORY_DB_NAME
 from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.federation import NoOpFederationManager
 
 import fedleak
 from fedleak.engines.inprocess import _CLIENT_RAISED
@@ -53,6 +57,7 @@ PRIVATE = {
         "StopRunRequest",
         "StreamLogsRequest",
     },
+    "flwr.server.superlink.linkstate.in_memory_linkstate": {"InMemoryLinkState"},
     "flwr.simulation.run_simulation": {"_run_simulation"},
     "flwr.supercore.constant": {"NOOP_FEDERATION_ID"},
     "flwr.supercore.control": {"ControlHttpClient"},
@@ -166,3 +171,13 @@ def test_the_version_of_flower_is_pinned() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert "flwr[simulation]~=1.41.0" in project["dependencies"]
     assert re.match(r"1\.41\.\d+$", flwr.__version__)
+
+
+def test_the_simulated_nodes_are_numbered_in_the_order_in_which_they_are_made() -> None:
+    source = inspect.getsource(importlib.import_module("flwr.server.superlink.fleet.vce.vce_api")._register_nodes)
+    assert re.search(r"for i in range\(num_nodes\):\s+node_id = state.create_node\(", source)
+    assert "nodes_mapping[node_id] = i" in source
+    state = LinkStateFactory(FLWR_IN_MEMORY_DB_NAME, NoOpFederationManager(), ObjectStoreFactory()).state()
+    made = [state.create_node("owner", "name", bytes([number]) * 32, heartbeat_interval=60) for number in range(20)]
+    assert isinstance(state, InMemoryLinkState)
+    assert list(state.nodes) == made

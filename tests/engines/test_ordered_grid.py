@@ -109,3 +109,25 @@ def test_the_start_waits_for_a_node_that_is_missing_or_cannot_say_yet() -> None:
     grid.away = {1001}
     threading.Timer(0.3, grid.away.clear).start()
     assert len(list(OrderedGrid(grid, 3, 1.0, patience=20.0).get_node_ids())) == 3
+
+
+def test_nodes_whose_partition_is_known_are_not_asked() -> None:
+    asked: list[int] = []
+
+    def noting(message: Message, context: Context) -> Message:
+        asked.append(context.node_id)
+        return who(message, context)
+
+    grid = Changing(noting, clients=5)
+    first, second, *others = grid.get_node_ids()
+    ordered = OrderedGrid(grid, 5, 1.0, known=lambda: dict(zip(others, (2, 3, 4), strict=True)))
+    assert asked == [first, second]
+    assert list(ordered.get_node_ids()) == [first, second, *others]
+
+
+def test_what_was_thought_known_is_refused_where_the_others_contradict_it() -> None:
+    grid = Changing(clients=5)
+    backwards = dict(zip(reversed(list(grid.get_node_ids())), range(5), strict=True))
+    known = {node: partition for node, partition in backwards.items() if partition >= 2}
+    with pytest.raises(FedleakError, match="one each"):
+        OrderedGrid(grid, 5, 1.0, known=lambda: known)
