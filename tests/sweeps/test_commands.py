@@ -52,7 +52,7 @@ def test_one_bad_cell_refuses_all_with_one_line(command, tiny, tmp_path, here, m
 
 
 def test_dry_run_reads_the_full_form_too(command, tiny, here):
-    tiny.write_text('full = ["federation.roundz=9"]\n' + tiny.read_text())
+    tiny.write_text(tiny.read_text().replace('full = ["federation.rounds=2"]', 'full = ["federation.roundz=9"]'))
     for options, said in (([], "with --full: "), (["--full"], "error: ")):
         code, _, err = command("sweep", tiny, "--dry-run", *options)
         assert code == 2
