@@ -40,15 +40,26 @@ def test_this_project_passes_without_a_network_and_the_audit_says_so(
     assert "OFFLINE" in told
 
 
+KNOWN = (
+    '{"dependencies": [{"name": "x", "version": "1.0", "vulns": [{"id": "PYSEC-1", "fix_versions": ["2.0"]}]}, {"name": "f"}]}'
+)
+UNKNOWN = '{"dependencies": [{"name": "jinja2", "skip_reason": "Dependency not found on PyPI and could not be audited"}]}'
+
+
 def test_what_the_database_knows_fails(audit: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    flaw = '{"id": "PYSEC-1", "fix_versions": ["2.0"]}'
-    answer(
-        monkeypatch, audit, f'{{"dependencies": [{{"name": "x", "version": "1.0", "vulns": [{flaw}]}}, {{"name": "fedleak"}}]}}'
-    )
+    answer(monkeypatch, audit, KNOWN)
     assert audit.main() == 1
     told = capsys.readouterr().out
     assert "x 1.0: PYSEC-1, mended in 2.0" in told
     assert "OFFLINE" not in told
+
+
+def test_an_index_without_advisories_is_no_database(audit: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    answer(monkeypatch, audit, UNKNOWN)
+    assert audit.main() == 0
+    told = capsys.readouterr().out
+    assert "does not know what is wrong with jinja2==3.1.5" in told
+    assert "OFFLINE" in told
 
 
 @pytest.mark.parametrize(
