@@ -40,9 +40,7 @@ def test_this_project_passes_without_a_network_and_the_audit_says_so(
     assert "OFFLINE" in told
 
 
-KNOWN = (
-    '{"dependencies": [{"name": "x", "version": "1.0", "vulns": [{"id": "PYSEC-1", "fix_versions": ["2.0"]}]}, {"name": "f"}]}'
-)
+KNOWN = '{"dependencies": [{"name": "x", "version": "1.0", "vulns": [{"id": "PYSEC-1", "fix_versions": ["2.0"]}]}, {}]}'
 UNKNOWN = '{"dependencies": [{"name": "jinja2", "skip_reason": "Dependency not found on PyPI and could not be audited"}]}'
 
 

@@ -1,4 +1,7 @@
-"""Flower's simulation engine: clients run in Ray actors, spread over the cores."""
+"""Flower's simulation engine: clients run in Ray actors, spread over the cores.
+
+Ray passes messages between its own processes as pickles: keep a cluster's ports from those who may not run code on it.
+"""
 
 from __future__ import annotations
 

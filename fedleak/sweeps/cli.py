@@ -31,9 +31,7 @@ def sweep(
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: auto, local or HOST:PORT.", show_default=False)
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check and list all runs, start none.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list all runs, start none.")] = False,
     device: Device = "auto",
     quiet: Quiet = False,
     verbose: Verbose = False,
