@@ -22,6 +22,8 @@ from fedleak.sweeps import verdicts
 from fedleak.threat import Knowledge, presets_granting
 from fedleak.validation import expectation
 
+_VERDICTS = "verdicts"  # the rules of a sweep, which are no plugin
+
 
 def _registries() -> dict[str, Registry[Any]]:
     return {
@@ -52,7 +54,7 @@ def explanation(name: str) -> str:
     ScenarioError
         If no plugin of any kind has that name.
     """
-    if name == "verdicts":
+    if name.casefold() == _VERDICTS:
         return inspect.cleandoc(verdicts.__doc__ or "")
     parts = []
     for kind, registry in _registries().items():
@@ -69,7 +71,7 @@ def explanation(name: str) -> str:
         )
     if not parts:
         known = [known for registry in _registries().values() for known in registry.names()]
-        raise ScenarioError(f"unknown plugin '{name}'; {nearest(name, [*known, *strategy_names()])}")
+        raise ScenarioError(f"unknown plugin '{name}'; {nearest(name, [*known, *strategy_names(), _VERDICTS])}")
     return "\n\n\n".join("\n\n".join(part) for part in parts)
 
 

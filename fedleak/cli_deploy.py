@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,7 +84,7 @@ def up(
     ] = None,
     runs: Annotated[Path, typer.Option(help="Takes the run folders.")] = Path("runs"),
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Plain HTTP and nodes without keys; needs --clients and no DIR.")
+        bool, typer.Option("--insecure", help="Plain HTTP and nodes without keys; needs --clients, and no keys in DIR.")
     ] = False,
 ) -> None:
     """Start a SuperLink, the server's process and a SuperNode for each client on this machine, until Ctrl-C.
@@ -98,7 +99,7 @@ def up(
     layout = Layout(folder, runs, shards, port, insecure, clients)
     with console.status("starting"):
         services = Services(layout).__enter__()
-    place = folder / _PLACE
+    place, made = folder / _PLACE, not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         place.write_text(services.superlink.model_dump_json(), encoding="utf-8")
@@ -116,6 +117,9 @@ def up(
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not leave services behind
         place.unlink(missing_ok=True)
+        if made:
+            with suppress(OSError):  # somebody else's file in it keeps it
+                folder.rmdir()
         services.stop()
 
 

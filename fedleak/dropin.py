@@ -23,6 +23,7 @@ from fedleak.errors import FedleakError
 from fedleak.evaluation.resources import memory
 from fedleak.events import Event, Listener, silent
 from fedleak.observation import InputSpec
+from fedleak.printable import clean_log
 from fedleak.report.html import write_report
 from fedleak.runs import Row, RunFolder, refuse_existing
 from fedleak.scenario import Scenario, parse_scenario
@@ -168,6 +169,7 @@ class Curious(StrategyWrapper):
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> Result:
         """Run the rounds, as the wrapped strategy would; leave the run folder and its report."""
+        clean_log()  # a user's strategy is shown what clients said as they said it, and may log it
         self._rounds, self._since = num_rounds, time.perf_counter()
         self._directory = Directory([], 0, lambda messages: grid.send_and_receive(messages, timeout=_PATIENCE))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 # C0 and C1 without tab and newline, and the marks that turn the direction of what follows.
@@ -16,3 +17,15 @@ def printable(text: str) -> str:
 def one_line(text: object, longest: int | None = None) -> str:
     """Return ``text`` as one line without control characters, of at most ``longest`` characters."""
     return printable(" ".join(str(text).split()))[:longest]
+
+
+def clean_log() -> None:
+    """Have Flower's log hold no control character that a reply brought in."""
+    logger = logging.getLogger("flwr")
+    if _clean not in logger.filters:
+        logger.addFilter(_clean)
+
+
+def _clean(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True

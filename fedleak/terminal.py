@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook,
 from rich.markup import escape
 from rich.segment import Segment
 
-from fedleak.printable import printable
+from fedleak.printable import clean_log, printable
 
 
 class _Printable(RenderHook):
@@ -71,15 +71,3 @@ def quieten(verbose: bool) -> None:
 
     logging.getLogger("flwr").setLevel(logging.INFO if verbose else logging.ERROR)
     clean_log()
-
-
-def clean_log() -> None:
-    """Have Flower's log hold no control character that a reply brought in."""
-    logger = logging.getLogger("flwr")
-    if _clean not in logger.filters:
-        logger.addFilter(_clean)
-
-
-def _clean(record: logging.LogRecord) -> bool:
-    record.msg, record.args = printable(record.getMessage()), ()
-    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -193,9 +194,11 @@ def _expected(annotation: Any, metadata: Sequence[Any], path: str = "") -> str |
         return f"{', '.join(others)} or {last}" if others else last
     if (held := _model_in(annotation)) is not None:
         if "name" not in held.model_fields or held.model_fields["name"].is_required() is False:
-            return f"a table, [{path}]"
+            return f"a table, {_heading(path)}"
         named = "a table with a name and its parameters"
         return f"a name, or {named}" if any(isinstance(item, BeforeValidator) for item in metadata) else named
+    if get_origin(annotation) is dict:
+        return f"a table, {_heading(path)}"
     if (items := _items_of(annotation)) is not None:
         return _list_of(items, metadata, path)
     return f"{_WORDS[annotation][0]}{_limits(metadata)}" if annotation in _WORDS else None
@@ -203,13 +206,21 @@ def _expected(annotation: Any, metadata: Sequence[Any], path: str = "") -> str |
 
 def _list_of(items: Any, metadata: Sequence[Any], path: str) -> str | None:
     if _model_in(items) is not None:
-        return f"a list of tables, each headed [[{path}]]"
+        return f"a list of tables, each headed {_heading(f'{path}[0]')}"
     limits: Sequence[Any] = ()
     if get_origin(items) is Annotated:
         items, *more = get_args(items)
         limits = _flat(more)
     filled = "a list that is not empty, of" if any(getattr(item, "min_length", 0) for item in metadata) else "a list of"
+    if items is Any:
+        return f"{filled} values"
     return f"{filled} {_WORDS[items][1]}{_limits(limits)}" if items in _WORDS else None
+
+
+def _heading(path: str) -> str:
+    """Return how a file heads the table at ``path``, where lists have no index."""
+    plain = re.sub(r"\[\d+\]", "", path)
+    return f"[[{plain}]]" if path.endswith("]") else f"[{plain}]"
 
 
 def _flat(metadata: Sequence[Any]) -> list[Any]:

@@ -1,4 +1,5 @@
 import json
+import signal
 import sys
 import tomllib
 from pathlib import Path
@@ -8,7 +9,9 @@ import pytest
 from flwr.cli.build import build_fab_from_files
 
 from fedleak import cli, cli_deploy
+from fedleak.engines import services
 from fedleak.engines.superlink import PYPROJECT
+from fedleak.scenario import SuperLink
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,10 +64,11 @@ def test_what_is_wrong_is_said_in_one_line_with_what_to_do(call: Any, tmp_path: 
     assert said in told, told
 
 
-def test_a_superlink_that_is_not_there_fails(call: Any, tmp_path: Path) -> None:
+def test_where_no_superlink_listens_nothing_starts(call: Any, tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text('name = "t"\n')
     code, told = call("submit", "s.toml", "--superlink", "127.0.0.1:1", "--insecure")
-    assert code == 1
+    assert code == 2
+    assert "cannot submit the run at the SuperLink 127.0.0.1:1" in told
     assert "`fedleak deploy up` starts one" in told
 
 
@@ -72,6 +76,39 @@ def test_more_clients_than_keys_are_refused(call: Any) -> None:
     call("certs", "--clients", "1")
     code, told = call("up", "--clients", "2")
     assert (code, "keys for 1 clients, not for 2" in told) == (2, True)
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_up_leaves_no_folder_behind_that_was_not_there(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: bool
+) -> None:
+    class Brief:
+        superlink, clients, logs = SuperLink(), 2, tmp_path / "logs"
+
+        def __init__(self, layout: Any) -> None:
+            assert layout.insecure
+
+        def __enter__(self) -> Any:
+            return self
+
+        def watch(self) -> None:
+            assert (tmp_path / "deployment" / "superlink.json").is_file()
+            raise KeyboardInterrupt
+
+        def stop(self) -> None:
+            pass
+
+    monkeypatch.setattr(services, "Services", Brief)
+    if made:
+        (tmp_path / "deployment").mkdir()
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        code, told = call("up", "--insecure", "--clients", "2")
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
+    assert (code, "Stopping" in told) == (0, True)
+    assert (tmp_path / "deployment").exists() == made
 
 
 def test_each_command_explains_itself(call: Any) -> None:

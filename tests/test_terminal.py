@@ -16,13 +16,13 @@ from rich.table import Table
 from fedleak import cli
 from fedleak.evaluation.summary import summarise
 from fedleak.events import Event
-from fedleak.printable import one_line, printable
+from fedleak.printable import clean_log, one_line, printable
 from fedleak.report.faults import Fault
 from fedleak.report.live import Live
 from fedleak.report.sweep_live import LiveSweep, verdict_table
 from fedleak.report.terminal import faults_table, leakage_table
 from fedleak.sweeps.verdicts import Verdict
-from fedleak.terminal import clean_log, safe_console
+from fedleak.terminal import safe_console
 
 OWNED = "\x1b]0;owned\x07\x1b[2J\x9b31m[red]x[/red]\u202e"
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]")

@@ -3,6 +3,8 @@
 Each actor takes ``federation.client_resources``, by default one core. An actor with a share of a GPU sees that GPU alone, as
 ``cuda``, on which the client then trains (``local.device = "cuda"``); nothing keeps those who share one to their share of its
 memory. That is Ray's way and untested here, on machines without a GPU; shares of cores are tested.
+
+Ray passes messages between its own processes as pickles: keep a cluster's ports from those who may not run code on it.
 """
 
 from __future__ import annotations

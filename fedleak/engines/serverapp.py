@@ -23,6 +23,7 @@ from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 from fedleak.engines.base import OrderedGrid, Serve
 from fedleak.errors import FedleakError, ScenarioError
 from fedleak.events import Event
+from fedleak.printable import clean_log
 from fedleak.scenario import Scenario, scenario_from
 
 MARK = "fedleak-event "
@@ -63,6 +64,7 @@ def main(grid: Grid, context: Context) -> None:
     """
     from fedleak import api
 
+    clean_log()
     config = context.run_config
     try:
         scenario, options = _asked(config, "ray" if isinstance(grid, InMemoryGrid) else "deployment")

@@ -99,13 +99,25 @@ class Control:
         self._client.close()
 
     def start(self, config: Mapping[str, str | int]) -> int:
-        """Submit fedleak's app with this run configuration; return the run's id."""
+        """Submit fedleak's app with this run configuration; return the run's id.
+
+        Raises
+        ------
+        ScenarioError
+            If the SuperLink cannot be reached, or refused it: nothing has started.
+        """
         content, _ = build_fab_from_files({"pyproject.toml": PYPROJECT.encode(), "README.md": b"A run of fedleak.\n"})
         fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
-        with self._explained("submit the run"):
-            reply = self._client.StartRun(
-                StartRunRequest(fab=fab_to_proto(fab), override_config=user_config_to_proto(dict(config)))
-            )
+        try:
+            with self._explained("submit the run"):
+                reply = self._client.StartRun(
+                    StartRunRequest(fab=fab_to_proto(fab), override_config=user_config_to_proto(dict(config)))
+                )
+        except FedleakError as error:
+            # Any other failure of the network may have come after the SuperLink had taken it.
+            if isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout | httpx.HTTPStatusError):
+                raise ScenarioError(str(error)) from error
+            raise
         if not reply.HasField("run_id"):
             raise FedleakError(f"the SuperLink at {self.superlink.address} did not start the run; its own log says why")
         return int(reply.run_id)

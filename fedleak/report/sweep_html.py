@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,6 +98,7 @@ def _context(folder: SweepFolder) -> dict[str, Any]:
         "failed": [{key: row.get(key) for key in ("cell", "folder", "error", "client_errors", "client_error")} for row in failed],
         "rules": _paragraphs(rules.__doc__ or ""),
         "file": asked.get("file"),
+        "command": shlex.join(["fedleak", "sweep", "sweep.toml", *map(str, asked.get("options") or ())]),
         "private": any(image.get("png") for row in rows for image in row.get("images") or ()),
         "many_seeds": len({row["seed"] for row in rows}) > 1,
         "style": asset("style.css"),

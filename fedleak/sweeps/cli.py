@@ -31,7 +31,7 @@ def sweep(
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: auto, local or HOST:PORT.", show_default=False)
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list all runs, and start none.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list all runs, start none.")] = False,
     device: Device = "auto",
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -81,7 +81,10 @@ def sweep(
 
     form: Literal["small", "full"] = "full" if full else "small"
     if dry_run:
-        _list_cells(check_cells(load_sweep(file, form, set_ or []), str(file)))
+        checked = check_cells(load_sweep(file, form, set_ or []), str(file))
+        if not full:
+            _try_full(file, set_ or [])
+        _list_cells(checked)
         return
     place: list[Path] = []
     with LiveSweep(errors, quiet=quiet) as live:
@@ -128,6 +131,19 @@ def leaderboard(
     if board.unfinished:
         errors.print(f"{len(board.unfinished)} unfinished run(s) left out; the page names them.", highlight=False)
     console.print(f"{len(board.lines)} lines: {escape(str(board.page))}", highlight=False, soft_wrap=True)
+
+
+def _try_full(file: Path, overrides: list[str]) -> None:
+    """Refuse a file whose full form does not read, though it is the small one that was asked for; its data is not opened."""
+    from fedleak.check import check_plugins
+    from fedleak.errors import ScenarioError
+    from fedleak.sweeps.plan import load_sweep
+
+    try:
+        for cell in load_sweep(file, "full", overrides).cells:
+            check_plugins(cell.scenario)
+    except ScenarioError as error:
+        raise ScenarioError(f"with --full: {error}") from error
 
 
 def _list_cells(cells: list[tuple[Cell, Checked]]) -> None:

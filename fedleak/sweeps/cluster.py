@@ -1,4 +1,8 @@
-"""Runs cells on a Ray cluster: a task is a cell, with the same folder and the same numbers as on this machine."""
+"""Runs cells on a Ray cluster: a task is a cell, with the same folder and the same numbers as on this machine.
+
+Ray itself sends tasks and results as pickles, and its ports ask nobody who they are: whoever reaches them runs code on the
+cluster. Keep it in a network of its own.
+"""
 
 from __future__ import annotations
 

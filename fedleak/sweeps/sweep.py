@@ -132,7 +132,7 @@ def sweep(
     place = Path(out) if out is not None else Path("runs") / plan.name
     folder = SweepFolder.prepare(place)
     with Lock(place / "sweep.lock", f"{place}: another sweep is at work there"):
-        folder.ask(_asked(plan, Path(path), facts))
+        folder.ask(_asked(plan, Path(path), facts, [*(["--full"] if form == "full" else []), *_set(overrides)]))
         on_start(place)
         audience = watcher or _Unwatched()
         desk = _Desk(folder, facts, audience)
@@ -228,11 +228,16 @@ class _Desk:
         return rows
 
 
-def _asked(plan: Plan, path: Path, facts: list[Row]) -> Row:
+def _set(overrides: Sequence[str]) -> list[str]:
+    return [word for override in overrides for word in ("--set", override)]
+
+
+def _asked(plan: Plan, path: Path, facts: list[Row], options: list[str]) -> Row:
     return {
         "name": plan.name,
         "about": plan.about,
         "file": path.read_text(encoding="utf-8"),
+        "options": options,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": __version__,
         "cells": facts,

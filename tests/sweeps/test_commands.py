@@ -51,6 +51,16 @@ def test_one_bad_cell_refuses_all_with_one_line(command, tiny, tmp_path, here, m
     assert not (tmp_path / "out").exists()
 
 
+def test_dry_run_reads_the_full_form_too(command, tiny, here):
+    tiny.write_text(tiny.read_text().replace('full = ["federation.rounds=2"]', 'full = ["federation.roundz=9"]'))
+    for options, said in (([], "with --full: "), (["--full"], "error: ")):
+        code, _, err = command("sweep", tiny, "--dry-run", *options)
+        assert code == 2
+        assert said in err
+        assert "federation.roundz: unknown key; did you mean 'rounds'?" in err
+    assert here == []
+
+
 def test_a_sweep_ends_with_its_verdicts_and_goes_on_when_called_again(command, small, tmp_path, here):
     code, out, err = command("sweep", small, "--out", tmp_path / "out", "--device", "cpu", "--set", "local.learning_rate=0.2")
     assert code == 0, err
@@ -64,6 +74,8 @@ def test_a_sweep_ends_with_its_verdicts_and_goes_on_when_called_again(command, s
     assert code == 0
     assert "2 runs, 2 finished already" in err
     assert len(here) == 2
+    page = (tmp_path / "out" / "sweep.html").read_text()
+    assert "<code>fedleak sweep sweep.toml --set local.learning_rate=0.2</code>" in page
     (tmp_path / "out" / "sweep.html").unlink()
     assert command("report", tmp_path / "out")[0] == 0
     assert (tmp_path / "out" / "sweep.html").exists()
@@ -122,8 +134,15 @@ def test_the_help_fits_80_columns_and_shows_the_grammar(command, monkeypatch, na
             assert line in out
 
 
-def test_the_rules_are_explained(command):
-    code, out, _ = command("explain", "verdicts")
+@pytest.mark.parametrize("name", ["verdicts", "Verdicts"])
+def test_the_rules_are_explained(command, name):
+    code, out, _ = command("explain", name)
     assert code == 0
     for word in ("1. leaks:", "2. degrades:", "3. inconclusive:", "4. blocks:"):
         assert word in out
+
+
+def test_a_misspelt_name_of_the_rules_is_recognised(command):
+    code, _, err = command("explain", "verdict")
+    assert code == 2
+    assert "did you mean 'verdicts'?" in err

@@ -168,3 +168,26 @@ def test_every_sweep_passes_its_check(path, form):
 def test_a_strength_that_is_no_number_is_refused(tiny, value):
     with pytest.raises(ScenarioError, match=r"strengths\.std: expected finite numbers"):
         load_sweep(changed(tiny, "strengths.std = [1e-4, 0.1]", f"strengths.std = [1e-4, {value}]"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("axes = 3", "scenario: missing; expected a table, [scenario]"),
+        ("scenario = 3", "scenario: expected a table, [scenario], got 3"),
+        ('[scenario]\n[[axes]]\nkey = "seed"\nvalues = 3', "axes[0].values: expected a list of values, got 3"),
+        ("defenses = [3]\n[scenario]", "defenses[0]: expected a table, [[defenses]], got 3"),
+        ('[scenario]\n[[defenses]]\nname = "x"\nstrengths = 3', "expected a table, [defenses.strengths], got 3"),
+        (
+            '[scenario]\n[[defenses]]\nchain = "x"\ntitle = "y"',
+            "expected a list of tables, each headed [[defenses.chain]], got 'x'",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_plain_words(tmp_path, text, said):
+    (tmp_path / "s.toml").write_text(f'name = "t"\n{text}\n')
+    with pytest.raises(ScenarioError) as refused:
+        load_sweep(tmp_path / "s.toml")
+    assert said in str(refused.value)
+    assert "field required" not in str(refused.value)
+    assert "input should" not in str(refused.value)
