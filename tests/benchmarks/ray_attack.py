@@ -6,8 +6,8 @@ Four clients, eight rounds, LeNet, 16-pixel samples; inverting-gradients, one up
 command, imports, connection, grading and report included; the cluster is up before. The two take turns, and after each pair the
 rows and images are compared bit by bit. Run it on two idle cores: where others use them too the ratio of wall times says little,
 which is why the load (processes that want to run, over the last minute, the measured ones included) is printed beside it, and a
-ratio of CPU seconds: of the one process, over those of the driver and of the busier node's workers together, as if the driver
-never worked while they do.
+ratio of CPU seconds: of the one process, over those of the driver and of one node's workers (the mean of the two) together, as if
+the driver never worked while they do.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ class Workers:
         self._thread.join()
 
     @property
-    def busiest(self) -> float:
-        """CPU seconds of the workers of the node whose workers had most."""
-        return max(sum(spent for raylet, spent in self._spent.values() if raylet == node) for node in self._raylets)
+    def each(self) -> float:
+        """CPU seconds of the workers of a node, the mean over the nodes."""
+        return sum(spent for _, spent in self._spent.values()) / len(self._raylets)
 
     def _watch(self) -> None:
         while not self._over.wait(0.2):
@@ -98,7 +98,7 @@ def main() -> None:
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         cluster.add_node(num_cpus=1)
         address = str(cluster.address)
-        print("one process  two workers   ratio   load | CPU s: one process  driver of two  busier node   ratio", flush=True)
+        print("one process  two workers   ratio   load | CPU s: one process  driver of two  each node   ratio", flush=True)
         try:
             for number in range(repeats):
                 one, two = (Path(shutil.copytree(run, Path(place) / f"{kind}{number}")) for kind in ("one", "two"))
@@ -106,9 +106,10 @@ def main() -> None:
                 with Workers(cluster) as workers:
                     together, driver = seconds(two, iterations, "--ray", address)
                 assert content(one) == content(two), "the results differ"
-                busiest = workers.busiest
                 wall = f"{alone:9.1f} s{together:11.1f} s{alone / together:8.2f}{os.getloadavg()[0]:7.1f}"
-                print(f"{wall} |{spent:19.1f}{driver:15.1f}{busiest:13.1f}{spent / (driver + busiest):8.2f}", flush=True)
+                print(
+                    f"{wall} |{spent:19.1f}{driver:15.1f}{workers.each:11.1f}{spent / (driver + workers.each):8.2f}", flush=True
+                )
         finally:
             cluster.shutdown()
 
