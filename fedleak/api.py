@@ -29,7 +29,7 @@ from fedleak.events import Listener, silent
 from fedleak.observation import Observation
 from fedleak.printable import one_line
 from fedleak.report.html import write_report
-from fedleak.runs import Row, RunFolder, model_digest, refuse_existing
+from fedleak.runs import OWN_APP, Row, RunFolder, model_digest, refuse_existing
 from fedleak.scenario import AttackSpec, Scenario, load_scenario
 from fedleak.server.again import ROWS, attack_here, attack_spread, forget_orders, runner_for
 from fedleak.server.app import Serving, federate, final_model, make_spy
@@ -194,6 +194,7 @@ def attack_run(
         no such cluster, or another process attacks these captures.
     """
     folder = RunFolder.open(Path(path))
+    _refuse_own_app(folder, "be attacked again; name the attacks in fedleak.curious(attacks=...), and start the app again")
     remote = ray is not None and device.partition(":")[0] == "cuda"  # a GPU that this machine need not have
     device = "cuda" if remote else pick_device(device)
     wanted = tuple(AttackSpec(name=spec) if isinstance(spec, str) else spec for spec in specs)
@@ -298,6 +299,7 @@ def _start(scenario: Scenario | str | Path, out: str | Path | None, device: str)
 
 def _reopen(path: Path, device: str) -> tuple[RunFolder, Checked]:
     folder = RunFolder.open(path)
+    _refuse_own_app(folder, "be gone on with; start the app again, which makes a new folder")
     done, _, _ = folder.load_checkpoint()
     if done >= folder.scenario.federation.rounds:
         raise ScenarioError(f"{path}: all {done} rounds are done already; nothing to resume")
@@ -311,6 +313,14 @@ def _reopen(path: Path, device: str) -> tuple[RunFolder, Checked]:
     folder.forget_after(done)
     folder.note_resume(done)
     return folder, checked
+
+
+def _refuse_own_app(folder: RunFolder, what: str) -> None:
+    if folder.manifest.get("engine") == OWN_APP:
+        raise ScenarioError(
+            f"{folder.path}: is of an app of one's own, by fedleak.curious; its network, data and clients are there alone, so "
+            f"that from here it cannot {what}"
+        )
 
 
 def default_folder(scenario: Scenario) -> Path:

@@ -25,7 +25,7 @@ from fedleak.events import Event, Listener, silent
 from fedleak.observation import InputSpec
 from fedleak.printable import clean_log
 from fedleak.report.html import write_report
-from fedleak.runs import Row, RunFolder, refuse_existing
+from fedleak.runs import OWN_APP, Row, RunFolder, refuse_existing
 from fedleak.scenario import Scenario, parse_scenario
 from fedleak.server.replies import Directory, sift
 from fedleak.server.spy import Spy
@@ -232,7 +232,7 @@ class Curious(StrategyWrapper):
                 self._scenario = self._scenario.model_copy(update={"federation": updated})
                 data = self._data()
                 manifest = make_manifest(Checked(self._scenario, data, self._model), self._device)
-                self.folder = RunFolder.create(self._place, manifest | {"engine": "own app"})
+                self.folder = RunFolder.create(self._place, manifest | {"engine": OWN_APP})
                 self.folder.append("rounds.jsonl", self._waiting)
             assert self._directory is not None
             self._spy = Spy(

@@ -35,6 +35,9 @@ from fedleak.scenario import AttackSpec, Scenario, parse_scenario
 Row = dict[str, Any]
 Arrays = dict[str, np.ndarray[Any, Any]]
 
+OWN_APP = "own app"
+"""The manifest's ``engine`` where :func:`fedleak.curious` looked into somebody's own Flower app."""
+
 _OWNER_ONLY = 0o600
 
 

@@ -1,6 +1,8 @@
 """fedleak around an app in the shape of Flower's PyTorch quickstart: its network, momentum SGD, several local epochs."""
 
 import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fedleak
+from fedleak import api
 from fedleak.data.federated import federated_data
 from fedleak.engines.inprocess import InProcessGrid
 from fedleak.errors import FedleakError, ScenarioError
@@ -131,6 +134,9 @@ def test_two_lines_give_a_run_folder_and_change_no_bit_of_the_model(tmp_path: Pa
     page = (tmp_path / "run" / "report.html").read_text()
     assert "inverting-gradients" in page
     assert "my-app" in page
+    for call in (lambda: fedleak.run("", resume=folder.path), lambda: api.attack_run(folder.path, ["inverting-gradients"])):
+        with pytest.raises(ScenarioError, match="of an app of one's own, by fedleak.curious.* start the app again"):
+            call()
 
 
 def test_images_stay_with_a_client_that_does_not_reveal_them(tmp_path: Path) -> None:
@@ -178,6 +184,69 @@ def test_what_cannot_work_is_refused_before_anything_starts(tmp_path: Path) -> N
         fedleak.curious(FedAvg(), Net, SPEC, **settings, attacks=["dlgg"])
     with pytest.raises(ScenarioError, match="exists already"):
         fedleak.curious(FedAvg(), Net, SPEC, **settings, out=tmp_path)
+
+
+SIMULATED = """
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAvg
+from flwr.simulation import run_simulation
+from torch import nn
+
+import fedleak
+from fedleak.observation import InputSpec
+
+spec = InputSpec((3, 8, 8), 10)
+client, server = ClientApp(), ServerApp()
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+
+
+def batch(context, server_round):
+    generator = torch.Generator().manual_seed(int(context.node_config["partition-id"]))
+    return torch.rand(1, 3, 8, 8, generator=generator), torch.tensor([3])
+
+
+@client.train()
+def train(message, context):
+    model = net()
+    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    images, labels = batch(context, 1)
+    nn.functional.cross_entropy(model(spec.normalize(images)), labels).backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    metrics = MetricRecord({"num-examples": 1})
+    return Message(RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}), reply_to=message)
+
+
+@server.main()
+def main(grid, context):
+    strategy = FedAvg(fraction_evaluate=0.0)
+    strategy = fedleak.curious(strategy, net, spec, batch_size=1, learning_rate=0.1, attacks=["closed-form"], out="run")
+    strategy.start(grid, ArrayRecord(net().state_dict()), num_rounds=2)
+
+
+if __name__ == "__main__":
+    resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": 1}}
+    run_simulation(server, fedleak.answer(client, batch), num_supernodes=2, backend_config=resources)
+"""
+
+
+@pytest.mark.slow
+def test_it_works_in_flowers_own_simulation(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(SIMULATED)
+    environment = {**os.environ, "RAY_ADDRESS": "local"}  # and no cluster that happens to run here
+    command = [sys.executable, "app.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = RunFolder(tmp_path / "run").rows("reconstructions.jsonl")
+    assert {(row["round"], row["client"]) for row in rows} == {(1, 0), (1, 1), (2, 0), (2, 1)}
+    assert min(row["psnr"] for row in rows) > 60
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 @pytest.mark.slow
