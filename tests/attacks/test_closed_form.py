@@ -104,6 +104,24 @@ def test_multilayer_perceptron_to_the_last_bit():
     assert solved(of_layers(*layers))[0] >= 120
 
 
+class FlattensInForward(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.act, self.last = nn.Linear(3 * 32 * 32, 64), nn.Sigmoid(), nn.Linear(64, 10)
+
+    def forward(self, images):
+        return self.last(self.act(self.first(images.flatten(1))))
+
+
+def test_a_network_that_flattens_in_forward_gives_an_image():
+    torch.manual_seed(0)
+    images, labels = sample(0)
+    result = attack(observe(FlattensInForward(), images, labels, grant=NOTHING), FlattensInForward())
+    assert result.error is None
+    assert result.images.shape == images.shape
+    assert psnr(result, images) > 80
+
+
 def test_batchnorm_in_eval_mode_is_folded():
     layers = [nn.Conv2d(3, 32, 5, 2, 2), nn.BatchNorm2d(32), nn.Sigmoid(), nn.Flatten(), nn.Linear(32 * 256, 10)]
     assert solved(of_layers(*layers))[0] >= 100

@@ -191,7 +191,8 @@ def walk(
         state = state.reshape(call.input_shape)
         if not bool(torch.isfinite(state.h).all()):
             raise AttackError(f"the solution below layer '{call.name}' is not finite; use gradient matching")
-    return ChainSolution(state.h, features.label, tuple(counts[::-1]))
+    # A network may flatten in forward(), where no leaf is seen to do so.
+    return ChainSolution(state.h.reshape(image.center.shape), features.label, tuple(counts[::-1]))
 
 
 def _obstacle(call: LeafCall, *, training: bool) -> str | None:
