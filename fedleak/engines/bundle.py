@@ -13,6 +13,7 @@ writes the shards anew. The authority's own key signs one certificate and is thr
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -21,12 +22,14 @@ from pathlib import Path
 
 from cryptography import x509
 
-from fedleak.data.shards import write_parts
+from fedleak.data.shards import FACTS, write_parts
 from fedleak.engines.certificates import make_certificates, make_node_key
 from fedleak.engines.commands import SHARD
 from fedleak.errors import ScenarioError
 from fedleak.scenario import Scenario
 
+_CLIENT = re.compile(r"client-\d+")
+_FRESH = f"{SHARD}.new"
 _LEFT = timedelta(days=1)  # a certificate that ends sooner is called expired
 
 
@@ -52,32 +55,55 @@ def make_bundle(scenario: Scenario, out: Path, names: Sequence[str] = (), days: 
     Raises
     ------
     ScenarioError
-        If a name is none, the certificates have expired, the data cannot be read, or a folder cannot be written.
+        If a name is none or new to certificates that are there, these have expired, the data cannot be read, or a folder
+        cannot be written.
     """
     clients = scenario.federation.clients
-    operator = out / "operator"
     try:
-        if (operator / "ca.crt").is_file():
-            _check(out)
+        if (out / "operator" / "ca.crt").is_file():
+            _check(out, names)
         else:
-            _first_keys(out, clients, names, days)
-        missing = [client for client in range(clients) if not (out / f"client-{client}" / "node.key").is_file()]
+            _first_keys(out, names, days)
+        missing = [client for client in range(clients) if not _has_keys(out, client)]
         for client in missing:
-            folder, public = out / f"client-{client}", operator / "nodes" / f"client-{client}.pub"
-            folder.mkdir(mode=0o700, exist_ok=True)
-            public.unlink(missing_ok=True)
-            make_node_key(folder / "node.key", public)
-            shutil.copy(operator / "ca.crt", folder)
-        folders = [*(out / f"client-{client}" / SHARD for client in range(clients)), out / "server" / SHARD]
-        for folder in out.glob(f"*/{SHARD}"):  # those of clients that are no more, too
-            shutil.rmtree(folder)
+            _client_key(out, client)
+        services = [*(f"client-{client}" for client in range(clients)), "server"]
+        # Made whole before the old ones go: what is wrong with the data must not cost a federation that works its own.
+        for folder in (fresh := [out / service / _FRESH for service in services]):
+            shutil.rmtree(folder, ignore_errors=True)
+        write_parts(scenario.data, clients, scenario.seed, fresh)
+        for old in _shards(out):  # those of clients that are no more, too
+            shutil.rmtree(old)
+        for folder in fresh:
+            folder.rename(folder.with_name(SHARD))
     except OSError as error:
         raise ScenarioError(f"{error.filename}: cannot be written ({error.strerror}); choose another --out") from error
-    write_parts(scenario.data, clients, scenario.seed, folders)
     return len(missing)
 
 
-def _first_keys(out: Path, clients: int, names: Sequence[str], days: int) -> None:
+def _has_keys(out: Path, client: int) -> bool:
+    own = out / f"client-{client}"
+    files = (own / "node.key", own / "ca.crt", out / "operator" / "nodes" / f"client-{client}.pub")
+    return all(path.is_file() for path in files)
+
+
+def _client_key(out: Path, client: int) -> None:
+    """Make a client's key, in place of what an interrupt left of it."""
+    own, public = out / f"client-{client}", out / "operator" / "nodes" / f"client-{client}.pub"
+    own.mkdir(mode=0o700, exist_ok=True)
+    for path in (own / "node.key", public):
+        path.unlink(missing_ok=True)
+    make_node_key(own / "node.key", public)
+    shutil.copy(out / "operator" / "ca.crt", own)
+
+
+def _shards(out: Path) -> list[Path]:
+    """Return the shards that a bundle holds, and no folder of somebody else's."""
+    services = [path for path in out.iterdir() if path.name == "server" or _CLIENT.fullmatch(path.name)]
+    return [service / SHARD for service in services if (service / SHARD / FACTS).is_file()]
+
+
+def _first_keys(out: Path, names: Sequence[str], days: int) -> None:
     """Make certificates, and put each file where it is needed; of clients' keys none yet."""
     with tempfile.TemporaryDirectory() as place:
         made = Path(place) / "made"
@@ -90,9 +116,14 @@ def _first_keys(out: Path, clients: int, names: Sequence[str], days: int) -> Non
         shutil.copy(made / "ca.crt", out / "operator")  # last: what says that all is there
 
 
-def _check(out: Path) -> None:
-    """Refuse certificates that have ended."""
+def _check(out: Path, names: Sequence[str]) -> None:
+    """Refuse certificates that have ended, or that are for other names."""
     path = out / "superlink" / "server.crt"
-    until = x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
-    if until < datetime.now(UTC) + _LEFT:
-        raise ScenarioError(f"{path}: expires {until:%Y-%m-%d}; remove {out} and make it again, and start its services again")
+    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    anew = f"remove {out} and make it again (with compose: docker compose down -v)"
+    if (until := certificate.not_valid_after_utc) < datetime.now(UTC) + _LEFT:
+        raise ScenarioError(f"{path}: expires {until:%Y-%m-%d}; {anew}")
+    held = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    known = {str(name.value) for name in held}
+    if other := [name for name in names if name not in known]:
+        raise ScenarioError(f"--name {other[0]}: {path} is there already, for {', '.join(sorted(known))}; {anew}")

@@ -64,6 +64,39 @@ def test_certificates_that_have_ended_are_refused(tmp_path: Path) -> None:
         make_bundle(scenario(), tmp_path)
 
 
+def test_what_is_wrong_with_the_data_costs_no_shard_and_no_folder_of_others(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "shard").mkdir(parents=True)
+    (tmp_path / "mine" / "shard" / "thesis.txt").write_text("years of work")
+    make_bundle(scenario(), tmp_path)
+    before = files(tmp_path)
+    broken = parse_scenario({"name": "broken", "federation": {"clients": 2}, "data": {"source": "parquet", "path": "nowhere"}})
+    with pytest.raises(ScenarioError, match="nowhere"):
+        make_bundle(broken, tmp_path)
+    assert files(tmp_path) == before
+    make_bundle(scenario(seed=2), tmp_path)
+    assert (tmp_path / "mine" / "shard" / "thesis.txt").is_file()
+    assert not list(tmp_path.rglob("shard.new"))
+
+
+def test_names_that_the_certificate_lacks_are_refused(tmp_path: Path) -> None:
+    make_bundle(scenario(), tmp_path, ["here", "192.0.2.1"])
+    make_bundle(scenario(), tmp_path, ["192.0.2.1", "here", "localhost"])
+    with pytest.raises(ScenarioError, match=r"--name there: .*server\.crt is there already, for .*here.*make it again"):
+        make_bundle(scenario(), tmp_path, ["there"])
+
+
+@pytest.mark.parametrize("lost", ["operator/nodes/client-1.pub", "client-1/ca.crt", "client-1/node.key"])
+def test_keys_that_an_interrupt_left_in_part_are_made_anew(tmp_path: Path, lost: str) -> None:
+    make_bundle(scenario(), tmp_path)
+    before = files(tmp_path)
+    (tmp_path / lost).unlink()
+    assert make_bundle(scenario(), tmp_path) == 1
+    after = files(tmp_path)
+    assert set(after) == set(before)
+    assert after["client-0/node.key"] == before["client-0/node.key"]
+    assert after["client-1/node.key"] != before["client-1/node.key"]
+
+
 def test_a_service_is_started_from_its_folder(tmp_path: Path) -> None:
     make_bundle(scenario(), tmp_path)
     assert str(tmp_path / "superlink" / "server.key") in superlink_command(tmp_path / "superlink", "127.0.0.1", 1)
