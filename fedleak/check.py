@@ -32,7 +32,7 @@ from fedleak.models.weights import load_weights
 from fedleak.observation import InputSpec, UpdateKind
 from fedleak.registry import Registry
 from fedleak.report.formats import plural
-from fedleak.scenario import AttackSpec, Named, Scenario
+from fedleak.scenario import AttackSpec, ClientResources, Named, Scenario
 from fedleak.server.observing import local_training
 from fedleak.server.strategies import build_strategy
 from fedleak.threat import Knowledge, presets_granting
@@ -70,8 +70,8 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
     """
     check_plugins(scenario)
     check_device(scenario.local.device, "local.device")
-    if scenario.federation.client_resources is not None:
-        check_room(scenario.federation.client_resources)
+    if scenario.federation.engine == "ray":
+        check_room(scenario.federation.client_resources or ClientResources())
     check_device(device, "--device")
     data = federated_data(scenario.data, scenario.federation.clients, scenario.seed)
     check_sums(scenario, data.largest_shard)

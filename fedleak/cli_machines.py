@@ -56,9 +56,10 @@ def superlink(
     host: Annotated[str, typer.Option(help="Address to listen on; 127.0.0.1 for this machine only.")] = "0.0.0.0",
     port: Annotated[int, typer.Option(min=1, max=65535)] = _PORT,
 ) -> None:
-    """Become the SuperLink, over TLS; only registered nodes are let in.
+    """Become the SuperLink, over TLS; a node whose key was not admitted is refused.
 
-    Whoever reaches its port may submit apps, which is Flower's way: open it to the federation's machines only.
+    Whoever reaches its port may admit nodes and submit apps, which run on every client and on the server: that is Flower's
+    way. Open it to the federation's machines only.
     """
     from fedleak.engines.commands import become, superlink_command
 

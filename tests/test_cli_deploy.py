@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from flwr.cli.build import build_fab_from_files
 
-from fedleak import cli, cli_deploy
+from fedleak import cli, cli_deploy, cli_machines
 from fedleak.engines import services
 from fedleak.engines.superlink import PYPROJECT
 from fedleak.scenario import SuperLink
@@ -112,10 +112,68 @@ def test_up_leaves_no_folder_behind_that_was_not_there(
 
 
 def test_each_command_explains_itself(call: Any) -> None:
-    for command in (cli_deploy.certs, cli_deploy.shards, cli_deploy.up, cli_deploy.submit):
+    own = (cli_deploy.certs, cli_deploy.shards, cli_deploy.up, cli_deploy.submit)
+    machines = (cli_machines.bundle, cli_machines.superlink, cli_machines.server, cli_machines.client, cli_machines.register)
+    for command in own + machines:
         code, told = call(command.__name__, "--help")
         assert code == 0
         assert len(told) > 400
+
+
+@pytest.fixture
+def bundle(call: Any, tmp_path: Path) -> Path:
+    (tmp_path / "s.toml").write_text('name = "t"\nfederation.clients = 2\n')
+    code, told = call("bundle", "s.toml", "--name", "superlink")
+    assert (code, "2 client(s) (2 new key(s))" in told) == (0, True)
+    return tmp_path / "bundle"
+
+
+def test_each_service_becomes_the_program_that_its_folder_is_for(
+    call: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr("os.execve", lambda path, command, environment: started.append((command, environment)))
+    for arguments in (
+        ["superlink", "bundle/superlink", "--host", "127.0.0.1"],
+        ["server", "bundle/server", "--superlink", "superlink:8000"],
+        ["client", "bundle/client-1", "--superlink", "superlink:8000"],
+    ):
+        assert call(*arguments)[0] == 0
+    assert [command[0] for command, _ in started] == ["flower-superlink", "flower-superexec", "flower-supernode"]
+    assert started[0][0][1:5] == ["--host", "127.0.0.1", "--port", "8000"]
+    server = started[1][1]
+    assert (server["FEDLEAK_RUNS"], server["FEDLEAK_SERVER_DATA"]) == (str(Path.cwd() / "runs"), str(bundle / "server" / "shard"))
+    assert "partition-id=1 num-partitions=2" in started[2][0][started[2][0].index("--node-config") + 1]
+    assert all("FLWR_SUPEREXEC_TASK_POLL_INTERVAL" in environment for _, environment in started)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["superlink", "bundle/client-0"], "no server.crt in it; expected the service's own folder"),
+        (["server", "bundle/client-0", "--superlink", "superlink:8000"], "no superexec.secret in it"),
+        (["server", "bundle/server", "--superlink", "https://superlink:8000"], "expected HOST:PORT, without https://"),
+        (["server", "bundle/server", "--superlink", "superlink:8000", "--runs", "s.toml"], "--runs s.toml: cannot be made"),
+        (["client", "bundle/server", "--superlink", "superlink:8000"], "start it with: fedleak deploy server bundle/server"),
+        (["client", "bundle/client-0", "--superlink", "superlink"], "expected HOST:PORT"),
+        (["client", "bundle", "--superlink", "superlink:8000"], "no shard.json"),
+        (["register", "bundle", "--superlink", "superlink:8000"], "expected the folder operator"),
+        (["bundle", "s.toml", "--name", "not a name"], "--name not a name"),
+        (["bundle", "s.toml", "--set", "federation.clients=0"], "federation.clients"),
+    ],
+)
+def test_a_wrong_folder_or_address_is_said_in_one_line(call: Any, bundle: Path, arguments: list[str], said: str) -> None:
+    code, told = call(*arguments)
+    assert code == 2
+    assert said in told, told
+
+
+def test_runs_that_somebody_else_owns_are_refused(call: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode, **_: Path(path).name != "runs")
+    code, told = call("server", "bundle/server", "--superlink", "superlink:8000")
+    assert code == 2
+    assert "cannot be written by user" in told
+    assert "USER_ID" in told
 
 
 def test_flwr_run_from_the_root_finds_the_app_and_takes_the_same_keys() -> None:

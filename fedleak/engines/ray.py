@@ -59,33 +59,33 @@ class Ray:
 
         started_here = not ray.is_initialized()
         python_path = os.environ.get("PYTHONPATH")
-        if started_here:
-            # Actors import what this process can import, such as the user's own model module.
-            os.environ["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-            ray.init(
-                address=ray_address(),
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                configure_logging=False,
-            )
         stop, ended = threading.Event(), threading.Event()
         failure: list[BaseException] = []
         resources = scenario.federation.client_resources or ClientResources()
         ended.set()  # until the server's thread is started
         try:
+            if started_here:
+                # Actors import what this process can import, such as the user's own model module.
+                os.environ["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+                ray.init(
+                    address=ray_address(),
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    configure_logging=False,
+                )
             check_room(resources)  # of the nodes as they are now
             ended.clear()
             with tempfile.TemporaryDirectory() as folder:
                 self._simulate(scenario, _watched(scenario, serve, stop, ended, failure), Path(folder), resources)
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             failure.append(FedleakError(f"Flower's simulation engine failed: {error.__cause__ or error}"))
         finally:
             stop.set()
             ended.wait(_PATIENCE)
             if started_here:
                 ray.shutdown()
-                os.environ.pop("PYTHONPATH")
+                os.environ.pop("PYTHONPATH", None)
                 if python_path is not None:
                     os.environ["PYTHONPATH"] = python_path
         if failure:

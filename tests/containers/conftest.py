@@ -45,7 +45,9 @@ class Compose:
     """docker-compose in one folder."""
 
     def __init__(self, folder: Path, **settings: str) -> None:
-        self.folder, self.settings = folder, settings
+        # A project and an image of their own: nobody's real federation is to be taken for the test's, or down with it.
+        own = {"COMPOSE_PROJECT_NAME": f"fedleak-test-{os.getpid()}", "IMAGE": "fedleak:test"}
+        self.folder, self.settings = folder, own | settings
         self.program = found("docker-compose")
 
     def __call__(self, *arguments: str, check: bool = True, timeout: float = 1200.0) -> subprocess.CompletedProcess[str]:

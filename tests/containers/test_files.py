@@ -1,5 +1,6 @@
 """The files themselves: valid, linted, and no service with more rights or volumes than it needs."""
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ def config() -> dict[str, Any]:
     ("settings", "there", "away"),
     [
         ({}, {"client-0", "client-1", "server"}, {"client-2", "server-gpu"}),
+        ({"CLIENTS": "1"}, {"client-0", "server"}, {"client-1"}),
         ({"CLIENTS": "4"}, {"client-0", "client-1", "client-2", "client-3"}, {"client-4"}),
         ({"CLIENTS": "8"}, {f"client-{client}" for client in range(8)}, set()),
         ({"DEVICE": "gpu", "CLIENTS": "3"}, {"server-gpu", "client-2"}, {"server", "client-3"}),
@@ -41,7 +43,7 @@ def test_the_settings_decide_what_starts(settings: dict[str, str], there: set[st
 def test_a_scenario_and_more_keys_can_be_given() -> None:
     settings = {"SCENARIO": "scenarios/training.toml", "OPTIONS": "--set seed=3 --set local.batch_size=2", "RESUME": "run-1"}
     config = Compose(ROOT, COMPOSE_FILE="docker-compose.yml", **settings).config()["services"]
-    assert config["submit"]["command"][-6:] == ["--set", "seed=3", "--set", "local.batch_size=2", "--resume", "run-1"]
+    assert config["submit"]["command"][-6:] == ["--resume", "run-1", "--set", "seed=3", "--set", "local.batch_size=2"]
     assert str(ROOT / "scenarios" / "training.toml") in [volume["source"] for volume in config["setup"]["volumes"]]
 
 
@@ -52,6 +54,35 @@ def test_a_folder_of_images_is_seen_by_the_one_that_splits_them_alone(tmp_path: 
     }
     assert [name for name, volumes in seen.items() if volumes] == ["setup"]
     assert (seen["setup"][0]["target"], seen["setup"][0]["read_only"]) == ("/data", True)
+
+
+def test_a_submission_by_itself_starts_all_that_it_needs() -> None:
+    started = set(Compose(ROOT, COMPOSE_FILE="docker-compose.yml", CLIENTS="3")("config", "--services", "submit").stdout.split())
+    assert {"superlink", "register", "server", "client-0", "client-1", "client-2"} <= started
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"CLIENTS": "9"}, "CLIENTS=9: expected 1 to 8"),
+        ({"CLIENTS": "no"}, "CLIENTS=no: expected 1 to 8"),
+        ({"DEVICE": "cuda"}, "DEVICE=cuda: expected cpu or gpu"),
+        ({"USER_ID": "4321"}, "belongs to user 1234: set USER_ID=1234"),
+        ({"USER_ID": "1234"}, ""),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_anything_starts(tmp_path: Path, setting: dict[str, str], said: str) -> None:
+    """The script of the service `ownership`, with stand-ins for the programs that need to be root."""
+    service = Compose(ROOT, COMPOSE_FILE="docker-compose.yml", **setting).config()["services"]["ownership"]
+    for name in ("chown", "chmod"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+    (tmp_path / "stat").write_text("#!/bin/sh\necho 1234\n")
+    for name in ("chown", "chmod", "stat"):
+        (tmp_path / name).chmod(0o755)
+    environment = service["environment"] | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = [part.replace("$$", "$") for part in service["command"]]
+    ended = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+    assert (ended.returncode, said in ended.stderr) == (2 if said else 0, True), ended.stderr
 
 
 def test_the_dockerfile_is_linted() -> None:

@@ -87,8 +87,9 @@ def test_a_cluster_is_asked_node_by_node(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_cluster_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(ScenarioError, match="RAY_ADDRESS=127.0.0.1:1: no Ray cluster there"):
-        check(scenario(num_cpus=0.5))
+    for asked in (scenario(num_cpus=0.5), parse_scenario({"name": "plain", "federation": {"engine": "ray"}})):
+        with pytest.raises(ScenarioError, match="RAY_ADDRESS=127.0.0.1:1: no Ray cluster there"):
+            check(asked)
 
 
 @pytest.mark.parametrize(
