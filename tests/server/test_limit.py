@@ -1,15 +1,22 @@
 import contextlib
 import gc
+import random
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
+import torch
 
-from fedleak.errors import AttackError
+from fedleak import abandoned
+from fedleak.attacks.base import Budget
+from fedleak.errors import AttackError, FedleakError
+from fedleak.seeding import Seed
 from fedleak.server import limit
 from fedleak.server.limit import limited, wall_limit
+from fedleak.server.quarantine import quarantine
 
 
 def spin() -> None:
@@ -115,3 +122,103 @@ def test_an_interrupt_ends_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         limited(spin, 30.0)
     assert threading.active_count() == before
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Abandon a thread soon, and end the test when all have ended."""
+    monkeypatch.setattr(limit, "_LAST_WORDS", 0.1)
+    before = threading.active_count()
+    yield
+    wait(lambda: threading.active_count() <= before)
+
+
+def wait(until: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not until() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert until()
+
+
+def draws() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def abandoned_call(call: Callable[[], None]) -> None:
+    with pytest.raises(AttackError, match=r"could not be stopped \(native code, or code that catches everything\)"):
+        limited(call, 0.1)
+
+
+class Hang:
+    """Hangs inside a block, as in native code, until it is let go; then the block ends, in the thread that was left behind."""
+
+    def __init__(self, block: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+        self._block, self._go = block, threading.Event()
+
+    def __call__(self) -> None:
+        with self._block():
+            self._go.wait()
+
+    def let_go(self) -> None:
+        self._go.set()
+        wait(lambda: not any(thread.name == "attack" for thread in threading.enumerate()))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_abandoned_attack_does_not_restore_generators_that_others_draw_from() -> None:
+    with Seed(1).isolated():
+        expected = [draws() for _ in range(3)]
+    hang = Hang(Seed(7).isolated)
+    abandoned_call(hang)
+    with Seed(1).isolated():
+        found = [draws()]
+        hang.let_go()
+        found += [draws(), draws()]
+    assert found == expected
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_abandoned_attack_does_not_put_settings_back_that_others_have_changed() -> None:
+    hang = Hang(lambda: quarantine(1))
+    abandoned_call(hang)
+    torch.set_default_dtype(torch.float64)
+    try:
+        hang.let_go()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_abandoned_attack_that_catches_everything_seeds_nothing() -> None:
+    go, said = threading.Event(), list[str]()
+
+    def hang() -> None:
+        while not said:
+            try:
+                go.wait()
+                with Seed(7).isolated():
+                    said.append("seeded")
+            except FedleakError as error:
+                said.append(str(error))
+            except BaseException:  # noqa: BLE001
+                pass
+
+    abandoned_call(hang)
+    go.set()
+    wait(lambda: bool(said))
+    assert "abandoned" in said[0]
+
+
+def test_an_attack_that_ends_once_it_is_told_to_puts_back_what_it_changed() -> None:
+    with Seed(1).isolated():
+        expected = draws()
+    with Seed(1).isolated():
+
+        def hang() -> None:
+            with Seed(7).isolated():
+                spin()
+
+        with pytest.raises(AttackError, match="was stopped$"):
+            limited(hang, 0.1)
+        assert draws() == expected
