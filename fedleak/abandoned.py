@@ -91,10 +91,10 @@ def process_time() -> float:
     """Return the CPU seconds of this process, as ``time.process_time`` does, without those of abandoned threads.
 
     Only what they take themselves is left out. The helpers of one that computes on several threads are counted still, and on
-    systems other than Linux, where one thread cannot read another's clock, so are they.
+    systems other than Linux, where one thread cannot read another's clock, so are they. Such a thread itself is told all.
     """
     global _latest
-    if not _left:
+    if not _left or threading.current_thread() in _left:
         return time.process_time()
     with LOCK:
         _latest = max(_latest, time.process_time() - _taken())
@@ -114,12 +114,13 @@ def leave(end: BaseException) -> None:
     """
     if not any(thread.is_alive() for thread in list(_left)):
         return
-    code = end.code if isinstance(end, SystemExit) else 1
+    code = 1
     if not isinstance(end, SystemExit):
         traceback.print_exception(end)
-    elif not isinstance(code, int | None):
-        print(code, file=sys.stderr)
-        code = 1
+    elif end.code is None or isinstance(end.code, int):
+        code = end.code or 0
+    else:
+        print(end.code, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code or 0)
+    os._exit(code)

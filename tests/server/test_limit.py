@@ -1,6 +1,8 @@
 import contextlib
 import gc
 import random
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -222,3 +224,87 @@ def test_an_attack_that_ends_once_it_is_told_to_puts_back_what_it_changed() -> N
         with pytest.raises(AttackError, match="was stopped$"):
             limited(hang, 0.1)
         assert draws() == expected
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.skipif(sys.platform != "linux", reason="only there one thread can read another's clock")
+def test_what_an_abandoned_attack_takes_is_charged_to_no_other() -> None:
+    values, done = torch.rand(300, 300), threading.Event()
+
+    def hang() -> None:
+        while not done.is_set():
+            try:
+                for _ in range(20):
+                    torch.mm(values, values)
+            except BaseException:  # noqa: BLE001
+                pass
+
+    abandoned_call(hang)
+    budget, started, clock = Budget(0.3, 1), time.process_time(), abandoned.process_time()
+    wait(lambda: time.process_time() - started > 0.6)
+    assert budget.spent < 0.3
+    assert not budget.exhausted
+    done.set()
+    wait(lambda: not any(thread.name == "attack" for thread in threading.enumerate()))
+    taken = time.process_time() - started
+    # What it took stays out when it has ended.
+    assert budget.spent < 0.3
+    assert budget.spent == pytest.approx(abandoned.process_time() - clock, abs=0.02)
+    spent = budget.spent
+    started = time.process_time()
+    wait_busy(0.1)
+    assert budget.spent - spent == pytest.approx(time.process_time() - started, abs=0.02)
+    assert taken > 0.6
+
+
+def wait_busy(seconds: float) -> None:
+    started = time.process_time()
+    while time.process_time() - started < seconds:
+        pass
+
+
+def test_where_nothing_was_abandoned_the_clock_is_the_process_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(abandoned, "_left", {})
+    monkeypatch.setattr(time, "process_time", lambda: 12.5)
+    assert abandoned.process_time() == 12.5
+
+
+def test_the_clock_never_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(abandoned, "_left", {})
+    thread = threading.Thread()
+    abandoned.abandon(thread, None)
+    shown = abandoned.process_time()
+    abandoned._left[thread].since = 1e6  # systems update the clocks of a thread and of its process at different times
+    assert abandoned.process_time() == shown
+
+
+@pytest.mark.parametrize(("end", "code"), [("sys.exit(3)", 3), ("sys.exit()", 0), ("sys.exit('no')", 1), ("1 / 0", 1)])
+def test_the_command_line_ends_as_it_should_with_an_attack_left_behind(end: str, code: int) -> None:
+    program = f"""
+import sys, threading, time, atexit
+from fedleak import abandoned, cli
+hang = threading.Thread(target=time.sleep, args=(60,), daemon=True)
+hang.start()
+abandoned.abandon(hang, None)
+atexit.register(print, "the interpreter shut down")
+def main(): {end}
+cli._main = main
+print("said", end="")
+cli.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (code, "said")
+    assert {"sys.exit('no')": "no", "1 / 0": "ZeroDivisionError"}.get(end, "") in ended.stderr
+
+
+def test_the_command_line_ends_as_ever_without_one() -> None:
+    program = """
+import sys, atexit
+from fedleak import cli
+atexit.register(print, "the interpreter shut down")
+sys.argv = ["fedleak", "--version"]
+cli.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0
+    assert "the interpreter shut down" in ended.stdout
