@@ -6,6 +6,7 @@ import io
 import logging
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from flwr.common.logger import ConsoleHandler
 from rich.markup import escape
 from rich.table import Table
 
-from fedleak import cli
+from fedleak import api, cli
+from fedleak.errors import FedleakError
 from fedleak.evaluation.summary import summarise
 from fedleak.events import Event
 from fedleak.printable import clean_log, one_line, printable
@@ -24,6 +26,8 @@ from fedleak.report.faults import Fault
 from fedleak.report.live import Live
 from fedleak.report.sweep_live import LiveSweep, verdict_table
 from fedleak.report.terminal import faults_table, leakage_table
+from fedleak.spread import worker
+from fedleak.sweeps import cluster as sweeps_cluster
 from fedleak.sweeps.verdicts import Verdict
 from fedleak.terminal import safe_console
 
@@ -198,3 +202,23 @@ def test_a_wrong_log_call_ends_nothing(call: tuple[Any, ...], monkeypatch: pytes
     monkeypatch.setattr(logger, "level", logging.ERROR)
     logger.error(*call)
     assert [record.msg for record in told] == [call[0]]
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        lambda: api.run("no-such.toml"),
+        lambda: api.attack_run("no-such-folder", ["dlg"]),
+        worker._quieten,
+        lambda: sweeps_cluster._task("no job"),
+    ],
+    ids=["run", "attack_run", "worker", "ray task"],
+)
+def test_the_log_is_clean_wherever_flower_is_started_from(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logging.getLogger("flwr")
+    monkeypatch.setattr(logger, "filters", [])
+    level = logger.level
+    with suppress(FedleakError):
+        start()
+    logger.setLevel(level)
+    assert logger.filters
