@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 
 LOCK = threading.RLock()
@@ -121,6 +122,7 @@ def leave(end: BaseException) -> None:
         code = end.code or 0
     else:
         print(end.code, file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # whoever reads it may have gone
+            stream.flush()
     os._exit(code)

@@ -12,7 +12,7 @@ is done by this package's own blocks. A plugin that seeds the global generators 
 of your own (``rng.generator()``). Two things nothing in this process can survive: native code that never returns and holds the
 interpreter's lock, and the system's own killer where memory runs out for the whole machine. Then kill the run, and go on with
 ``--resume``. The command line ends at once, with the right exit code, where a thread is left at its end; a program of your own
-that calls :func:`fedleak.run` may be aborted by it at its end, after everything is written.
+that calls :func:`fedleak.run`, or Flower's own server process, may be aborted by it at its end, after everything is written.
 """
 
 from __future__ import annotations
@@ -109,11 +109,14 @@ def limited(call: Callable[[], T], seconds: float | None) -> T:
 
 def _stop(worker: threading.Thread, clocks: list[int | None]) -> bool:
     """End the thread, and say whether it did end; otherwise it is abandoned, and told to end for as long as it lives."""
-    if _end(worker, _LAST_WORDS):
-        return True
-    abandoned.abandon(worker, clocks[0] if clocks else None)
-    threading.Thread(target=_end, args=(worker, math.inf), name="end-of-attack", daemon=True).start()
-    return False
+    ended = False
+    try:
+        ended = _end(worker, _LAST_WORDS)
+    finally:  # an interrupt must not let it go on unnoticed
+        if not ended:
+            abandoned.abandon(worker, clocks[0] if clocks else None)
+            threading.Thread(target=_end, args=(worker, math.inf), name="end-of-attack", daemon=True).start()
+    return ended
 
 
 def _end(worker: threading.Thread, seconds: float) -> bool:

@@ -227,6 +227,24 @@ def test_an_attack_that_ends_once_it_is_told_to_puts_back_what_it_changed() -> N
 
 
 @pytest.mark.usefixtures("impatient")
+def test_an_interrupt_while_it_is_told_to_end_abandons_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    hang, end = Hang(contextlib.nullcontext), limit._end
+    seen: list[threading.Thread] = []
+
+    def interrupted(worker: threading.Thread, seconds: float) -> bool:
+        if threading.current_thread() is not threading.main_thread():
+            return end(worker, seconds)
+        seen.append(worker)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(limit, "_end", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        limited(hang, 0.1)
+    assert abandoned.is_abandoned(seen[0])
+    hang.let_go()
+
+
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.skipif(sys.platform != "linux", reason="only there one thread can read another's clock")
 def test_what_an_abandoned_attack_takes_is_charged_to_no_other() -> None:
     values, done = torch.rand(300, 300), threading.Event()
