@@ -326,3 +326,32 @@ cli.main()
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0
     assert "the interpreter shut down" in ended.stdout
+
+
+def test_an_attack_left_in_pytorch_does_not_abort_the_command_line() -> None:
+    program = """
+import sys, torch
+from fedleak import cli
+from fedleak.errors import AttackError
+from fedleak.server import limit
+limit._LAST_WORDS = 0.1
+def work():
+    values = torch.rand(300, 300)
+    while True:
+        try:
+            while True:
+                torch.linalg.svd(values)
+        except BaseException:
+            pass
+def main():
+    try:
+        limit.limited(work, 0.2)
+    except AttackError as error:
+        print(error)
+    sys.exit(1)
+cli._main = main
+cli.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1, ended.stderr  # -6, aborted, where the interpreter shuts down with it
+    assert "could not be stopped" in ended.stdout
