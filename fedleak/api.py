@@ -27,7 +27,7 @@ from fedleak.evaluation.summary import summarise
 from fedleak.evaluation.utility import utility
 from fedleak.events import Listener, silent
 from fedleak.observation import Observation
-from fedleak.printable import one_line
+from fedleak.printable import clean_log, one_line
 from fedleak.report.html import write_report
 from fedleak.runs import OWN_APP, Row, RunFolder, model_digest, refuse_existing
 from fedleak.scenario import AttackSpec, Scenario, load_scenario
@@ -120,6 +120,7 @@ def run(
     ScenarioError
         If anything asked for is wrong; nothing has started then.
     """
+    clean_log()
     if where is None and _engine_of(scenario, resume) == "deployment":
         from fedleak.engines.deployment import deploy
 
@@ -193,6 +194,7 @@ def attack_run(
         If the folder holds no observations, or an attack is unknown or needs what the run's threat model withholds; or there is
         no such cluster, or another process attacks these captures.
     """
+    clean_log()
     folder = RunFolder.open(Path(path))
     _refuse_own_app(folder, "be attacked again; name the attacks in fedleak.curious(attacks=...), and start the app again")
     remote = ray is not None and device.partition(":")[0] == "cuda"  # a GPU that this machine need not have

@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 
 from fedleak import __version__, cli_deploy, cli_machines
+from fedleak.abandoned import leave
 from fedleak.errors import FedleakError, ScenarioError
 from fedleak.sweeps import cli as sweeps
 from fedleak.terminal import Device, Overrides, Quiet, ScenarioFile, Threads, Verbose, console, errors, interrupted, quieten
@@ -271,6 +272,14 @@ def _root(
 
 def main() -> None:
     """Run the command line; turn expected errors into one line and an exit code."""
+    try:
+        _main()
+    except BaseException as end:
+        leave(end)  # at once, if an attack was left behind that could not be stopped
+        raise
+
+
+def _main() -> NoReturn:
     sys.path.insert(0, str(Path.cwd()))  # a scenario may name the user's own module beside it
     try:
         sys.exit(app(standalone_mode=False) or 0)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from fedleak import abandoned
+from fedleak.errors import FedleakError
 
 
 @dataclass(frozen=True)
@@ -47,14 +53,44 @@ class Seed:
 
     @contextmanager
     def isolated(self) -> Iterator[None]:
-        """Seed the global generators inside the block (layer initialisation, dropout, samplers) and restore them after."""
-        python, numpy_state = random.getstate(), np.random.get_state()
-        with torch.random.fork_rng():
-            torch.manual_seed(self.value)
-            np.random.seed(self.value % 2**32)
-            random.seed(self.value)
-            try:
-                yield
-            finally:
-                random.setstate(python)
-                np.random.set_state(numpy_state)
+        """Seed the global generators inside the block (layer initialisation, dropout, samplers) and restore them after.
+
+        A thread that was abandoned inside the block restores nothing: others have gone on to draw from the generators.
+        """
+        thread = threading.current_thread()  # garbage may be collected, and with it a block ended, by any other
+        python, numpy_state, torch_state = random.getstate(), np.random.get_state(), _torch_state()
+        try:
+            with abandoned.LOCK:
+                if abandoned.is_abandoned(thread):
+                    raise FedleakError("this thread was abandoned, so it seeds nothing: others draw from the generators by now")
+                torch.manual_seed(self.value)
+                np.random.seed(self.value % 2**32)
+                random.seed(self.value)
+            yield
+        finally:
+            with abandoned.LOCK:
+                if not abandoned.is_abandoned(thread):
+                    random.setstate(python)
+                    np.random.set_state(numpy_state)
+                    _restore_torch(torch_state)
+
+
+def _torch_state() -> list[Tensor]:
+    """Return the state of PyTorch's generator on the CPU, and of each accelerator's."""
+    return [torch.get_rng_state(), *(devices.get_rng_state(number) for devices, number in _accelerators())]
+
+
+def _restore_torch(state: list[Tensor]) -> None:
+    # Not torch.random.fork_rng, which restores whatever has happened meanwhile.
+    cpu, *others = state
+    torch.set_rng_state(cpu)
+    for (devices, number), of_device in zip(_accelerators(), others, strict=True):
+        devices.set_rng_state(of_device, number)
+
+
+def _accelerators() -> list[tuple[Any, int]]:
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None:
+        return []
+    devices = torch.get_device_module(accelerator.type)
+    return [(devices, number) for number in range(devices.device_count())]

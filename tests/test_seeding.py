@@ -1,9 +1,11 @@
 import random
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
+from fedleak import seeding
 from fedleak.seeding import Seed
 
 
@@ -61,3 +63,20 @@ def test_isolated_puts_the_generators_back_after_an_error() -> None:
     with pytest.raises(KeyError), Seed(3).isolated():
         raise KeyError(draw())
     assert draw() == expected
+
+
+def test_isolated_puts_the_generators_of_accelerators_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Devices:
+        states: ClassVar[dict[int, torch.Tensor]] = {0: torch.tensor([1]), 1: torch.tensor([2])}
+
+        def get_rng_state(self, number: int) -> torch.Tensor:
+            return self.states[number]
+
+        def set_rng_state(self, state: torch.Tensor, number: int) -> None:
+            self.states[number] = state
+
+    devices = Devices()
+    monkeypatch.setattr(seeding, "_accelerators", lambda: [(devices, 0), (devices, 1)])
+    with Seed(3).isolated():
+        devices.states[0], devices.states[1] = torch.tensor([7]), torch.tensor([8])
+    assert [int(devices.states[number]) for number in (0, 1)] == [1, 2]

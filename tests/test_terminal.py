@@ -6,14 +6,19 @@ import io
 import logging
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from flwr.common.logger import ConsoleHandler
 from rich.markup import escape
 from rich.table import Table
 
-from fedleak import cli
+from fedleak import api, cli
+from fedleak.errors import FedleakError
 from fedleak.evaluation.summary import summarise
 from fedleak.events import Event
 from fedleak.printable import clean_log, one_line, printable
@@ -21,6 +26,8 @@ from fedleak.report.faults import Fault
 from fedleak.report.live import Live
 from fedleak.report.sweep_live import LiveSweep, verdict_table
 from fedleak.report.terminal import faults_table, leakage_table
+from fedleak.spread import worker
+from fedleak.sweeps import cluster as sweeps_cluster
 from fedleak.sweeps.verdicts import Verdict
 from fedleak.terminal import safe_console
 
@@ -116,3 +123,102 @@ def test_flowers_log_is_clean(caplog: pytest.LogCaptureFixture) -> None:
         logging.getLogger("flwr").error("client %s said %s", 3, OWNED)
     [record] = [record for record in caplog.records if "client 3" in record.getMessage()]
     assert not CONTROL.search(record.getMessage())
+
+
+class Raises:
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def logged(caplog: pytest.LogCaptureFixture, *args: Any, **options: Any) -> str:
+    """Return what Flower's own handler prints of a log call, without its colours."""
+    clean_log()
+    stream = io.StringIO()
+    handler = ConsoleHandler(colored=False, stream=stream)
+    logger = logging.getLogger("flwr")
+    logger.addHandler(handler)
+    try:
+        with caplog.at_level(logging.ERROR, logger="flwr"):
+            logger.error(*args, **options)
+    finally:
+        logger.removeHandler(handler)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("break_", ["\n", "\r\n", "\u2028", "\x85", "\x0b"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda text: ("client said %s", text),
+        lambda text: ("client said %s", ValueError(text)),
+        lambda text: ("client said %(what)s", {"what": text}),
+        lambda text: (f"client said {text}",),
+        lambda text: ("client said %r", ValueError(text)),
+    ],
+)
+def test_no_argument_forges_a_line_of_flowers_log(call: Any, break_: str, caplog: pytest.LogCaptureFixture) -> None:
+    said = logged(caplog, *call(f"x{break_}INFO : forged line"))
+    first, *further = said.splitlines()
+    assert first.startswith("ERROR")
+    assert all(line.startswith("    ") for line in further)
+    assert "forged line" in said
+    if "%" in call("x")[0]:
+        assert not further
+
+
+def test_a_logged_error_and_a_stack_are_clean_and_forge_no_line(caplog: pytest.LogCaptureFixture) -> None:
+    said = logged(caplog, "it failed", exc_info=ValueError(f"{OWNED}\nINFO : forged line"), stack_info=True)
+    assert not CONTROL.search(said)
+    first, *further = said.splitlines()
+    assert first.startswith("ERROR")
+    assert any("forged line" in line for line in further)
+    assert any("Stack (most recent call last)" in line for line in further)
+    assert all(line.startswith("    ") for line in further)
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (("%d of %.2f, %x, %5s|", np.int64(3), torch.tensor(0.5), np.int64(255), None), "3 of 0.50, ff,  None|"),
+        (("%c%%", "a"), "a%"),
+        (("100% of it",), "100% of it"),
+        (("two\nlines\n",), "two\n    lines\n"),
+        (("%s", {"a": 1}), "{'a': 1}"),
+        (("%s", ()), "()"),
+    ],
+)
+def test_a_proper_log_call_says_what_it_did(call: tuple[Any, ...], expected: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert logged(caplog, *call).partition(": ")[2].lstrip() == f"{expected}\n"
+
+
+@pytest.mark.parametrize("call", [("x %s %s", 1), ("x %d", "y"), ("x %(no)s", {"yes": 1}), ("x %s", Raises())])
+def test_a_wrong_log_call_ends_nothing(call: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    clean_log()
+    told: list[logging.LogRecord] = []
+    monkeypatch.setattr(logging.Handler, "handleError", lambda self, record: told.append(record))
+    handler, logger = ConsoleHandler(stream=io.StringIO()), logging.getLogger("flwr")
+    monkeypatch.setattr(logger, "handlers", [handler])
+    monkeypatch.setattr(logger, "propagate", False)
+    monkeypatch.setattr(logger, "level", logging.ERROR)
+    logger.error(*call)
+    assert [record.msg for record in told] == [call[0]]
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        lambda: api.run("no-such.toml"),
+        lambda: api.attack_run("no-such-folder", ["dlg"]),
+        worker._quieten,
+        lambda: sweeps_cluster._task("no job"),
+    ],
+    ids=["run", "attack_run", "worker", "ray task"],
+)
+def test_the_log_is_clean_wherever_flower_is_started_from(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logging.getLogger("flwr")
+    monkeypatch.setattr(logger, "filters", [])
+    level = logger.level
+    with suppress(FedleakError):
+        start()
+    logger.setLevel(level)
+    assert logger.filters

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
+from fedleak.abandoned import process_time
 from fedleak.attacks.labels.base import JOINT
 from fedleak.errors import AttackError, ParameterError
 from fedleak.observation import Observation, UpdateKind
@@ -63,7 +64,7 @@ class Budget:
     Attributes
     ----------
     seconds : float or None
-        CPU seconds of this process; ``None`` for no limit.
+        CPU seconds of this process, without those of earlier attacks that could not be stopped; ``None`` for no limit.
     iterations : int
         Optimiser iterations for each start.
     """
@@ -73,12 +74,12 @@ class Budget:
     on_progress: Callable[[Progress], None] | None = None
     _attack: str = ""
     _observation: Observation | None = None
-    _started: float = field(default_factory=time.process_time)
+    _started: float = field(default_factory=process_time)
 
     def begin(self, attack: str, observation: Observation) -> None:
         """Count CPU seconds from now, for the update in ``observation``."""
         self._attack, self._observation = attack, observation
-        self._started = time.process_time()
+        self._started = process_time()
 
     def tick(self, iteration: int, loss: float) -> None:
         """Tell how far the attack is; call it at every iteration."""
@@ -89,7 +90,7 @@ class Budget:
     @property
     def spent(self) -> float:
         """CPU seconds since the clock started."""
-        return time.process_time() - self._started
+        return process_time() - self._started
 
     @property
     def exhausted(self) -> bool:
@@ -256,13 +257,13 @@ class Attack(ABC):
         results = []
         for observation in observations:
             budget.begin(self.name, observation)
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall, cpu = time.perf_counter(), process_time()
             try:
                 seed = rng.derive(self.name, observation.round, observation.client)
                 result = self.reconstruct(observation, model, rng=seed, device=device, budget=budget)
             except (AttackError, LinAlgError, torch.OutOfMemoryError) as error:
                 result = Reconstruction(None, stop_reason="failed", error=str(error))
-            results.append(replace(result, seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu))
+            results.append(replace(result, seconds=time.perf_counter() - wall, cpu_seconds=process_time() - cpu))
         return results
 
     @abstractmethod

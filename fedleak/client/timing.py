@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from flwr.app import ConfigRecord, Context, Message
 
+from fedleak.abandoned import process_time
 from fedleak.client.mod import is_train
 
 
@@ -17,10 +18,10 @@ def timing_mod(msg: Message, context: Context, call_next: Callable[[Message, Con
     """
     if not is_train(msg):
         return call_next(msg, context)
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall, cpu = time.perf_counter(), process_time()
     reply = call_next(msg, context)
     if not reply.has_error():
         facts = dict(reply.content.config_records.get("fedleak", {}))
-        spent = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+        spent = {"seconds": time.perf_counter() - wall, "cpu_seconds": process_time() - cpu}
         reply.content["fedleak"] = ConfigRecord(facts | spent)
     return reply

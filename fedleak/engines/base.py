@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
@@ -17,6 +17,8 @@ from fedleak.server.replies import Directory
 
 _POLL = 0.02  # seconds between two looks for replies
 _CONNECTION = 60.0  # seconds that the nodes are given to connect
+_SKEW = 600.0  # seconds by which the clocks of server, SuperLink and clients may differ
+_LONG = 3600.0  # seconds; a round of that length leaves no queue that is worth cutting off
 
 Serve = Callable[[Grid, Directory], None]
 
@@ -134,7 +136,7 @@ class OrderedGrid(Grid):
         return sorted(replies, key=lambda reply: self.directory.partition(reply.metadata.src_node_id))
 
     def _exchange(self, messages: Iterable[Message], timeout: float | None = None) -> list[Message]:
-        sent = list(messages)
+        sent = [_expiring(message, timeout) for message in messages]
         ids = list(self._grid.push_messages(sent))
         # A message that cannot be delivered, as to a node that has left for good, has no id.
         to = {key: message.metadata.dst_node_id for key, message in zip(ids, sent, strict=False) if key is not None}
@@ -160,3 +162,17 @@ class OrderedGrid(Grid):
             if time.monotonic() > deadline or self._stop.is_set():
                 raise FedleakError(f"only {found} of {clients} clients connected within {seconds:.0f} s")
             self._stop.wait(self._poll)
+
+
+def _expiring(message: Message, timeout: float | None) -> Message:
+    """Have a train message expire, somewhat after its round; by default that takes Flower twelve hours.
+
+    Clients take their messages one after another, the oldest first: one that was held up would train for all the rounds that are
+    over before it comes to the one that waits for it. The margin is for clocks: the SuperLink takes no reply of a client whose
+    clock is further ahead than that.
+    """
+    metadata = message.metadata
+    if timeout is not None and timeout < _LONG and metadata.message_type.partition(".")[0] == MessageType.TRAIN:
+        age = max(0.0, time.time() - metadata.created_at)
+        metadata.ttl = min(metadata.ttl, age + timeout + _SKEW)
+    return message

@@ -1,11 +1,18 @@
 """Ends an attack that goes on for longer than it was given, so that the round can go on without it.
 
 An attack runs in this process, so that a debugger reaches it and a GPU's memory is shared; what that leaves to do about one
-that hangs is this. It gets a thread of its own. When its time is up, an exception is raised inside it, again and again, which
-ends any loop of Python, even one that catches everything once. Native code is not interrupted: a call that blocks (a sleep, a
-long operation of PyTorch) lets the others run meanwhile, so that the round goes on and the thread is left behind, to end at its
-next step of Python. Two things nothing in this process can survive: native code that never returns and holds the interpreter's
-lock, and the system's own killer where memory runs out for the whole machine. Then kill the run, and go on with ``--resume``.
+that hangs is this. It gets a thread of its own. When its time is up, an exception is raised inside it, again and again for some
+seconds, which ends a loop of Python, even one that catches it a few times. Two kinds cannot be stopped so: native code that
+blocks (a sleep, a long operation of PyTorch), which is not interrupted but lets the others run meanwhile, and code that catches
+everything, for ever. Then the round goes on and the thread is left behind; it is told to end until it does.
+
+One that is left behind, or ends late, puts no random state and no setting back any more (:mod:`fedleak.abandoned`), where that
+is done by this package's own blocks. A plugin that seeds the global generators by other means, ``torch.random.fork_rng`` or
+``torch.manual_seed``, can still change, late, what a client draws in this process: use ``Seed.isolated``, or better a generator
+of your own (``rng.generator()``). Two things nothing in this process can survive: native code that never returns and holds the
+interpreter's lock, and the system's own killer where memory runs out for the whole machine. Then kill the run, and go on with
+``--resume``. The command line ends at once, with the right exit code, where a thread is left at its end; a program of your own
+that calls :func:`fedleak.run`, or Flower's own server process, may be aborted by it at its end, after everything is written.
 """
 
 from __future__ import annotations
@@ -17,6 +24,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from fedleak import abandoned
 from fedleak.errors import AttackError
 
 T = TypeVar("T")
@@ -69,34 +77,52 @@ def limited(call: Callable[[], T], seconds: float | None) -> T:
         return call()
     values: list[T] = []
     errors: list[BaseException] = []
+    clocks: list[int | None] = []
 
     def run() -> None:
         try:
+            clocks.append(abandoned.own_clock())
             values.append(call())
         except BaseException as error:  # noqa: BLE001 (whatever it is, it is raised again where it belongs)
             errors.append(error)
+        finally:
+            abandoned.say_ended()
 
     worker = threading.Thread(target=run, name="attack", daemon=True)
     worker.start()
     try:
         worker.join(seconds)
     except BaseException:  # an interrupt must not leave it running
-        _end(worker, _LAST_WORDS)
+        _stop(worker, clocks)
         raise
     if worker.is_alive():
-        left = "" if _end(worker, _LAST_WORDS) else "; native code cannot be stopped, so its thread is left behind"
-        raise AttackError(f"the attack hangs: it had not ended after {seconds:g} s, and was stopped{left}")
+        how = (
+            "was stopped"
+            if _stop(worker, clocks)
+            else "could not be stopped (native code, or code that catches everything), so its thread is left behind"
+        )
+        raise AttackError(f"the attack hangs: it had not ended after {seconds:g} s, and {how}")
     if errors:
         raise errors.pop()  # held by nothing else here: its traceback keeps all that the attack held in memory
     return values[0]
 
 
+def _stop(worker: threading.Thread, clocks: list[int | None]) -> bool:
+    """End the thread, and say whether it did end; otherwise it is abandoned, and told to end for as long as it lives."""
+    ended = False
+    try:
+        ended = _end(worker, _LAST_WORDS)
+    finally:  # an interrupt must not let it go on unnoticed
+        if not ended:
+            abandoned.abandon(worker, clocks[0] if clocks else None)
+            threading.Thread(target=_end, args=(worker, math.inf), name="end-of-attack", daemon=True).start()
+    return ended
+
+
 def _end(worker: threading.Thread, seconds: float) -> bool:
-    """Raise in the thread until it ends, and say whether it did; after so many seconds, go on with that behind."""
+    """Raise in the thread until it ends, and say whether it did within so many seconds."""
     deadline = time.monotonic() + seconds
     while worker.is_alive() and time.monotonic() < deadline:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(worker.ident or 0), ctypes.py_object(_TimeIsUp))
         worker.join(_AGAIN)
-    if worker.is_alive():
-        threading.Thread(target=_end, args=(worker, math.inf), name="end-of-attack", daemon=True).start()
     return not worker.is_alive()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fedleak import abandoned
 from fedleak.attacks.base import Reconstruction
 from fedleak.errors import AttackError
 from fedleak.observation import Observation
@@ -17,7 +19,11 @@ from fedleak.observation import Observation
 
 @contextmanager
 def quarantine(threads: int) -> Iterator[None]:
-    """Compute on so many threads inside the block, and put PyTorch's process-wide settings back after it."""
+    """Compute on so many threads inside the block, and put PyTorch's process-wide settings back after it.
+
+    A thread that was abandoned inside the block puts nothing back: others have gone on with settings of their own.
+    """
+    thread = threading.current_thread()
     before = torch.get_num_threads()
     dtype, device, grad = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -25,13 +31,15 @@ def quarantine(threads: int) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.set_num_threads(before)
-        torch.set_default_dtype(dtype)
-        if torch.get_default_device() != device:
-            # Setting one, even the same, makes every call of PyTorch slower; None is how it starts.
-            torch.set_default_device(None if device.type == "cpu" else device)
-        torch.set_grad_enabled(grad)
-        torch.use_deterministic_algorithms(deterministic)
+        with abandoned.LOCK:
+            if not abandoned.is_abandoned(thread):
+                torch.set_num_threads(before)
+                torch.set_default_dtype(dtype)
+                if torch.get_default_device() != device:
+                    # Setting one, even the same, makes every call of PyTorch slower; None is how it starts.
+                    torch.set_default_device(None if device.type == "cpu" else device)
+                torch.set_grad_enabled(grad)
+                torch.use_deterministic_algorithms(deterministic)
 
 
 def sound(result: Reconstruction, observation: Observation) -> Reconstruction:

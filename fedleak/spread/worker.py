@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from fedleak.errors import FedleakError
+from fedleak.printable import clean_log
 
 Work = Callable[[str, Callable[[str], None]], None]
 
@@ -65,6 +66,7 @@ def _quieten() -> None:
     import flwr.app  # noqa: F401 (its import sets the level, so it must come first)
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
+    clean_log()
 
 
 if __name__ == "__main__":

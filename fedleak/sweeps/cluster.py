@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from contextlib import closing
 
 from fedleak.errors import FedleakError
+from fedleak.printable import clean_log
 from fedleak.spread import cluster
 from fedleak.spread.pool import Watcher
 from fedleak.sweeps.cell import Job, run_cell
@@ -49,6 +50,7 @@ class Cluster:
 def _task(text: str) -> str | None:
     """Run one cell; return why it failed, or nothing."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
+    clean_log()
     try:
         run_cell(Job.from_json(text))
     except FedleakError as error:

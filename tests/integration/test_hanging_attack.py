@@ -80,7 +80,8 @@ def test_an_attack_that_hangs_is_a_row_and_the_round_goes_on(
     failed = [row for row in result.reconstructions if row["error"]]
     assert [(row["round"], row["client"], row["attack"]) for row in failed] == [(1, 1, "hanging"), (2, 1, "hanging")]
     for row in failed:
-        assert "the attack hangs: it had not ended after 0.2 s, and was stopped" in row["error"]
+        assert "the attack hangs: it had not ended after 0.2 s, and " in row["error"]
+        assert "was stopped" in row["error"] or "could not be stopped" in row["error"]
         assert "attack-failed" in row["flags"]
     assert (result.summary["attack_failures"], result.summary["model_sha256"]) == (2, expected)
     assert len([row for row in result.reconstructions if row["psnr"] is not None]) == 4 + 6

@@ -1,15 +1,24 @@
 import contextlib
 import gc
+import random
+import subprocess
+import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
+import torch
 
-from fedleak.errors import AttackError
+from fedleak import abandoned
+from fedleak.attacks.base import Budget
+from fedleak.errors import AttackError, FedleakError
+from fedleak.seeding import Seed
 from fedleak.server import limit
 from fedleak.server.limit import limited, wall_limit
+from fedleak.server.quarantine import quarantine
 
 
 def spin() -> None:
@@ -115,3 +124,234 @@ def test_an_interrupt_ends_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         limited(spin, 30.0)
     assert threading.active_count() == before
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Abandon a thread soon, and end the test when all have ended."""
+    monkeypatch.setattr(limit, "_LAST_WORDS", 0.1)
+    before = threading.active_count()
+    yield
+    wait(lambda: threading.active_count() <= before)
+
+
+def wait(until: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not until() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert until()
+
+
+def draws() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def abandoned_call(call: Callable[[], None]) -> None:
+    with pytest.raises(AttackError, match=r"could not be stopped \(native code, or code that catches everything\)"):
+        limited(call, 0.1)
+
+
+class Hang:
+    """Hangs inside a block, as in native code, until it is let go; then the block ends, in the thread that was left behind."""
+
+    def __init__(self, block: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+        self._block, self._go = block, threading.Event()
+
+    def __call__(self) -> None:
+        with self._block():
+            self._go.wait()
+
+    def let_go(self) -> None:
+        self._go.set()
+        wait(lambda: not any(thread.name == "attack" for thread in threading.enumerate()))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_abandoned_attack_does_not_restore_generators_that_others_draw_from() -> None:
+    with Seed(1).isolated():
+        expected = [draws() for _ in range(3)]
+    hang = Hang(Seed(7).isolated)
+    abandoned_call(hang)
+    with Seed(1).isolated():
+        found = [draws()]
+        hang.let_go()
+        found += [draws(), draws()]
+    assert found == expected
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_abandoned_attack_does_not_put_settings_back_that_others_have_changed() -> None:
+    hang = Hang(lambda: quarantine(1))
+    abandoned_call(hang)
+    torch.set_default_dtype(torch.float64)
+    try:
+        hang.let_go()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_abandoned_attack_that_catches_everything_seeds_nothing() -> None:
+    go, said = threading.Event(), list[str]()
+
+    def hang() -> None:
+        while not said:
+            try:
+                go.wait()
+                with Seed(7).isolated():
+                    said.append("seeded")
+            except FedleakError as error:
+                said.append(str(error))
+            except BaseException:  # noqa: BLE001
+                pass
+
+    abandoned_call(hang)
+    go.set()
+    wait(lambda: bool(said))
+    assert "abandoned" in said[0]
+
+
+def test_an_attack_that_ends_once_it_is_told_to_puts_back_what_it_changed() -> None:
+    with Seed(1).isolated():
+        expected = draws()
+    with Seed(1).isolated():
+
+        def hang() -> None:
+            with Seed(7).isolated():
+                spin()
+
+        with pytest.raises(AttackError, match="was stopped$"):
+            limited(hang, 0.1)
+        assert draws() == expected
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_interrupt_while_it_is_told_to_end_abandons_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    hang, end = Hang(contextlib.nullcontext), limit._end
+    seen: list[threading.Thread] = []
+
+    def interrupted(worker: threading.Thread, seconds: float) -> bool:
+        if threading.current_thread() is not threading.main_thread():
+            return end(worker, seconds)
+        seen.append(worker)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(limit, "_end", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        limited(hang, 0.1)
+    assert abandoned.is_abandoned(seen[0])
+    hang.let_go()
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.skipif(sys.platform != "linux", reason="only there one thread can read another's clock")
+def test_what_an_abandoned_attack_takes_is_charged_to_no_other() -> None:
+    values, done = torch.rand(300, 300), threading.Event()
+
+    def hang() -> None:
+        while not done.is_set():
+            try:
+                for _ in range(20):
+                    torch.mm(values, values)
+            except BaseException:  # noqa: BLE001
+                pass
+
+    abandoned_call(hang)
+    budget, started, clock = Budget(0.3, 1), time.process_time(), abandoned.process_time()
+    wait(lambda: time.process_time() - started > 0.6)
+    assert budget.spent < 0.3
+    assert not budget.exhausted
+    done.set()
+    wait(lambda: not any(thread.name == "attack" for thread in threading.enumerate()))
+    taken = time.process_time() - started
+    # What it took stays out when it has ended.
+    assert budget.spent < 0.3
+    assert budget.spent == pytest.approx(abandoned.process_time() - clock, abs=0.02)
+    spent = budget.spent
+    started = time.process_time()
+    wait_busy(0.1)
+    assert budget.spent - spent == pytest.approx(time.process_time() - started, abs=0.02)
+    assert taken > 0.6
+
+
+def wait_busy(seconds: float) -> None:
+    started = time.process_time()
+    while time.process_time() - started < seconds:
+        pass
+
+
+def test_where_nothing_was_abandoned_the_clock_is_the_process_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(abandoned, "_left", {})
+    monkeypatch.setattr(time, "process_time", lambda: 12.5)
+    assert abandoned.process_time() == 12.5
+
+
+def test_the_clock_never_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(abandoned, "_left", {})
+    thread = threading.Thread()
+    abandoned.abandon(thread, None)
+    shown = abandoned.process_time()
+    abandoned._left[thread].since = 1e6  # systems update the clocks of a thread and of its process at different times
+    assert abandoned.process_time() == shown
+
+
+@pytest.mark.parametrize(("end", "code"), [("sys.exit(3)", 3), ("sys.exit()", 0), ("sys.exit('no')", 1), ("1 / 0", 1)])
+def test_the_command_line_ends_as_it_should_with_an_attack_left_behind(end: str, code: int) -> None:
+    program = f"""
+import sys, threading, time, atexit
+from fedleak import abandoned, cli
+hang = threading.Thread(target=time.sleep, args=(60,), daemon=True)
+hang.start()
+abandoned.abandon(hang, None)
+atexit.register(print, "the interpreter shut down")
+def main(): {end}
+cli._main = main
+print("said", end="")
+cli.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (code, "said")
+    assert {"sys.exit('no')": "no", "1 / 0": "ZeroDivisionError"}.get(end, "") in ended.stderr
+
+
+def test_the_command_line_ends_as_ever_without_one() -> None:
+    program = """
+import sys, atexit
+from fedleak import cli
+atexit.register(print, "the interpreter shut down")
+sys.argv = ["fedleak", "--version"]
+cli.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0
+    assert "the interpreter shut down" in ended.stdout
+
+
+def test_an_attack_left_in_pytorch_does_not_abort_the_command_line() -> None:
+    program = """
+import sys, torch
+from fedleak import cli
+from fedleak.errors import AttackError
+from fedleak.server import limit
+limit._LAST_WORDS = 0.1
+def work():
+    values = torch.rand(300, 300)
+    while True:
+        try:
+            while True:
+                torch.linalg.svd(values)
+        except BaseException:
+            pass
+def main():
+    try:
+        limit.limited(work, 0.2)
+    except AttackError as error:
+        print(error)
+    sys.exit(1)
+cli._main = main
+cli.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1, ended.stderr  # -6, aborted, where the interpreter shuts down with it
+    assert "could not be stopped" in ended.stdout
