@@ -8,7 +8,6 @@ attack is done, so that the same command goes on after an interrupt or a kill. G
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -19,13 +18,13 @@ from typing import Any, Protocol
 
 from flwr.serverapp import Grid
 
-from fedleak import __version__
 from fedleak.attacks.base import Reconstruction
 from fedleak.events import Event
 from fedleak.observation import Observation
 from fedleak.runs import Row, RunFolder
 from fedleak.server.app import Serving
-from fedleak.server.rebuild import PLACE, SHARED, WORK, Order, Step, decode, work_on_ray
+from fedleak.server.identity import attack_digest, text_digest
+from fedleak.server.rebuild import PLACE, SHARED, WORK, Order, Step, decode, tensors_digest, work_on_ray
 from fedleak.server.replies import Failure
 from fedleak.server.spy import Spy
 from fedleak.server.strike import failures, groups
@@ -172,7 +171,7 @@ def attack_spread(spy: Spy, serving: Serving, grid: Grid, shared: bytes, threads
     """
     folder = serving.folder
     captured, failed = _rounds(folder)
-    orders = _orders(spy, serving, captured, sorted({*captured, *failed}), threads)
+    orders = _orders(spy, serving, captured, sorted({*captured, *failed}), threads, tensors_digest(shared))
     place = folder.path / PLACE
     kept = {f"{order.name}.safetensors" for order in orders} | {_LOCK}
     for path in place.iterdir():  # results of other attacks, and what a kill left half-written
@@ -268,13 +267,17 @@ def _rounds(folder: RunFolder) -> tuple[dict[int, list[Path]], dict[int, list[Fa
     return captured, {row["round"]: [Failure(**failure) for failure in row.get("failures", [])] for row in rows}
 
 
-def _orders(spy: Spy, serving: Serving, captured: dict[int, list[Path]], rounds: Sequence[int], threads: int) -> list[Order]:
+def _orders(
+    spy: Spy, serving: Serving, captured: dict[int, list[Path]], rounds: Sequence[int], threads: int, tensors: str
+) -> list[Order]:
     """Return what can be done apart, round by round, so that those of one round are done at about the same time."""
     content = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for paths in captured.values() for path in paths}
+    given = [attack_digest(serving.scenario, spec, attack, tensors) for spec, attack in spy.attacks]
     found: list[tuple[int, Order]] = []
 
     def add(number: int, name: str, steps: tuple[Step, ...]) -> None:
-        key = _key(serving, number, steps, content, threads)
+        captures = [[step.round, step.struck, [content[name] for name in step.captures]] for step in steps]
+        key = text_digest([given[number], captures, serving.device, threads])
         order = Order(f"a{number}-{name}", key, number, steps, serving.device, threads, str(serving.folder.path.resolve()))
         if order.struck:
             found.append((steps[0].round, order))
@@ -298,11 +301,3 @@ def _orders(spy: Spy, serving: Serving, captured: dict[int, list[Path]], rounds:
                 name = f"r{server_round:03d}" if attack.takes_rounds else part[0].removesuffix(".safetensors")
                 add(number, name, (Step(server_round, tuple(part), len(part)),))
     return [order for _, order in sorted(found, key=lambda item: item[0])]
-
-
-def _key(serving: Serving, number: int, steps: Sequence[Step], content: dict[str, str], threads: int) -> str:
-    """Return the digest of all that decides an order's results."""
-    spec, rest = serving.scenario.attacks[number], serving.scenario.model_copy(update={"attacks": ()})
-    captures = [[step.round, step.struck, [content[name] for name in step.captures]] for step in steps]
-    facts = [__version__, rest.digest, spec.name, spec.parameters, captures, serving.device, threads]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

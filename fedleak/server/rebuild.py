@@ -6,6 +6,7 @@ data. The captures and the network travel as safetensors, the order as JSON; so 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -107,6 +108,13 @@ def pack(scenario: Scenario, model: nn.Module, input: InputSpec, surrogate: Tens
     return content
 
 
+def tensors_digest(shared: bytes) -> str:
+    """Return the SHA-256 of the network and the public images in what :func:`pack` made, whatever stands beside them."""
+    header, data = _parted(shared)
+    header.pop("__metadata__", None)
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode() + data).hexdigest()
+
+
 def rebuild(order: Order, shared: bytes, observed: Callable[[str], Observation]) -> bytes:
     """Do an order; return its results, as :func:`decode` reads them.
 
@@ -203,6 +211,11 @@ def _input(facts: dict[str, Any]) -> InputSpec:
 
 def _metadata(content: bytes) -> dict[str, str]:
     """Return what a safetensors file says beside its tensors."""
-    end = _HEADER + int.from_bytes(content[:_HEADER], "little")
-    found: dict[str, str] = json.loads(content[_HEADER:end]).get("__metadata__", {})
+    found: dict[str, str] = _parted(content)[0].get("__metadata__", {})
     return found
+
+
+def _parted(content: bytes) -> tuple[dict[str, Any], bytes]:
+    """Return the header of a safetensors file, and the bytes of its tensors."""
+    end = _HEADER + int.from_bytes(content[:_HEADER], "little")
+    return json.loads(content[_HEADER:end]), content[end:]

@@ -1,5 +1,6 @@
 """``fedleak attack --jobs | --ray``: the same results as in one process, only what is missing made again, no failure catching."""
 
+import importlib
 import json
 import shutil
 import signal
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fedleak import api
 from fedleak.api import Result
 from fedleak.errors import ScenarioError
 from fedleak.events import Event
+from fedleak.observation import InputSpec
 from fedleak.runs import RunFolder
 from fedleak.scenario import Scenario
 from fedleak.server import again, rebuild
@@ -145,6 +148,71 @@ def test_results_of_other_parameters_are_not_taken_and_a_finished_attack_starts_
         here.orders, here.after = [], None
         api.attack_run(one, second, device="cpu", jobs=2)
         assert len(here.orders) == 9
+
+
+PLUGIN = """
+import torch
+from fedleak.attacks.base import Attack, Reconstruction
+
+class Shade(Attack):
+    name = "shade"
+
+    def reconstruct(self, observation, model, **_):
+        return Reconstruction(torch.full((1, *observation.input.shape), 0.25))
+"""
+NETWORK = """
+from torch import nn
+
+def net(num_classes, input_shape):
+    return nn.Sequential(nn.Flatten(), nn.Linear(input_shape[0] * input_shape[1] * input_shape[2], num_classes))
+"""
+
+
+@pytest.mark.parametrize("edited", ["users_shade", "users_net", "torch"])
+def test_after_an_interrupt_results_of_other_code_are_not_taken(
+    build: Build,
+    pair: Callable[..., tuple[Path, Path]],
+    here: type[Here],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    edited: str,
+) -> None:
+    files = {name: tmp_path / f"{name}.py" for name in ("users_shade", "users_net")}
+    for name, text in zip(files, (PLUGIN, NETWORK), strict=True):
+        files[name].write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    one, _ = pair(model={"name": "users_net:net"}, attacks=[{"name": "users_shade:Shade", "clients": 1, "title": "first"}])
+    specs = build(attacks=[{"name": "users_shade:Shade"}]).attacks
+    here.after = 4
+    with pytest.raises(KeyboardInterrupt):
+        api.attack_run(one, specs, device="cpu", jobs=2)
+    if edited == "torch":
+        monkeypatch.setattr(torch, "__version__", "99.0.0")
+    else:
+        files[edited].write_text(files[edited].read_text() + "\n# another\n")
+    here.orders, here.after = [], None
+    api.attack_run(one, specs, device="cpu", jobs=2)
+    assert len(here.orders) == 9
+
+
+def test_the_network_and_the_public_images_are_told_apart_but_not_the_list_of_attacks(build: Build) -> None:
+    spec = InputSpec((3, 4, 4), 2)
+    first, second = build(attacks=[{"name": "dlg"}]), build(attacks=[{"name": "idlg"}])
+    models = [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]
+    images = torch.zeros(1, 3, 4, 4)
+    found = [
+        rebuild.tensors_digest(rebuild.pack(scenario, model, spec, surrogate))
+        for scenario, model, surrogate in (
+            (first, models[0], images),
+            (second, models[0], images),
+            (first, models[1], images),
+            (first, models[0], images + 1),
+        )
+    ]
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
 
 
 def test_a_damaged_result_is_made_again(
