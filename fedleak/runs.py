@@ -9,6 +9,7 @@
     images/                  PNG, truth and reconstructions
     checkpoint.safetensors   the global model and the strategy's state after the last whole round
     summary.json  report.html
+    run.lock                 held by the run or the attack at work there; stays, and means nothing while nobody holds it
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch import Tensor
 from fedleak.errors import FedleakError, ScenarioError
 from fedleak.observation import Observation
 from fedleak.scenario import AttackSpec, Scenario, parse_scenario
+from fedleak.spread.lock import Lock
 
 Row = dict[str, Any]
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -85,6 +87,18 @@ class RunFolder:
         if not (path / "manifest.json").is_file():
             raise ScenarioError(f"{path}: no run folder (it has no manifest.json); expected the --out of an earlier run")
         return cls(path)
+
+    def alone(self) -> Lock:
+        """Return what holds the folder for this process alone inside a ``with`` block.
+
+        Raises
+        ------
+        ScenarioError
+            On entering, if another run or attack is at work in the folder.
+        """
+        return Lock(
+            self.path / "run.lock", f"{self.path}: another run or attack is at work there", advice="wait for it, or stop it"
+        )
 
     @property
     def manifest(self) -> Row:

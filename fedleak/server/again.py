@@ -29,12 +29,10 @@ from fedleak.server.replies import Failure
 from fedleak.server.spy import Spy
 from fedleak.server.strike import failures, groups
 from fedleak.spread.cluster import Cluster, Lost, Need
-from fedleak.spread.lock import Lock
 from fedleak.spread.pool import Pool, Watcher
 
 ROWS = "again.jsonl"
 """Takes the rows of such an attack until it ends, so that an interrupt loses no earlier ones."""
-_LOCK = "lock"
 _BROKEN = "Some reconstructions broke off; their rows say why. The same command tries them again, and only them."
 
 
@@ -96,13 +94,11 @@ class OnRay:
 
 
 @contextmanager
-def runner_for(folder: RunFolder, *, jobs: int | None, ray: str | None, threads: int, device: str) -> Iterator[Runner | None]:
-    """Hold what does the orders, and the run folder for this attack alone; ``None`` if nothing is to be spread.
+def runner_for(*, jobs: int | None, ray: str | None, threads: int, device: str) -> Iterator[Runner | None]:
+    """Hold what does the orders; ``None`` if nothing is to be spread.
 
     Parameters
     ----------
-    folder : RunFolder
-        Whose captures are attacked.
     jobs : int, optional
         How many orders at a time; without ``ray``, each in a process of this machine.
     ray : str, optional
@@ -115,23 +111,13 @@ def runner_for(folder: RunFolder, *, jobs: int | None, ray: str | None, threads:
     Raises
     ------
     ScenarioError
-        If another process attacks these captures, or there is no such cluster.
+        If there is no such cluster.
     """
-    if jobs is None and ray is None:
-        yield None
-        return
-    place = folder.path / PLACE
-    place.mkdir(mode=0o700, exist_ok=True)
-    with Lock(place / _LOCK, f"{folder.path}: another attack is at work there"):
-        try:
-            if ray is None:
-                yield OnCores(jobs or 1, threads)
-            else:
-                with Cluster[str](ray, jobs, Need(threads, 1 if device == "cuda" else 0)) as cluster:
-                    yield OnRay(cluster)
-        finally:
-            if place.is_dir() and {path.name for path in place.iterdir()} == {_LOCK}:  # nothing was begun
-                shutil.rmtree(place)
+    if ray is not None:
+        with Cluster[str](ray, jobs, Need(threads, 1 if device == "cuda" else 0)) as cluster:
+            yield OnRay(cluster)
+    else:
+        yield OnCores(jobs, threads) if jobs is not None else None
 
 
 def attack_here(spy: Spy, folder: RunFolder, grid: Grid) -> None:
@@ -173,7 +159,8 @@ def attack_spread(spy: Spy, serving: Serving, grid: Grid, shared: bytes, threads
     captured, failed = _rounds(folder)
     orders = _orders(spy, serving, captured, sorted({*captured, *failed}), threads, tensors_digest(shared))
     place = folder.path / PLACE
-    kept = {f"{order.name}.safetensors" for order in orders} | {_LOCK}
+    place.mkdir(mode=0o700, exist_ok=True)
+    kept = {f"{order.name}.safetensors" for order in orders}
     for path in place.iterdir():  # results of other attacks, and what a kill left half-written
         if path.name not in kept:
             path.unlink()

@@ -22,7 +22,6 @@ from fedleak.observation import InputSpec
 from fedleak.runs import RunFolder
 from fedleak.scenario import Scenario
 from fedleak.server import again, rebuild
-from fedleak.spread.lock import Lock
 
 Build, Start = Callable[..., Scenario], Callable[..., Result]
 Facts = Callable[[Path], Any]
@@ -249,18 +248,56 @@ def test_clients_that_failed_are_told_of_as_in_one_process(
     assert facts(folders[0]) == facts(folders[1])
 
 
-def test_two_attacks_do_not_mix_and_no_cluster_changes_nothing(
-    build: Build, pair: Callable[..., tuple[Path, Path]], here: type[Here], facts: Facts
+@pytest.mark.parametrize("jobs", [None, 2])
+def test_one_attack_at_a_time_and_the_lock_stays(
+    build: Build, pair: Callable[..., tuple[Path, Path]], here: type[Here], facts: Facts, jobs: int | None
 ) -> None:
     one, other = pair()
+    specs = build(attacks=[{"name": "analytic"}]).attacks
+    (one / "again.jsonl").write_text("of the other\n")
+    with RunFolder(one).alone(), pytest.raises(ScenarioError, match="another run or attack is at work there"):
+        api.attack_run(one, specs, device="cpu", jobs=jobs)
+    assert (one / "again.jsonl").read_text() == "of the other\n"
+    (one / "again.jsonl").unlink()
+    assert facts(one) == facts(other)
+
+    def taken(event: Event) -> None:
+        if event.kind == "graded":
+            with pytest.raises(ScenarioError, match="at work there"), RunFolder(one).alone():
+                pass
+            seen.append(event)
+
+    seen: list[Event] = []
+    inode = (one / "run.lock").stat().st_ino
+    api.attack_run(one, specs, device="cpu", jobs=jobs, listener=taken)
+    assert len(seen) == 9
+    assert (one / "run.lock").stat().st_ino == inode
+    assert not (one / "again").exists()
+
+
+def test_a_run_that_is_attacked_is_not_gone_on_with(build: Build, start: Start) -> None:
+    def stop(event: Event) -> None:
+        if event.kind == "round-done" and event.facts["round"] == 1:
+            raise KeyboardInterrupt
+
+    path = start(build()).path.parent / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        api.run(build(), out=path, device="cpu", listener=stop)
+    before = (path / "manifest.json").read_bytes()
+    with RunFolder(path).alone(), pytest.raises(ScenarioError, match="another run or attack is at work there"):
+        api.run(build(), resume=path, device="cpu")
+    assert (path / "manifest.json").read_bytes() == before
+    assert api.run(build(), resume=path, device="cpu").summary["rounds"] == 2
+
+
+def test_no_cluster_changes_nothing(build: Build, pair: Callable[..., tuple[Path, Path]], facts: Facts) -> None:
+    one, other = pair()
     specs = build(attacks=[{"name": "dlg", **SMALL}]).attacks
-    with Lock(one / "again" / "lock", "x"), pytest.raises(ScenarioError, match="another attack is at work there"):
-        api.attack_run(one, specs, device="cpu", jobs=2)
-    shutil.rmtree(one / "again")
     with pytest.raises(ScenarioError, match="no Ray cluster there"):
         api.attack_run(one, specs, device="cpu", ray="127.0.0.1:1")
     assert facts(one) == facts(other)
     assert RunFolder(one).manifest == RunFolder(other).manifest
+    assert not (one / "again").exists()
 
 
 DEADLY = """
