@@ -135,7 +135,7 @@ class RunFolder:
         FedleakError
             If they cannot be written.
         """
-        content = memoryview("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
+        content = memoryview(_lines(rows))
         with self._writing(), open(self.path / name, "ab", buffering=0, opener=_private) as file:  # noqa: PTH123 (no opener there)
             before, done = file.seek(0, os.SEEK_END), 0
             try:
@@ -214,7 +214,7 @@ class RunFolder:
     def drop_rows(self, name: str, unwanted: Callable[[Row], bool]) -> None:
         """Rewrite a JSON-lines file without the rows for which ``unwanted`` is true."""
         kept = [row for row in self.rows(name) if not unwanted(row)]
-        self.replace_file(name, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self.replace_file(name, _lines(kept))
 
     def merge_rows(self, new: str, replaced: Collection[str]) -> None:
         """Take the rows of the file ``new`` in place of all earlier rows of the attacks ``replaced``, or of the same updates.
@@ -223,11 +223,13 @@ class RunFolder:
         """
         rows = self.rows(new)
         attacked = {(row["round"], row["client"], row["attack"]) for row in rows}
-        self.drop_rows(
-            "reconstructions.jsonl",
-            lambda row: row["attack"] in replaced or (row["round"], row["client"], row["attack"]) in attacked,
-        )
-        self.append("reconstructions.jsonl", rows)
+        kept = [
+            row
+            for row in self.rows("reconstructions.jsonl")
+            if row["attack"] not in replaced and (row["round"], row["client"], row["attack"]) not in attacked
+        ]
+        # In one writing: a kill leaves the old rows or the new ones, and never neither.
+        self.replace_file("reconstructions.jsonl", _lines([*kept, *rows]))
         (self.path / new).unlink(missing_ok=True)
 
     def add_attacks(self, specs: Iterable[AttackSpec]) -> None:
@@ -264,7 +266,10 @@ class RunFolder:
     def replace_file(self, name: str, content: bytes) -> None:
         """Write a file whole: a reader sees the old one or the new one."""
         with self._writing(temporary := self.path / f"{name}.tmp"):
-            temporary.write_bytes(content)
+            with open(temporary, "wb", opener=_private) as file:  # noqa: PTH123 (no opener there)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
             _put(temporary, self.path / name)
 
     @contextmanager
@@ -282,6 +287,10 @@ class RunFolder:
                 f"{self.path}: cannot be written ({reason}); what was done before is kept: make room, and go on with "
                 f"fedleak run --resume {self.path}"
             ) from error
+
+
+def _lines(rows: Iterable[Row]) -> bytes:
+    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
 
 
 def _private(path: str, flags: int) -> int:
