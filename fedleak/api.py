@@ -29,8 +29,9 @@ from fedleak.events import Listener, silent
 from fedleak.observation import Observation
 from fedleak.printable import one_line
 from fedleak.report.html import write_report
-from fedleak.runs import OWN_APP, Row, RunFolder, model_digest, refuse_existing
+from fedleak.runs import OWN_APP, PROBLEMS, Row, RunFolder, model_digest, refuse_existing
 from fedleak.scenario import AttackSpec, Scenario, load_scenario
+from fedleak.server.again import PROBLEMS as AGAIN_PROBLEMS
 from fedleak.server.again import ROWS, Runner, attack_here, attack_spread, forget_orders, runner_for
 from fedleak.server.app import Serving, federate, final_model, make_spy
 from fedleak.server.rebuild import pack
@@ -237,14 +238,15 @@ def _attack_again(serving: Serving, checked: Checked, threads: int, runner: Runn
 
     def again(grid: Grid, directory: Directory) -> None:
         nonlocal whole
-        spy = make_spy(serving, directory, checked.model, checked.data, rows=ROWS)
+        spy = make_spy(serving, directory, checked.model, checked.data, rows=ROWS, problems=AGAIN_PROBLEMS)
         if runner is None:
             attack_here(spy, folder, grid)
         else:
             shared = pack(serving.scenario, checked.model, checked.data.input, spy.surrogate)
             whole = attack_spread(spy, serving, grid, shared, threads, runner)
 
-    (folder.path / ROWS).unlink(missing_ok=True)  # of an attack that was killed
+    for name in (ROWS, AGAIN_PROBLEMS):  # of an attack that was killed
+        (folder.path / name).unlink(missing_ok=True)
     replaced: set[str] = set()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -254,6 +256,7 @@ def _attack_again(serving: Serving, checked: Checked, threads: int, runner: Runn
     finally:
         torch.set_num_threads(before)
         folder.merge_rows(ROWS, replaced)
+        folder.merge_rows(AGAIN_PROBLEMS, replaced, PROBLEMS)
         folder.add_attacks(wanted)
         if whole:
             forget_orders(folder)

@@ -5,6 +5,7 @@
     manifest.json            scenario, digest, versions, machine, threat; interruptions, if there were any
     rounds.jsonl             one line a round; round 0 is the initial model
     reconstructions.jsonl    one line an image
+    problems.jsonl           one line for each round that could not be shown to an attack; only if there was any
     captures/                one observation a file (safetensors)
     images/                  PNG, truth and reconstructions
     checkpoint.safetensors   the global model and the strategy's state after the last whole round
@@ -39,6 +40,9 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 OWN_APP = "own app"
 """The manifest's ``engine`` where :func:`fedleak.curious` looked into somebody's own Flower app."""
+
+PROBLEMS = "problems.jsonl"
+"""Takes what attacks said that could not be shown a round."""
 
 _OWNER_ONLY = 0o600
 
@@ -216,20 +220,21 @@ class RunFolder:
         kept = [row for row in self.rows(name) if not unwanted(row)]
         self.replace_file(name, _lines(kept))
 
-    def merge_rows(self, new: str, replaced: Collection[str]) -> None:
+    def merge_rows(self, new: str, replaced: Collection[str], name: str = "reconstructions.jsonl") -> None:
         """Take the rows of the file ``new`` in place of all earlier rows of the attacks ``replaced``, or of the same updates.
 
-        ``replaced`` is empty after an interrupt: then an earlier row goes only if the same update has a new one.
+        ``replaced`` is empty after an interrupt: then an earlier row of ``name`` goes only if the same update has a new one.
         """
-        rows = self.rows(new)
+        earlier, rows = self.rows(name), self.rows(new)
         attacked = {(row["round"], row["client"], row["attack"]) for row in rows}
         kept = [
             row
-            for row in self.rows("reconstructions.jsonl")
+            for row in earlier
             if row["attack"] not in replaced and (row["round"], row["client"], row["attack"]) not in attacked
         ]
-        # In one writing: a kill leaves the old rows or the new ones, and never neither.
-        self.replace_file("reconstructions.jsonl", _lines([*kept, *rows]))
+        if [*kept, *rows] != earlier:
+            # In one writing: a kill leaves the old rows or the new ones, and never neither.
+            self.replace_file(name, _lines([*kept, *rows]))
         (self.path / new).unlink(missing_ok=True)
 
     def add_attacks(self, specs: Iterable[AttackSpec]) -> None:
@@ -242,7 +247,7 @@ class RunFolder:
 
     def forget_after(self, server_round: int) -> None:
         """Drop the rows, captures and images of rounds after ``server_round``, which a killed run left unfinished."""
-        for name in ("rounds.jsonl", "reconstructions.jsonl"):
+        for name in ("rounds.jsonl", "reconstructions.jsonl", *([PROBLEMS] if (self.path / PROBLEMS).exists() else [])):
             self.drop_rows(name, lambda row: row["round"] > server_round)
         for path in [*(self.path / "captures").glob("r*-c*"), *(self.path / "images").glob("r*-c*")]:
             if int(path.name[1:].split("-")[0]) > server_round:

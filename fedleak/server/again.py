@@ -18,13 +18,12 @@ from typing import Any, Protocol
 
 from flwr.serverapp import Grid
 
-from fedleak.attacks.base import Reconstruction
 from fedleak.events import Event
 from fedleak.observation import Observation
 from fedleak.runs import Row, RunFolder
 from fedleak.server.app import Serving
 from fedleak.server.identity import attack_digest, text_digest
-from fedleak.server.rebuild import PLACE, SHARED, WORK, Order, Step, decode, tensors_digest, work_on_ray
+from fedleak.server.rebuild import PLACE, SHARED, WORK, Made, Order, Step, decode, tensors_digest, work_on_ray
 from fedleak.server.replies import Failure
 from fedleak.server.spy import Spy
 from fedleak.server.strike import failures, groups
@@ -33,6 +32,8 @@ from fedleak.spread.pool import Pool, Watcher
 
 ROWS = "again.jsonl"
 """Takes the rows of such an attack until it ends, so that an interrupt loses no earlier ones."""
+PROBLEMS = "again-problems.jsonl"
+"""Likewise, of what could not be shown to an attack."""
 _BROKEN = "Some reconstructions broke off; their rows say why. The same command tries them again, and only them."
 
 
@@ -174,6 +175,8 @@ def attack_spread(spy: Spy, serving: Serving, grid: Grid, shared: bytes, threads
             runner.run(desk.left, folder, desk)
     finally:
         folder.append(ROWS, desk.rows)
+        if desk.problems:
+            folder.append(PROBLEMS, desk.problems)
     if not desk.whole:
         serving.listener(Event("note", {"text": _BROKEN}))
     return desk.whole
@@ -191,6 +194,7 @@ class _Desk:
         self._spy, self._serving, self._grid = spy, serving, grid
         self._orders = {order.name: order for order in orders}
         self._rows: dict[tuple[int, int, int], list[Row]] = {}
+        self._problems: dict[tuple[int, int], Row] = {}
         self._running: set[str] = set()
         self._done: set[str] = set()
         self.whole = True
@@ -203,15 +207,19 @@ class _Desk:
     def rows(self) -> list[Row]:
         return [row for place in sorted(self._rows) for row in self._rows[place]]
 
+    @property
+    def problems(self) -> list[Row]:
+        return [self._problems[place] for place in sorted(self._problems)]
+
     def keep(self, place: tuple[int, int, int], rows: list[Row]) -> None:
         self._rows.setdefault(place, []).extend(rows)
 
     def begin(self) -> None:
         """Grade what an earlier process left."""
         for order in self._orders.values():
-            results = self._kept(order)
-            if results is not None:
-                self._grade(order, results)
+            made = self._kept(order)
+            if made is not None:
+                self._grade(order, made)
         self._tell()
 
     def at(self, name: str, what: str) -> None:
@@ -221,24 +229,26 @@ class _Desk:
     def done(self, name: str, error: str | None) -> None:
         self._running.discard(name)
         order = self._orders[name]
-        results = self._kept(order) if error is None else None
-        if results is None:
+        made = self._kept(order) if error is None else None
+        if made is None:
             self.whole = False
-        self._grade(order, results, error or "its results cannot be read")
+        self._grade(order, made, error or "its results cannot be read")
         self._tell()
 
-    def _kept(self, order: Order) -> list[Reconstruction] | None:
+    def _kept(self, order: Order) -> Made | None:
         path = self._serving.folder.path / PLACE / f"{order.name}.safetensors"
-        results = decode(path.read_bytes(), order.key) if path.is_file() else None
-        return results if results is None or len(results) == len(order.struck) else None
+        made = decode(path.read_bytes(), order.key) if path.is_file() else None
+        return made if made is None or len(made.results) == len(order.struck) else None
 
-    def _grade(self, order: Order, results: list[Reconstruction] | None, error: str = "") -> None:
+    def _grade(self, order: Order, made: Made | None, error: str = "") -> None:
         spec, attack = self._spy.attacks[order.attack]
         for number, (server_round, name) in enumerate(order.struck):
             observation = Observation.load(self._serving.folder.path / "captures" / name)
-            result = results[number] if results is not None else failures([observation], error)[0]
+            result = made.results[number] if made is not None else failures([observation], error)[0]
             place = (server_round, order.attack, observation.client)
             self._spy.grade(spec, attack, observation, result, self._grid, partial(self.keep, place))
+        for server_round, problem in made.problems if made is not None else ():
+            self._spy.report(spec, server_round, problem, partial(self._problems.__setitem__, (server_round, order.attack)))
         self._done.add(order.name)
 
     def _tell(self) -> None:

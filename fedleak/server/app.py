@@ -61,10 +61,11 @@ class Serving:
     listener: Listener = silent
 
 
-def make_spy(
-    serving: Serving, directory: Directory, model: nn.Module, data: FederatedData, *, rows: str = "reconstructions.jsonl"
-) -> Spy:
-    """Return the attack side of the server; of ``data`` it is given the public parts only."""
+def make_spy(serving: Serving, directory: Directory, model: nn.Module, data: FederatedData, **files: str) -> Spy:
+    """Return the attack side of the server; of ``data`` it is given the public parts only.
+
+    ``files`` are ``rows`` and ``problems``, as for :class:`Spy`.
+    """
     scenario = serving.scenario
     test, surrogate = data.source.test, None
     if Knowledge.SURROGATE in scenario.threat.granted and test is not None:
@@ -80,7 +81,7 @@ def make_spy(
         surrogate=surrogate,
         device=serving.device,
         listener=serving.listener,
-        rows=rows,
+        **files,
     )
 
 

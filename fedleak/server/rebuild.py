@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -99,6 +99,22 @@ class Order:
         return cls(**facts, steps=steps)
 
 
+@dataclass(frozen=True)
+class Made:
+    """What an order gave.
+
+    Attributes
+    ----------
+    results : tuple of Reconstruction
+        One for each capture that was attacked.
+    problems : tuple of (int, str)
+        Rounds that could not be shown to the attack, and why.
+    """
+
+    results: tuple[Reconstruction, ...]
+    problems: tuple[tuple[int, str], ...] = ()
+
+
 def pack(scenario: Scenario, model: nn.Module, input: InputSpec, surrogate: Tensor | None) -> bytes:
     """Return what all orders of a run share, as safetensors: scenario, network, and the public images that are granted."""
     tensors = {f"{_MODEL}{name}": value.detach().cpu().clone() for name, value in model.state_dict().items()}
@@ -137,6 +153,7 @@ def rebuild(order: Order, shared: bytes, observed: Callable[[str], Observation])
     spec = scenario.attacks[order.attack]
     attack = attacks.get(spec.name)(**spec.parameters)
     results: list[Reconstruction] = []
+    problems: list[tuple[int, str]] = []
     for step in order.steps:
         observations = [replace(observed(name), surrogate=surrogate) for name in step.captures]
         for group in groups(spec, attack, observations[: step.struck]):
@@ -149,31 +166,34 @@ def rebuild(order: Order, shared: bytes, observed: Callable[[str], Observation])
                 threads=order.threads,
                 limit=scenario.server.attack_limit,
             )
-        show(attack, observations, order.threads, scenario.server.attack_limit)
-    return encode(results, order.key)
+        if (error := show(attack, observations, order.threads, scenario.server.attack_limit)) is not None:
+            problems.append((step.round, error))
+    return encode(Made(tuple(results), tuple(problems)), order.key)
 
 
-def encode(results: Sequence[Reconstruction], key: str) -> bytes:
-    """Return results as safetensors, with the key of their order."""
+def encode(made: Made, key: str) -> bytes:
+    """Return what an order gave as safetensors, with the order's key."""
+    results = made.results
     images = {str(number): result.images.contiguous() for number, result in enumerate(results) if result.images is not None}
     facts = [{field.name: getattr(one, field.name) for field in fields(one) if field.name != "images"} for one in results]
-    content: bytes = save(images, metadata={"key": key, "results": json.dumps(facts)})
+    said = {"key": key, "results": json.dumps(facts), "problems": json.dumps(made.problems)}
+    content: bytes = save(images, metadata=said)
     return content
 
 
-def decode(content: bytes, key: str) -> list[Reconstruction] | None:
+def decode(content: bytes, key: str) -> Made | None:
     """Read what :func:`encode` wrote; ``None`` if it is damaged, or of another order."""
     try:
-        facts, images = _metadata(content), load(content)
+        said, images = _metadata(content), load(content)
     except (ValueError, SafetensorError):
         return None
-    if facts.get("key") != key:
+    if said.get("key") != key:
         return None
     found = []
-    for number, one in enumerate(json.loads(facts["results"])):
+    for number, one in enumerate(json.loads(said["results"])):
         labels, flags = one.pop("labels"), tuple(one.pop("flags"))
         found.append(Reconstruction(images.get(str(number)), None if labels is None else tuple(labels), flags=flags, **one))
-    return found
+    return Made(tuple(found), tuple((server_round, error) for server_round, error in json.loads(said["problems"])))
 
 
 def work(line: str, tell: Callable[[str], None]) -> None:

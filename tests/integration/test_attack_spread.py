@@ -9,16 +9,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from fedleak import api
 from fedleak.api import Result
+from fedleak.attacks.base import Attack, Reconstruction
 from fedleak.errors import ScenarioError
 from fedleak.events import Event
 from fedleak.observation import InputSpec
+from fedleak.report.html import write_report
 from fedleak.runs import RunFolder
 from fedleak.scenario import Scenario
 from fedleak.server import again, rebuild
@@ -110,6 +112,48 @@ def test_what_goes_together_is_one_order_and_what_goes_in_order_is_one_for_all(
     api.attack_run(one, build(attacks=[{**spec, **SMALL} for spec in wanted]).attacks, device="cpu", jobs=2)
     single = [f"a0-r{r:03d}-c{c:03d}" for r in (1, 2, 3) for c in range(3)]
     assert sorted(here.orders) == sorted([*single, "a1-r001", "a1-r002", "a1-r003", "a2-all"])
+
+
+def test_what_could_not_be_shown_to_an_attack_is_kept_as_in_one_process(
+    build: Build,
+    pair: Callable[..., tuple[Path, Path]],
+    here: type[Here],
+    facts: Facts,
+    plugin: Callable[[type[Attack]], type[Attack]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Forgetful(Attack):
+        name: ClassVar[str] = "forgetful"
+        broken: ClassVar[bool] = True
+
+        def remember(self, observations: Any) -> None:
+            if Forgetful.broken and observations[0].round != 2:
+                raise RuntimeError("no\nroom")
+
+        def reconstruct(self, observation: Any, model: Any, **_: Any) -> Reconstruction:
+            return Reconstruction(torch.zeros(1, *observation.input.shape))
+
+    one, other = pair()
+    specs = build(attacks=[{"name": plugin(Forgetful).name}]).attacks
+    told: dict[Path, list[Any]] = {one: [], other: []}
+    for path, jobs in ((one, None), (other, 2)):
+        with monkeypatch.context() as patch:
+            patch.setattr(api, "write_report", write_report)
+
+            def listen(event: Event, path: Path = path) -> None:
+                if event.kind == "problem":
+                    told[path].append(event.facts)
+
+            api.attack_run(path, specs, device="cpu", jobs=jobs, listener=listen)
+        assert "could not be shown 2 rounds: RuntimeError: no room" in (path / "report.html").read_text()
+    error = {"client": None, "attack": "forgetful", "error": "RuntimeError: no room"}
+    assert told[one] == told[other] == [{"round": 1, **error}, {"round": 3, **error}]
+    assert RunFolder(one).rows("problems.jsonl") == RunFolder(other).rows("problems.jsonl") == told[one]
+    monkeypatch.setattr(Forgetful, "broken", False)
+    for path, jobs in ((one, None), (other, 2)):
+        api.attack_run(path, specs, device="cpu", jobs=jobs)
+        assert RunFolder(path).rows("problems.jsonl") == []
+    assert facts(one) == facts(other)
 
 
 def test_after_an_interrupt_only_the_rest_is_made(
