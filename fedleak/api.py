@@ -33,7 +33,7 @@ from fedleak.runs import OWN_APP, PROBLEMS, Row, RunFolder, model_digest, refuse
 from fedleak.scenario import AttackSpec, Scenario, load_scenario
 from fedleak.server.again import PROBLEMS as AGAIN_PROBLEMS
 from fedleak.server.again import ROWS, Runner, attack_here, attack_spread, forget_orders, runner_for
-from fedleak.server.app import Serving, federate, final_model, make_spy
+from fedleak.server.app import Serving, federate, final_model, make_spy, public_images
 from fedleak.server.rebuild import pack
 from fedleak.server.replies import Directory
 
@@ -234,7 +234,10 @@ def _check_again(folder: RunFolder, wanted: tuple[AttackSpec, ...], device: str)
 def _attack_again(serving: Serving, checked: Checked, threads: int, runner: Runner | None) -> Row:
     """Attack the captures, and put the rows in place of earlier ones, even those of an attack that breaks off."""
     folder, wanted = serving.folder, serving.scenario.attacks
-    whole = False
+    shared, whole = b"", False
+    if runner is not None:
+        public = public_images(serving.scenario, checked.data)
+        shared = pack(serving.scenario, checked.model, checked.data.input, public)
 
     def again(grid: Grid, directory: Directory) -> None:
         nonlocal whole
@@ -242,7 +245,6 @@ def _attack_again(serving: Serving, checked: Checked, threads: int, runner: Runn
         if runner is None:
             attack_here(spy, folder, grid)
         else:
-            shared = pack(serving.scenario, checked.model, checked.data.input, spy.surrogate)
             whole = attack_spread(spy, serving, grid, shared, threads, runner)
 
     for name in (ROWS, AGAIN_PROBLEMS):  # of an attack that was killed

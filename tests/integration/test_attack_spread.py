@@ -2,8 +2,10 @@
 
 import importlib
 import json
+import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -14,16 +16,18 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from fedleak import api
+from fedleak import __version__, api
 from fedleak.api import Result
 from fedleak.attacks.base import Attack, Reconstruction
+from fedleak.defenses.chain import defended_model
 from fedleak.errors import ScenarioError
 from fedleak.events import Event
-from fedleak.observation import InputSpec
+from fedleak.observation import InputSpec, Observation, metadata_of
 from fedleak.report.html import write_report
 from fedleak.runs import RunFolder
 from fedleak.scenario import Scenario
 from fedleak.server import again, rebuild
+from fedleak.server.strike import attackers_seed
 
 Build, Start = Callable[..., Scenario], Callable[..., Result]
 Facts = Callable[[Path], Any]
@@ -43,6 +47,14 @@ CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "a stream": ({}, [{"name": "dlg-fb", "success_loss": 1e9, **SMALL}, {"name": "idlg", "rounds": [2], **SMALL}]),
     "rounds remembered": (SECURE, [{"name": "cohort-difference", "rounds": [2, 3], **SMALL}]),
     "updates joined": (NOISE, [{"name": "adaptive", "base": "natural", "joined": 2, "rounds": [3], **SMALL}]),
+    "public images": (
+        {"data": {"source": "imagefolder", "path": "images"}, "threat": {"preset": "surrogate-data"}},
+        [{"name": "PUBLIC", **SMALL}],
+    ),
+    "BatchNorm": (
+        {"model": {"name": "convnet", "width": 2}, "local": {"batch_size": 2}, "threat": {"preset": "batchnorm-known"}},
+        [{"name": "see-through", **SMALL}],
+    ),
     "labels granted": ({"threat": {"preset": "labels-known"}}, [{"name": "mmse", "labels": "given", **SMALL}]),
 }
 
@@ -240,22 +252,90 @@ def test_after_an_interrupt_results_of_other_code_are_not_taken(
     assert len(here.orders) == 9
 
 
+SPEC = InputSpec((3, 16, 16), 2)
+
+
+def packed(scenario: Scenario, surrogate: torch.Tensor | None = None, shift: float = 0.0) -> bytes:
+    model = defended_model(scenario, SPEC)
+    with torch.no_grad():
+        next(model.parameters()).add_(shift)
+    return rebuild.pack(scenario, model, SPEC, surrogate)
+
+
 def test_the_network_and_the_public_images_are_told_apart_but_not_the_list_of_attacks(build: Build) -> None:
-    spec = InputSpec((3, 4, 4), 2)
     first, second = build(attacks=[{"name": "dlg"}]), build(attacks=[{"name": "idlg"}])
-    models = [torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]
-    images = torch.zeros(1, 3, 4, 4)
-    found = [
-        rebuild.tensors_digest(rebuild.pack(scenario, model, spec, surrogate))
-        for scenario, model, surrogate in (
-            (first, models[0], images),
-            (second, models[0], images),
-            (first, models[1], images),
-            (first, models[0], images + 1),
-        )
-    ]
+    images = torch.zeros(1, 3, 16, 16)
+    shared = packed(first, images), packed(second, images), packed(first, images, 1.0), packed(first, images + 1)
+    found = [rebuild.tensors_digest(content) for content in shared]
     assert found[0] == found[1]
     assert len(set(found)) == 3
+
+
+def test_what_is_sent_holds_neither_the_clients_seed_nor_where_their_data_is(build: Build, tmp_path: Path) -> None:
+    scenario = build(seed=987654321, attacks=[{"name": "dlg"}], data={"path": tmp_path / "private"})
+    said = json.dumps(metadata_of(packed(scenario)))
+    assert "987654321" not in said
+    assert "private" not in said
+    assert str(attackers_seed(987654321).root) in said
+
+
+def test_a_worker_of_another_version_refuses_in_one_line(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = packed(build(attacks=[{"name": "dlg"}]))
+    order = rebuild.Order("a0-all", "key", 0, (), "cpu", 1, "")
+    monkeypatch.setattr(rebuild, "__version__", "0.0.0")
+    told = rf"this worker has fedleak 0\.0\.0 and torch .*, but the attack was started with fedleak {__version__} and torch"
+    with pytest.raises(ScenarioError, match=told) as raised:
+        rebuild.rebuild(order, shared, Observation.load)
+    assert "\n" not in str(raised.value)
+
+
+RANDOM = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, kept):
+        super().__init__()
+        self.fc = nn.Linear(768, 2)
+        mask = torch.rand(768)
+        if kept:
+            self.register_buffer("mask", mask, persistent=False)
+        else:
+            self.mask = mask
+
+    def forward(self, inputs):
+        return self.fc(inputs.flatten(1) * self.mask)
+
+def net(num_classes, kept=False):
+    return Net(kept)
+"""
+
+
+def test_a_network_with_random_values_of_its_own_is_sent_whole_or_refused(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "users_random.py").write_text(RANDOM)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    assert packed(build(model={"name": "users_random:net", "kept": True}, seed=3))
+    with pytest.raises(ScenarioError, match="register them as buffers"):
+        packed(build(model={"name": "users_random:net"}, seed=3))
+
+
+def test_what_is_kept_of_an_attack_is_its_owners_alone(
+    build: Build, pair: Callable[..., tuple[Path, Path]], here: type[Here]
+) -> None:
+    one, _ = pair()
+    here.after = 4
+    before = os.umask(0o022)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            api.attack_run(one, build(attacks=[{"name": "analytic"}]).attacks, device="cpu", jobs=2)
+    finally:
+        os.umask(before)
+    found = list((one / "again").iterdir())
+    assert len(found) == 5
+    assert {stat.S_IMODE(path.stat().st_mode) for path in found} == {0o600}
 
 
 def test_a_damaged_result_is_made_again(
