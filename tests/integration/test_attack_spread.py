@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fedleak import __version__, api
 from fedleak.api import Result
@@ -28,6 +30,7 @@ from fedleak.runs import RunFolder
 from fedleak.scenario import Scenario
 from fedleak.server import again, rebuild
 from fedleak.server.strike import attackers_seed
+from fedleak.threat import Knowledge
 
 Build, Start = Callable[..., Scenario], Callable[..., Result]
 Facts = Callable[[Path], Any]
@@ -47,13 +50,9 @@ CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "a stream": ({}, [{"name": "dlg-fb", "success_loss": 1e9, **SMALL}, {"name": "idlg", "rounds": [2], **SMALL}]),
     "rounds remembered": (SECURE, [{"name": "cohort-difference", "rounds": [2, 3], **SMALL}]),
     "updates joined": (NOISE, [{"name": "adaptive", "base": "natural", "joined": 2, "rounds": [3], **SMALL}]),
-    "public images": (
-        {"data": {"source": "imagefolder", "path": "images"}, "threat": {"preset": "surrogate-data"}},
-        [{"name": "PUBLIC", **SMALL}],
-    ),
     "BatchNorm": (
         {"model": {"name": "convnet", "width": 2}, "local": {"batch_size": 2}, "threat": {"preset": "batchnorm-known"}},
-        [{"name": "see-through", **SMALL}],
+        [{"name": "grad-inversion", **SMALL}],
     ),
     "labels granted": ({"threat": {"preset": "labels-known"}}, [{"name": "mmse", "labels": "given", **SMALL}]),
 }
@@ -114,6 +113,37 @@ def test_spread_gives_what_one_process_gives(
     assert facts(other) == facts(one)
     assert RunFolder(other).manifest == RunFolder(one).manifest
     assert not (other / "again").exists()
+
+
+def test_public_images_reach_the_workers(
+    build: Build,
+    pair: Callable[..., tuple[Path, Path]],
+    here: type[Here],
+    facts: Facts,
+    plugin: Callable[[type[Attack]], type[Attack]],
+    tmp_path: Path,
+) -> None:
+    class Likeness(Attack):
+        name: ClassVar[str] = "likeness"
+        requires: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.SURROGATE})
+
+        def reconstruct(self, observation: Any, model: Any, **_: Any) -> Reconstruction:
+            return Reconstruction(observation.surrogate.mean(0, keepdim=True))
+
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 4, 16, 16, 3), dtype=np.uint8)
+    for split, images in zip(("train", "val"), pixels, strict=True):
+        for number, image in enumerate(images):
+            path = tmp_path / "images" / split / "ab"[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    one, other = pair(data={"source": "imagefolder", "path": tmp_path / "images"}, threat={"preset": "surrogate-data"})
+    specs = build(attacks=[{"name": plugin(Likeness).name}]).attacks
+    api.attack_run(one, specs, device="cpu")
+    api.attack_run(other, specs, device="cpu", jobs=2)
+    assert len(here.orders) == 9
+    rows = RunFolder(other).rows("reconstructions.jsonl")
+    assert [row["error"] for row in rows if row["attack"] == "likeness"] == [None] * 9
+    assert facts(other) == facts(one)
 
 
 def test_what_goes_together_is_one_order_and_what_goes_in_order_is_one_for_all(
@@ -498,6 +528,18 @@ def dead(path: Path) -> dict[tuple[int, int], str | None]:
 
 def seen(tmp_path: Path) -> list[str]:
     return ["-".join(path.name.split("-")[1:]) for path in sorted((tmp_path / "seen").iterdir())]
+
+
+@pytest.mark.slow
+def test_worker_processes_give_what_one_process_gives(build: Build, pair: Callable[..., tuple[Path, Path]], facts: Facts) -> None:
+    one, other = pair(local={"batch_size": 2})
+    specs = build(attacks=[{"name": "inverting-gradients", "together": 1, "iterations": 5, "restarts": 2}]).attacks
+    api.attack_run(one, specs, device="cpu")
+    told: list[Event] = []
+    api.attack_run(other, specs, device="cpu", jobs=2, listener=told.append)
+    assert [event.facts["done"] for event in told if event.kind == "orders"][-1] == 9
+    assert not [row["error"] for row in RunFolder(other).rows("reconstructions.jsonl") if row["error"]]
+    assert facts(other) == facts(one)
 
 
 @pytest.mark.slow
