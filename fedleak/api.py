@@ -130,11 +130,7 @@ def run(
         return Result(done.path, done.summary, done.here)
     device = pick_device(device)
     with ExitStack() as held:
-        if resume:
-            held.enter_context(RunFolder.open(Path(resume)).alone())
-        folder, checked = _reopen(Path(resume), device) if resume else _start(scenario, out, device)
-        if not resume:
-            held.enter_context(folder.alone())
+        folder, checked = _reopen(Path(resume), device, held) if resume else _start(scenario, out, device, held)
         where = where or engine(checked.scenario.federation.engine)
         if on_start is not None:
             on_start(folder.path)
@@ -315,16 +311,19 @@ def _read(scenario: Scenario | str | Path) -> Scenario:
     return scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
 
 
-def _start(scenario: Scenario | str | Path, out: str | Path | None, device: str) -> tuple[RunFolder, Checked]:
+def _start(scenario: Scenario | str | Path, out: str | Path | None, device: str, held: ExitStack) -> tuple[RunFolder, Checked]:
     given = _read(scenario)
     path = Path(out) if out is not None else default_folder(given)
     refuse_existing(path)
     checked = check(given, device)
-    return RunFolder.create(path, make_manifest(checked, device)), checked
+    folder = RunFolder.create(path, make_manifest(checked, device))
+    held.enter_context(folder.alone())
+    return folder, checked
 
 
-def _reopen(path: Path, device: str) -> tuple[RunFolder, Checked]:
+def _reopen(path: Path, device: str, held: ExitStack) -> tuple[RunFolder, Checked]:
     folder = RunFolder.open(path)
+    held.enter_context(folder.alone())
     _refuse_own_app(folder, "be gone on with; start the app again, which makes a new folder")
     done, _, _ = folder.load_checkpoint()
     if done >= folder.scenario.federation.rounds:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-_LEFT_OUT = frozenset({"summary.json", "report.html", "again"})
+_LEFT_OUT = frozenset({"summary.json", "report.html", "again", "run.lock"})
 
 
 def memory() -> Row:
@@ -42,8 +42,8 @@ def _peak() -> int | None:
 def disk(folder: Path) -> int:
     """Return the bytes of what a run keeps in its ``folder``.
 
-    Left out are ``summary.json`` and ``report.html``, which are written after and can be made again from the rest, and
-    ``again/``, which holds results of an attack only until it is done.
+    Left out are ``summary.json`` and ``report.html``, which are written after and can be made again from the rest,
+    ``again/``, which holds results of an attack only until it is done, and ``run.lock``.
     """
     files = (entry for entry in folder.rglob("*") if entry.is_file())
     return sum(entry.stat().st_size for entry in files if entry.relative_to(folder).parts[0] not in _LEFT_OUT)
