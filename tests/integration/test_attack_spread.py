@@ -572,13 +572,14 @@ def test_stopped_and_started_again_nothing_is_done_twice(
     words = ["--attack", "deadly:Deadly", "--jobs", "2"]
     (tmp_path / "slow").touch()
     process = command(one, *words)
-    wait_for(lambda: len(list((one / "again").glob("a0-*.safetensors"))) >= 3, process)
+    # The first three come almost at once, the fifth after another slow one, when those before it are graded.
+    wait_for(lambda: len(list((one / "again").glob("a0-*.safetensors"))) >= 5, process)
     process.send_signal(how)
     _, complained = process.communicate(timeout=300)
     if how is signal.SIGINT:
         assert process.returncode == 130
         assert f"go on with: fedleak attack {one} --attack deadly:Deadly --device cpu --threads 1 --jobs 2" in complained
-        assert len(dead(one)) >= 2  # what was made and not graded yet is kept too
+        assert len(dead(one)) >= 2  # of what is not graded yet, the results are kept
     kept = {path.stem[3:] for path in (one / "again").glob("a0-*.safetensors")}
     before = len(seen(tmp_path))
     (tmp_path / "slow").unlink()
