@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -29,10 +29,11 @@ from fedleak.events import Listener, silent
 from fedleak.observation import Observation
 from fedleak.printable import clean_log, one_line
 from fedleak.report.html import write_report
-from fedleak.runs import OWN_APP, Row, RunFolder, model_digest, refuse_existing
+from fedleak.runs import OWN_APP, PROBLEMS, Row, RunFolder, model_digest, refuse_existing
 from fedleak.scenario import AttackSpec, Scenario, load_scenario
-from fedleak.server.again import ROWS, attack_here, attack_spread, forget_orders, runner_for
-from fedleak.server.app import Serving, federate, final_model, make_spy
+from fedleak.server.again import PROBLEMS as AGAIN_PROBLEMS
+from fedleak.server.again import ROWS, Runner, attack_here, attack_spread, forget_orders, runner_for
+from fedleak.server.app import Serving, federate, final_model, make_spy, public_images
 from fedleak.server.rebuild import pack
 from fedleak.server.replies import Directory
 
@@ -118,7 +119,7 @@ def run(
     Raises
     ------
     ScenarioError
-        If anything asked for is wrong; nothing has started then.
+        If anything asked for is wrong, or another run or attack is at work in the folder; nothing has started then.
     """
     clean_log()
     if where is None and _engine_of(scenario, resume) == "deployment":
@@ -129,15 +130,22 @@ def run(
         done = deploy(asked, out=out, resume=resume, device=device, threads=threads, listener=listener, on_start=on_start)
         return Result(done.path, done.summary, done.here)
     device = pick_device(device)
-    folder, checked = _reopen(Path(resume), device) if resume else _start(scenario, out, device)
-    where = where or engine(checked.scenario.federation.engine)
-    if on_start is not None:
-        on_start(folder.path)
-    serving = Serving(checked.scenario, folder, device, listener)
+    with ExitStack() as held:
+        folder, checked = _reopen(Path(resume), device, held) if resume else _start(scenario, out, device, held)
+        where = where or engine(checked.scenario.federation.engine)
+        if on_start is not None:
+            on_start(folder.path)
+        summary = _run(Serving(checked.scenario, folder, device, listener), where, threads)
+    return Result(folder.path, summary)
+
+
+def _run(serving: Serving, where: Engine, threads: int) -> Row:
+    """Run the federation, and write the summary and the report, of what was done if it breaks off."""
+    folder = serving.folder
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        where.run(checked.scenario, lambda grid, directory: federate(serving, grid, directory))
+        where.run(serving.scenario, lambda grid, directory: federate(serving, grid, directory))
     except BaseException as error:
         # What stopped the run, such as a full disk, may stop its report too; it is the first of them that counts.
         with suppress(FedleakError):
@@ -151,7 +159,7 @@ def run(
         torch.set_num_threads(before)
     summary = write_summary(folder)
     write_report(folder.path)
-    return Result(folder.path, summary)
+    return summary
 
 
 def attack_run(
@@ -192,7 +200,7 @@ def attack_run(
     ------
     ScenarioError
         If the folder holds no observations, or an attack is unknown or needs what the run's threat model withholds; or there is
-        no such cluster, or another process attacks these captures.
+        no such cluster, or another run or attack is at work in the folder.
     """
     clean_log()
     folder = RunFolder.open(Path(path))
@@ -200,47 +208,61 @@ def attack_run(
     remote = ray is not None and device.partition(":")[0] == "cuda"  # a GPU that this machine need not have
     device = "cuda" if remote else pick_device(device)
     wanted = tuple(AttackSpec(name=spec) if isinstance(spec, str) else spec for spec in specs)
+    with folder.alone():
+        checked = _check_again(folder, wanted, "cpu" if remote else device)
+        with runner_for(jobs=jobs, ray=ray, threads=threads, device=device) as runner:
+            summary = _attack_again(Serving(checked.scenario, folder, device, listener), checked, threads, runner)
+    return Result(folder.path, summary)
+
+
+def _check_again(folder: RunFolder, wanted: tuple[AttackSpec, ...], device: str) -> Checked:
+    """Return the run's scenario with other attacks, if they can attack what it captured."""
     scenario = folder.scenario
     kind = Observation.load(next(folder.captures())).kind if any(folder.captures()) else None
     if kind is None:
-        raise ScenarioError(f"{path}: no observations under captures/; the run was not curious, or no round was finished")
+        raise ScenarioError(f"{folder.path}: no observations under captures/; the run was not curious, or no round was finished")
     for number, spec in enumerate(wanted):
         build_attack(spec, f"attacks[{number}]", kind, scenario.threat.granted)
     # A deployed server's own folder holds no images to grade against; here one process plays all clients.
     federation = scenario.federation.model_copy(update={"engine": "inprocess", "client_resources": None})
     data = scenario.data.model_copy(update={"shard": None})
-    changed = scenario.model_copy(update={"attacks": wanted, "data": data, "federation": federation})
-    checked = check(changed, "cpu" if remote else device)
-    serving = Serving(changed, folder, device, listener)
+    return check(scenario.model_copy(update={"attacks": wanted, "data": data, "federation": federation}), device)
 
-    whole = False
+
+def _attack_again(serving: Serving, checked: Checked, threads: int, runner: Runner | None) -> Row:
+    """Attack the captures, and put the rows in place of earlier ones, even those of an attack that breaks off."""
+    folder, wanted = serving.folder, serving.scenario.attacks
+    shared, whole = b"", False
+    if runner is not None:
+        public = public_images(serving.scenario, checked.data)
+        shared = pack(serving.scenario, checked.model, checked.data.input, public)
 
     def again(grid: Grid, directory: Directory) -> None:
         nonlocal whole
-        spy = make_spy(serving, directory, checked.model, checked.data, rows=ROWS)
+        spy = make_spy(serving, directory, checked.model, checked.data, rows=ROWS, problems=AGAIN_PROBLEMS)
         if runner is None:
             attack_here(spy, folder, grid)
         else:
-            shared = pack(changed, checked.model, checked.data.input, spy.surrogate)
             whole = attack_spread(spy, serving, grid, shared, threads, runner)
 
-    with runner_for(folder, jobs=jobs, ray=ray, threads=threads, device=device) as runner:
-        (folder.path / ROWS).unlink(missing_ok=True)  # of an attack that was killed
-        replaced: set[str] = set()
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            engine("inprocess").run(changed, again)
-            replaced = {spec.result_name for spec in wanted}
-        finally:
-            torch.set_num_threads(before)
-            folder.merge_rows(ROWS, replaced)
-            folder.add_attacks(wanted)
-            if whole:
-                forget_orders(folder)
-            summary = write_summary(folder)
-            write_report(folder.path)
-    return Result(folder.path, summary)
+    for name in (ROWS, AGAIN_PROBLEMS):  # of an attack that was killed
+        (folder.path / name).unlink(missing_ok=True)
+    replaced: set[str] = set()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        engine("inprocess").run(serving.scenario, again)
+        replaced = {spec.result_name for spec in wanted}
+    finally:
+        torch.set_num_threads(before)
+        folder.merge_rows(ROWS, replaced)
+        folder.merge_rows(AGAIN_PROBLEMS, replaced, PROBLEMS)
+        folder.add_attacks(wanted)
+        if whole:
+            forget_orders(folder)
+        summary = write_summary(folder)
+        write_report(folder.path)
+    return summary
 
 
 def write_summary(folder: RunFolder) -> Row:
@@ -291,16 +313,19 @@ def _read(scenario: Scenario | str | Path) -> Scenario:
     return scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
 
 
-def _start(scenario: Scenario | str | Path, out: str | Path | None, device: str) -> tuple[RunFolder, Checked]:
+def _start(scenario: Scenario | str | Path, out: str | Path | None, device: str, held: ExitStack) -> tuple[RunFolder, Checked]:
     given = _read(scenario)
     path = Path(out) if out is not None else default_folder(given)
     refuse_existing(path)
     checked = check(given, device)
-    return RunFolder.create(path, make_manifest(checked, device)), checked
+    folder = RunFolder.create(path, make_manifest(checked, device))
+    held.enter_context(folder.alone())
+    return folder, checked
 
 
-def _reopen(path: Path, device: str) -> tuple[RunFolder, Checked]:
+def _reopen(path: Path, device: str, held: ExitStack) -> tuple[RunFolder, Checked]:
     folder = RunFolder.open(path)
+    held.enter_context(folder.alone())
     _refuse_own_app(folder, "be gone on with; start the app again, which makes a new folder")
     done, _, _ = folder.load_checkpoint()
     if done >= folder.scenario.federation.rounds:

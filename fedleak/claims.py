@@ -20,7 +20,8 @@ from fedleak.errors import ScenarioError
 from fedleak.events import Listener, silent
 from fedleak.resumable import run_into
 from fedleak.runs import Row
-from fedleak.scenario import Scenario, Section, apply_override, parse_scenario, read_table
+from fedleak.scenario import Scenario, Section, parse_scenario
+from fedleak.tables import apply_override, read_table
 from fedleak.validation import explain, read
 
 REBUILT = 1e-3

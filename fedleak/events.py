@@ -14,7 +14,7 @@ class Event:
     ----------
     kind : str
         ``"round"``, ``"client-failed"``, ``"attack"``, ``"progress"``, ``"graded"``, ``"orders"`` (of an attack that is spread:
-        how many are done and running), ``"round-done"`` or ``"note"``.
+        how many are done and running), ``"problem"`` (a round could not be shown to an attack), ``"round-done"`` or ``"note"``.
     facts : dict
         What belongs to it, by name.
     """

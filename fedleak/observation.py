@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from fedleak.errors import AttackError, FedleakError
@@ -17,6 +18,7 @@ from fedleak.threat import Knowledge
 
 UpdateKind = Literal["gradient", "weights"]
 Tensors = dict[str, Tensor]
+_HEADER = 8  # bytes that say how long a safetensors header is
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,12 @@ class InputSpec:
     num_classes: int
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> InputSpec:
+        """Read what JSON made of an input's attributes, with lists in place of tuples."""
+        given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
+        return cls(**given)
 
     def normalize(self, images: Tensor) -> Tensor:
         """Turn pixels (B, C, H, W) in [0, 1] into model inputs of the same shape."""
@@ -194,21 +202,33 @@ class Observation:
         FedleakError
             If the file is not an observation.
         """
-        groups: dict[str, Tensors] = {"parameters": {}, "buffers": {}, "update": {}, "received_buffers": {}}
         with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get("fedleak", "null"))
-            if facts is None:
-                raise FedleakError(f"{path}: not an observation written by fedleak")
-            for key in facts["names"]:
-                group, _, name = key.partition("/")
-                groups[group][name] = file.get_tensor(key)
-        spec: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in facts["input"].items()}
+            facts = _facts(file.metadata(), path)
+            return cls._read(facts, {name: file.get_tensor(name) for name in facts["names"]})
+
+    @classmethod
+    def from_bytes(cls, content: bytes, name: str = "capture") -> Observation:
+        """Read the content of a file that :meth:`save` wrote; ``name`` is for the message.
+
+        Raises
+        ------
+        FedleakError
+            If it is not an observation.
+        """
+        return cls._read(_facts(metadata_of(content), name), load(content))
+
+    @classmethod
+    def _read(cls, facts: dict[str, Any], tensors: Tensors) -> Observation:
+        groups: dict[str, Tensors] = {"parameters": {}, "buffers": {}, "update": {}, "received_buffers": {}}
+        for key in facts["names"]:
+            group, _, name = key.partition("/")
+            groups[group][name] = tensors[key]
         return cls(
             kind=facts["kind"],
             round=facts["round"],
             client=facts["client"],
             clients=tuple(facts.get("clients", ())),
-            input=InputSpec(**spec),
+            input=InputSpec.from_facts(facts["input"]),
             parameters=groups["parameters"],
             buffers=groups["buffers"],
             update=groups["update"],
@@ -217,6 +237,25 @@ class Observation:
             received_buffers=groups["received_buffers"] if facts["batchnorm"] else None,
             defenses=tuple(facts["defenses"]) if facts["defenses"] is not None else None,
         )
+
+
+def header_of(content: bytes) -> tuple[dict[str, Any], bytes]:
+    """Return the header of a safetensors file's content, and the bytes of its tensors."""
+    end = _HEADER + int.from_bytes(content[:_HEADER], "little")
+    return json.loads(content[_HEADER:end]), content[end:]
+
+
+def metadata_of(content: bytes) -> dict[str, str]:
+    """Return what a safetensors file's content says beside its tensors."""
+    found: dict[str, str] = header_of(content)[0].get("__metadata__", {})
+    return found
+
+
+def _facts(metadata: Mapping[str, str] | None, where: str | Path) -> dict[str, Any]:
+    facts: dict[str, Any] | None = json.loads((metadata or {}).get("fedleak", "null"))
+    if facts is None:
+        raise FedleakError(f"{where}: not an observation written by fedleak")
+    return facts
 
 
 def observe(

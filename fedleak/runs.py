@@ -5,10 +5,12 @@
     manifest.json            scenario, digest, versions, machine, threat; interruptions, if there were any
     rounds.jsonl             one line a round; round 0 is the initial model
     reconstructions.jsonl    one line an image
+    problems.jsonl           one line for each round that could not be shown to an attack; only if there was any
     captures/                one observation a file (safetensors)
     images/                  PNG, truth and reconstructions
     checkpoint.safetensors   the global model and the strategy's state after the last whole round
     summary.json  report.html
+    run.lock                 held by the run or the attack at work there; stays, and means nothing while nobody holds it
 """
 
 from __future__ import annotations
@@ -31,12 +33,16 @@ from torch import Tensor
 from fedleak.errors import FedleakError, ScenarioError
 from fedleak.observation import Observation
 from fedleak.scenario import AttackSpec, Scenario, parse_scenario
+from fedleak.spread.lock import Lock
 
 Row = dict[str, Any]
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 OWN_APP = "own app"
 """The manifest's ``engine`` where :func:`fedleak.curious` looked into somebody's own Flower app."""
+
+PROBLEMS = "problems.jsonl"
+"""Takes what attacks said that could not be shown a round."""
 
 _OWNER_ONLY = 0o600
 
@@ -86,6 +92,18 @@ class RunFolder:
             raise ScenarioError(f"{path}: no run folder (it has no manifest.json); expected the --out of an earlier run")
         return cls(path)
 
+    def alone(self) -> Lock:
+        """Return what holds the folder for this process alone inside a ``with`` block.
+
+        Raises
+        ------
+        ScenarioError
+            On entering, if another run or attack is at work in the folder.
+        """
+        return Lock(
+            self.path / "run.lock", f"{self.path}: another run or attack is at work there", advice="wait for it, or stop it"
+        )
+
     @property
     def manifest(self) -> Row:
         """The manifest, as read from disk.
@@ -121,7 +139,7 @@ class RunFolder:
         FedleakError
             If they cannot be written.
         """
-        content = memoryview("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())
+        content = memoryview(_lines(rows))
         with self._writing(), open(self.path / name, "ab", buffering=0, opener=_private) as file:  # noqa: PTH123 (no opener there)
             before, done = file.seek(0, os.SEEK_END), 0
             try:
@@ -200,20 +218,23 @@ class RunFolder:
     def drop_rows(self, name: str, unwanted: Callable[[Row], bool]) -> None:
         """Rewrite a JSON-lines file without the rows for which ``unwanted`` is true."""
         kept = [row for row in self.rows(name) if not unwanted(row)]
-        self.replace_file(name, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self.replace_file(name, _lines(kept))
 
-    def merge_rows(self, new: str, replaced: Collection[str]) -> None:
+    def merge_rows(self, new: str, replaced: Collection[str], name: str = "reconstructions.jsonl") -> None:
         """Take the rows of the file ``new`` in place of all earlier rows of the attacks ``replaced``, or of the same updates.
 
-        ``replaced`` is empty after an interrupt: then an earlier row goes only if the same update has a new one.
+        ``replaced`` is empty after an interrupt: then an earlier row of ``name`` goes only if the same update has a new one.
         """
-        rows = self.rows(new)
+        earlier, rows = self.rows(name), self.rows(new)
         attacked = {(row["round"], row["client"], row["attack"]) for row in rows}
-        self.drop_rows(
-            "reconstructions.jsonl",
-            lambda row: row["attack"] in replaced or (row["round"], row["client"], row["attack"]) in attacked,
-        )
-        self.append("reconstructions.jsonl", rows)
+        kept = [
+            row
+            for row in earlier
+            if row["attack"] not in replaced and (row["round"], row["client"], row["attack"]) not in attacked
+        ]
+        if [*kept, *rows] != earlier:
+            # In one writing: a kill leaves the old rows or the new ones, and never neither.
+            self.replace_file(name, _lines([*kept, *rows]))
         (self.path / new).unlink(missing_ok=True)
 
     def add_attacks(self, specs: Iterable[AttackSpec]) -> None:
@@ -226,7 +247,7 @@ class RunFolder:
 
     def forget_after(self, server_round: int) -> None:
         """Drop the rows, captures and images of rounds after ``server_round``, which a killed run left unfinished."""
-        for name in ("rounds.jsonl", "reconstructions.jsonl"):
+        for name in ("rounds.jsonl", "reconstructions.jsonl", *([PROBLEMS] if (self.path / PROBLEMS).exists() else [])):
             self.drop_rows(name, lambda row: row["round"] > server_round)
         for path in [*(self.path / "captures").glob("r*-c*"), *(self.path / "images").glob("r*-c*")]:
             if int(path.name[1:].split("-")[0]) > server_round:
@@ -250,7 +271,10 @@ class RunFolder:
     def replace_file(self, name: str, content: bytes) -> None:
         """Write a file whole: a reader sees the old one or the new one."""
         with self._writing(temporary := self.path / f"{name}.tmp"):
-            temporary.write_bytes(content)
+            with open(temporary, "wb", opener=_private) as file:  # noqa: PTH123 (no opener there)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
             _put(temporary, self.path / name)
 
     @contextmanager
@@ -268,6 +292,10 @@ class RunFolder:
                 f"{self.path}: cannot be written ({reason}); what was done before is kept: make room, and go on with "
                 f"fedleak run --resume {self.path}"
             ) from error
+
+
+def _lines(rows: Iterable[Row]) -> bytes:
+    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
 
 
 def _private(path: str, flags: int) -> int:

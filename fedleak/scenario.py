@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from fedleak.errors import ScenarioError
+from fedleak.tables import apply_override, read_table
 from fedleak.threat import PRESETS, Knowledge, Preset
 from fedleak.validation import explain, read
 
@@ -308,25 +308,6 @@ def load_scenario(path: str | Path, overrides: tuple[str, ...] | list[str] = ())
     return parse_scenario(table, str(path))
 
 
-def read_table(path: Path, expected: str) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises
-    ------
-    ScenarioError
-        If the file is missing or is not TOML; one line says so, and what was ``expected``.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ScenarioError(f"{path}: no such file; expected {expected}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ScenarioError(f"{path}: cannot be read ({reason}); expected {expected}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ScenarioError(f"{path}: not valid TOML: {error}") from error
-
-
 def parse_scenario(table: dict[str, Any], where: str = "scenario") -> Scenario:
     """Validate a table of scenario keys.
 
@@ -356,46 +337,3 @@ def attack_specs(names: list[str], overrides: list[str]) -> tuple[AttackSpec, ..
         return tuple(read(AttackSpec, {"name": name, **table}) for name in names)
     except ValidationError as error:
         raise ScenarioError(f"--set: {explain(error, AttackSpec)}") from error
-
-
-def apply_override(table: dict[str, Any], override: str) -> None:
-    """Set one key of ``table`` to what ``key.path=value`` says.
-
-    Raises
-    ------
-    ScenarioError
-        If it is no ``key.path=value``, or the path leads to no key.
-    """
-    key, sign, text = override.partition("=")
-    if not sign or not all(part.strip() for part in key.split(".")):
-        raise ScenarioError(f"--set {override}: expected key.path=value, such as --set federation.rounds=5")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    *parents, last = key.strip().split(".")
-    here: Any = table
-    for depth, part in enumerate(parents):
-        where = ".".join(parents[: depth + 1])
-        if isinstance(here, list):
-            here = here[_index(here, part, override)]
-        else:
-            if part.isdigit():
-                listed = ".".join(parents[:depth])
-                raise ScenarioError(f"--set {override}: the file has no list '{listed}'; add an element to it there first")
-            if isinstance(here.get(part), str):
-                here[part] = {"name": here[part]}
-            here = here.setdefault(part, {})
-        if not isinstance(here, dict | list):
-            raise ScenarioError(f"--set {override}: '{where}' is a value, not a table; it has no key '{last}'")
-    if isinstance(here, list):
-        here[_index(here, last, override)] = value
-    else:
-        here[last] = value
-
-
-def _index(items: list[Any], part: str, override: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
-        expected = f"expected 0 to {len(items) - 1}" if items else "add an element to the file first"
-        raise ScenarioError(f"--set {override}: '{part}' is no index into a list of {len(items)}; {expected}")
-    return int(part)

@@ -130,7 +130,7 @@ def test_no_file_of_a_run_is_a_pickle(tmp_path: Path) -> None:
     scenario = parse_scenario({"name": "t", **table, "attacks": [{"name": "closed-form"}]})
     result = api.run(scenario, out=tmp_path / "run", device="cpu")
     kinds = {path.suffix for path in result.path.rglob("*") if path.is_file()}
-    assert kinds == {".json", ".jsonl", ".safetensors", ".png", ".html"}
+    assert kinds == {".json", ".jsonl", ".safetensors", ".png", ".html", ".lock"}
     for path in result.path.rglob("*.safetensors"):
         size = int.from_bytes(path.read_bytes()[:8], "little")
         assert path.read_bytes()[8:9] == b"{"

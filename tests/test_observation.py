@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,11 @@ def seen(**facts: Any) -> Observation:
 
 
 @pytest.mark.parametrize("facts", [{}, FULL, {"labels": ()}, {"received_buffers": {}}, {"defenses": ()}])
-def test_an_observation_survives_its_file(tmp_path: Path, facts: dict[str, Any]) -> None:
+@pytest.mark.parametrize("read", [Observation.load, lambda path: Observation.from_bytes(path.read_bytes())])
+def test_an_observation_survives_its_file(tmp_path: Path, facts: dict[str, Any], read: Callable[[Path], Observation]) -> None:
     before = seen(**facts)
     before.save(tmp_path / "o.safetensors")
-    after = Observation.load(tmp_path / "o.safetensors")
+    after = read(tmp_path / "o.safetensors")
     for name in ("kind", "input", "round", "client", "local", "labels", "defenses", "granted"):
         assert getattr(after, name) == getattr(before, name), name
     for name in ("parameters", "buffers", "update", "received_buffers"):
@@ -55,6 +57,8 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
     with pytest.raises(FedleakError, match="not an observation"):
         Observation.load(tmp_path / "x.safetensors")
+    with pytest.raises(FedleakError, match="r001-c000: not an observation"):
+        Observation.from_bytes((tmp_path / "x.safetensors").read_bytes(), "r001-c000")
 
 
 def test_weights_become_a_gradient_by_rate_and_steps() -> None:

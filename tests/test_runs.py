@@ -1,5 +1,7 @@
+import contextlib
 import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +74,35 @@ def test_rows_come_back_and_a_torn_last_line_is_left_out(folder: RunFolder) -> N
     folder.drop_rows("rounds.jsonl", lambda row: row["round"] == 2)
     folder.append("rounds.jsonl", [{"round": 5}])
     assert [row["round"] for row in folder.rows("rounds.jsonl")] == [1, 3, 5]
+
+
+@pytest.mark.parametrize("step", ["append", "replace_file", "write"])
+def test_no_row_is_lost_when_the_rows_of_an_attack_cannot_be_put_in_place(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def row(attack: str, client: int, loss: int) -> dict[str, Any]:
+        return {"round": 1, "client": client, "attack": attack, "loss": loss}
+
+    old = [row("dlg", 0, 1), row("dlg", 1, 1), row("idlg", 0, 1)]
+    folder.append("reconstructions.jsonl", old)
+    folder.append("again.jsonl", [row("dlg", 0, 2)])
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if step == "write":
+            patch.setattr(Path, "replace", killed)
+        else:
+            patch.setattr(RunFolder, step, killed)
+        with contextlib.suppress(KeyboardInterrupt):
+            folder.merge_rows("again.jsonl", {"dlg"})
+    assert folder.rows("reconstructions.jsonl") in (old, [row("idlg", 0, 1), row("dlg", 0, 2)])
+    if step == "append":
+        return
+    folder.merge_rows("again.jsonl", ())  # an interrupted attack takes the place of what it made anew only
+    assert folder.rows("reconstructions.jsonl") == [row("dlg", 1, 1), row("idlg", 0, 1), row("dlg", 0, 2)]
+    assert not (folder.path / "again.jsonl").exists()
 
 
 def test_numbers_that_are_no_json_are_refused_before_they_are_written(folder: RunFolder) -> None:

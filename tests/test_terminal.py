@@ -73,8 +73,9 @@ def test_the_live_lines_of_a_run(shown: Any) -> None:
         live(Event("round", {"round": 1, "rounds": 2}))
         live(Event("attack", {"attack": OWNED, "number": 1, "total": 1}))
         live(Event("graded", {"attack": OWNED, "round": 1, "client": 0, "rows": [row]}))
+        live(Event("problem", {"round": 1, "client": None, "attack": "a", "error": OWNED}))
         live(Event("round-done", {"round": 1, "failures": [{"client": 3, "reason": OWNED}], "accuracy": None, "loss": None}))
-    assert text.getvalue().count("[red]x[/red]") == 3
+    assert text.getvalue().count("[red]x[/red]") == 4
     assert not CONTROL.search(text.getvalue())
 
 

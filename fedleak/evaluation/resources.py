@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+_LEFT_OUT = frozenset({"summary.json", "report.html", "again", "run.lock"})
 
 
 def memory() -> Row:
@@ -39,8 +40,13 @@ def _peak() -> int | None:
 
 
 def disk(folder: Path) -> int:
-    """Return the bytes of all files in ``folder``."""
-    return sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
+    """Return the bytes of what a run keeps in its ``folder``.
+
+    Left out are ``summary.json`` and ``report.html``, which are written after and can be made again from the rest,
+    ``again/``, which holds results of an attack only until it is done, and ``run.lock``.
+    """
+    files = (entry for entry in folder.rglob("*") if entry.is_file())
+    return sum(entry.stat().st_size for entry in files if entry.relative_to(folder).parts[0] not in _LEFT_OUT)
 
 
 def resources(rounds: Sequence[Row]) -> Row:

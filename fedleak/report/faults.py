@@ -58,7 +58,7 @@ class Fault:
 
 def faults(records: RunRecords) -> list[Fault]:
     """Return all that went wrong, by round; the same for several clients is one line."""
-    found = [*_interruptions(records), *_merged(_clients(records)), *_attacks(records), *_slow(records)]
+    found = [*_interruptions(records), *_merged(_clients(records)), *_attacks(records), *_problems(records), *_slow(records)]
     return sorted(found, key=lambda fault: fault.rounds[:1])
 
 
@@ -160,6 +160,18 @@ def _attacks(records: RunRecords) -> Iterator[Fault]:
         rounds, clients = (tuple(sorted({update[index] for update in updates})) for index in (0, 1))
         what = f"Attack {attack} failed on {plural(len(updates), 'update')}: {reason}"
         yield Fault(rounds, clients, what, "Recorded as its result; training took no notice.", attack)
+
+
+def _problems(records: RunRecords) -> Iterator[Fault]:
+    """Yield one fault for each attack that keeps what it saw and could not be shown a round, and reason."""
+    failed: dict[tuple[str, str], set[int]] = {}
+    for row in records.problems:
+        if (server_round := _whole(row.get("round"))) is not None:
+            failed.setdefault((plain(row.get("attack")), plain(row.get("error"))), set()).add(server_round)
+    for (attack, reason), rounds in failed.items():
+        what = f"Attack {attack} could not be shown {plural(len(rounds), 'round')}: {reason}"
+        did = "The attack went on without what it would have kept; training took no notice."
+        yield Fault(tuple(sorted(rounds)), (), what, did, attack)
 
 
 def _slow(records: RunRecords) -> Iterator[Fault]:

@@ -103,6 +103,11 @@ class Live:
         detail = f"{done} of {total} done, {running} handed out"
         self._bars.update(self._orders, completed=done, total=total, detail=detail)
 
+    def _on_problem(self, event: Event) -> None:
+        facts = event.facts
+        text = f"round {facts['round']}  {facts['attack']}  could not be shown the round: {facts['error']}"
+        self._console.print(f"[yellow]{escape(text)}[/yellow]", highlight=False)
+
     def _on_note(self, event: Event) -> None:
         self._console.print(f"[yellow]{escape(event.facts['text'])}[/yellow]", highlight=False, soft_wrap=True)
 

@@ -33,6 +33,8 @@ class RunRecords:
         ``summary.json``; empty if it is missing.
     leakage : list of dict
         The summary's rows, or the same computed from ``rows``.
+    problems : list of dict
+        ``problems.jsonl``, which is there only if a round could not be shown to an attack.
     damaged : tuple of str
         One sentence for each file that could be read in part only.
     """
@@ -43,6 +45,7 @@ class RunRecords:
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
     leakage: list[dict[str, Any]]
+    problems: list[dict[str, Any]]
     damaged: tuple[str, ...]
 
     @property
@@ -82,9 +85,10 @@ def read_records(folder: Path) -> RunRecords:
     manifest = _read_json(folder / "manifest.json", damaged)
     rounds = _read_lines(folder / "rounds.jsonl", damaged)
     rows = _read_lines(folder / "reconstructions.jsonl", damaged)
+    problems = _read_lines(folder / "problems.jsonl", damaged)
     summary = _read_json(folder / "summary.json", damaged)
     leakage = rows_of(summary, "leakage") if "leakage" in summary else summarise(rows)
-    return RunRecords(folder, manifest, rounds, rows, summary, leakage, tuple(damaged))
+    return RunRecords(folder, manifest, rounds, rows, summary, leakage, problems, tuple(damaged))
 
 
 def _read_json(path: Path, damaged: list[str]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ attack is done, so that the same command goes on after an interrupt or a kill. G
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -19,23 +18,22 @@ from typing import Any, Protocol
 
 from flwr.serverapp import Grid
 
-from fedleak import __version__
-from fedleak.attacks.base import Reconstruction
 from fedleak.events import Event
 from fedleak.observation import Observation
 from fedleak.runs import Row, RunFolder
 from fedleak.server.app import Serving
-from fedleak.server.rebuild import PLACE, SHARED, WORK, Order, Step, decode, work_on_ray
+from fedleak.server.identity import attack_digest, text_digest
+from fedleak.server.rebuild import PLACE, SHARED, WORK, Made, Order, Step, decode, tensors_digest, work_on_ray
 from fedleak.server.replies import Failure
 from fedleak.server.spy import Spy
 from fedleak.server.strike import failures, groups
 from fedleak.spread.cluster import Cluster, Lost, Need
-from fedleak.spread.lock import Lock
 from fedleak.spread.pool import Pool, Watcher
 
 ROWS = "again.jsonl"
 """Takes the rows of such an attack until it ends, so that an interrupt loses no earlier ones."""
-_LOCK = "lock"
+PROBLEMS = "again-problems.jsonl"
+"""Likewise, of what could not be shown to an attack."""
 _BROKEN = "Some reconstructions broke off; their rows say why. The same command tries them again, and only them."
 
 
@@ -97,13 +95,11 @@ class OnRay:
 
 
 @contextmanager
-def runner_for(folder: RunFolder, *, jobs: int | None, ray: str | None, threads: int, device: str) -> Iterator[Runner | None]:
-    """Hold what does the orders, and the run folder for this attack alone; ``None`` if nothing is to be spread.
+def runner_for(*, jobs: int | None, ray: str | None, threads: int, device: str) -> Iterator[Runner | None]:
+    """Hold what does the orders; ``None`` if nothing is to be spread.
 
     Parameters
     ----------
-    folder : RunFolder
-        Whose captures are attacked.
     jobs : int, optional
         How many orders at a time; without ``ray``, each in a process of this machine.
     ray : str, optional
@@ -116,23 +112,13 @@ def runner_for(folder: RunFolder, *, jobs: int | None, ray: str | None, threads:
     Raises
     ------
     ScenarioError
-        If another process attacks these captures, or there is no such cluster.
+        If there is no such cluster.
     """
-    if jobs is None and ray is None:
-        yield None
-        return
-    place = folder.path / PLACE
-    place.mkdir(mode=0o700, exist_ok=True)
-    with Lock(place / _LOCK, f"{folder.path}: another attack is at work there"):
-        try:
-            if ray is None:
-                yield OnCores(jobs or 1, threads)
-            else:
-                with Cluster[str](ray, jobs, Need(threads, 1 if device == "cuda" else 0)) as cluster:
-                    yield OnRay(cluster)
-        finally:
-            if place.is_dir() and {path.name for path in place.iterdir()} == {_LOCK}:  # nothing was begun
-                shutil.rmtree(place)
+    if ray is not None:
+        with Cluster[str](ray, jobs, Need(threads, 1 if device == "cuda" else 0)) as cluster:
+            yield OnRay(cluster)
+    else:
+        yield OnCores(jobs, threads) if jobs is not None else None
 
 
 def attack_here(spy: Spy, folder: RunFolder, grid: Grid) -> None:
@@ -172,9 +158,10 @@ def attack_spread(spy: Spy, serving: Serving, grid: Grid, shared: bytes, threads
     """
     folder = serving.folder
     captured, failed = _rounds(folder)
-    orders = _orders(spy, serving, captured, sorted({*captured, *failed}), threads)
+    orders = _orders(spy, serving, captured, sorted({*captured, *failed}), threads, tensors_digest(shared))
     place = folder.path / PLACE
-    kept = {f"{order.name}.safetensors" for order in orders} | {_LOCK}
+    place.mkdir(mode=0o700, exist_ok=True)
+    kept = {f"{order.name}.safetensors" for order in orders}
     for path in place.iterdir():  # results of other attacks, and what a kill left half-written
         if path.name not in kept:
             path.unlink()
@@ -188,6 +175,8 @@ def attack_spread(spy: Spy, serving: Serving, grid: Grid, shared: bytes, threads
             runner.run(desk.left, folder, desk)
     finally:
         folder.append(ROWS, desk.rows)
+        if desk.problems:
+            folder.append(PROBLEMS, desk.problems)
     if not desk.whole:
         serving.listener(Event("note", {"text": _BROKEN}))
     return desk.whole
@@ -205,6 +194,7 @@ class _Desk:
         self._spy, self._serving, self._grid = spy, serving, grid
         self._orders = {order.name: order for order in orders}
         self._rows: dict[tuple[int, int, int], list[Row]] = {}
+        self._problems: dict[tuple[int, int], Row] = {}
         self._running: set[str] = set()
         self._done: set[str] = set()
         self.whole = True
@@ -217,15 +207,19 @@ class _Desk:
     def rows(self) -> list[Row]:
         return [row for place in sorted(self._rows) for row in self._rows[place]]
 
+    @property
+    def problems(self) -> list[Row]:
+        return [self._problems[place] for place in sorted(self._problems)]
+
     def keep(self, place: tuple[int, int, int], rows: list[Row]) -> None:
         self._rows.setdefault(place, []).extend(rows)
 
     def begin(self) -> None:
         """Grade what an earlier process left."""
         for order in self._orders.values():
-            results = self._kept(order)
-            if results is not None:
-                self._grade(order, results)
+            made = self._kept(order)
+            if made is not None:
+                self._grade(order, made)
         self._tell()
 
     def at(self, name: str, what: str) -> None:
@@ -235,24 +229,26 @@ class _Desk:
     def done(self, name: str, error: str | None) -> None:
         self._running.discard(name)
         order = self._orders[name]
-        results = self._kept(order) if error is None else None
-        if results is None:
+        made = self._kept(order) if error is None else None
+        if made is None:
             self.whole = False
-        self._grade(order, results, error or "its results cannot be read")
+        self._grade(order, made, error or "its results cannot be read")
         self._tell()
 
-    def _kept(self, order: Order) -> list[Reconstruction] | None:
+    def _kept(self, order: Order) -> Made | None:
         path = self._serving.folder.path / PLACE / f"{order.name}.safetensors"
-        results = decode(path.read_bytes(), order.key) if path.is_file() else None
-        return results if results is None or len(results) == len(order.struck) else None
+        made = decode(path.read_bytes(), order.key) if path.is_file() else None
+        return made if made is None or len(made.results) == len(order.struck) else None
 
-    def _grade(self, order: Order, results: list[Reconstruction] | None, error: str = "") -> None:
+    def _grade(self, order: Order, made: Made | None, error: str = "") -> None:
         spec, attack = self._spy.attacks[order.attack]
         for number, (server_round, name) in enumerate(order.struck):
             observation = Observation.load(self._serving.folder.path / "captures" / name)
-            result = results[number] if results is not None else failures([observation], error)[0]
+            result = made.results[number] if made is not None else failures([observation], error)[0]
             place = (server_round, order.attack, observation.client)
             self._spy.grade(spec, attack, observation, result, self._grid, partial(self.keep, place))
+        for server_round, problem in made.problems if made is not None else ():
+            self._spy.report(spec, server_round, problem, partial(self._problems.__setitem__, (server_round, order.attack)))
         self._done.add(order.name)
 
     def _tell(self) -> None:
@@ -268,13 +264,17 @@ def _rounds(folder: RunFolder) -> tuple[dict[int, list[Path]], dict[int, list[Fa
     return captured, {row["round"]: [Failure(**failure) for failure in row.get("failures", [])] for row in rows}
 
 
-def _orders(spy: Spy, serving: Serving, captured: dict[int, list[Path]], rounds: Sequence[int], threads: int) -> list[Order]:
+def _orders(
+    spy: Spy, serving: Serving, captured: dict[int, list[Path]], rounds: Sequence[int], threads: int, tensors: str
+) -> list[Order]:
     """Return what can be done apart, round by round, so that those of one round are done at about the same time."""
     content = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for paths in captured.values() for path in paths}
+    given = [attack_digest(serving.scenario, spec, attack, tensors) for spec, attack in spy.attacks]
     found: list[tuple[int, Order]] = []
 
     def add(number: int, name: str, steps: tuple[Step, ...]) -> None:
-        key = _key(serving, number, steps, content, threads)
+        captures = [[step.round, step.struck, [content[name] for name in step.captures]] for step in steps]
+        key = text_digest([given[number], captures, serving.device, threads])
         order = Order(f"a{number}-{name}", key, number, steps, serving.device, threads, str(serving.folder.path.resolve()))
         if order.struck:
             found.append((steps[0].round, order))
@@ -298,11 +298,3 @@ def _orders(spy: Spy, serving: Serving, captured: dict[int, list[Path]], rounds:
                 name = f"r{server_round:03d}" if attack.takes_rounds else part[0].removesuffix(".safetensors")
                 add(number, name, (Step(server_round, tuple(part), len(part)),))
     return [order for _, order in sorted(found, key=lambda item: item[0])]
-
-
-def _key(serving: Serving, number: int, steps: Sequence[Step], content: dict[str, str], threads: int) -> str:
-    """Return the digest of all that decides an order's results."""
-    spec, rest = serving.scenario.attacks[number], serving.scenario.model_copy(update={"attacks": ()})
-    captures = [[step.round, step.struck, [content[name] for name in step.captures]] for step in steps]
-    facts = [__version__, rest.digest, spec.name, spec.parameters, captures, serving.device, threads]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

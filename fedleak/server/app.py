@@ -11,7 +11,7 @@ import torch
 from flwr.app import Array, ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.data.federated import FederatedData, federated_data
@@ -61,27 +61,32 @@ class Serving:
     listener: Listener = silent
 
 
-def make_spy(
-    serving: Serving, directory: Directory, model: nn.Module, data: FederatedData, *, rows: str = "reconstructions.jsonl"
-) -> Spy:
-    """Return the attack side of the server; of ``data`` it is given the public parts only."""
-    scenario = serving.scenario
-    test, surrogate = data.source.test, None
-    if Knowledge.SURROGATE in scenario.threat.granted and test is not None:
-        surrogate = test.load(evenly_spaced(len(test), _SURROGATE_IMAGES))
+def make_spy(serving: Serving, directory: Directory, model: nn.Module, data: FederatedData, **files: str) -> Spy:
+    """Return the attack side of the server; of ``data`` it is given the public parts only.
+
+    ``files`` are ``rows`` and ``problems``, as for :class:`Spy`.
+    """
     return Spy(
-        scenario,
+        serving.scenario,
         serving.folder,
         directory,
         model,
         input=data.input,
         mean_image=data.mean_image(),
         most_examples=data.largest_shard,
-        surrogate=surrogate,
+        surrogate=public_images(serving.scenario, data),
         device=serving.device,
         listener=serving.listener,
-        rows=rows,
+        **files,
     )
+
+
+def public_images(scenario: Scenario, data: FederatedData) -> Tensor | None:
+    """Return the images (N, C, H, W) in [0, 1] that the threat model grants the attacker, from the test split, if it does."""
+    test = data.source.test
+    if Knowledge.SURROGATE not in scenario.threat.granted or test is None:
+        return None
+    return test.load(evenly_spaced(len(test), _SURROGATE_IMAGES))
 
 
 def federate(serving: Serving, grid: Grid, directory: Directory) -> None:

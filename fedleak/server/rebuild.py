@@ -1,16 +1,17 @@
 """Reconstructions made in another process, on this machine or another: what it is given, and what it gives back.
 
 It is given captures, the network, and what the threat model grants: never the run folder's rows or images, nor the clients'
-data. The captures and the network travel as safetensors, the order as JSON; so do the results.
+data, nor the seed of their draws. The captures and the network travel as safetensors, the order as JSON; so do the results.
 """
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,17 +19,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from fedleak import __version__
 from fedleak.attacks.base import Reconstruction, attacks
 from fedleak.defenses.chain import defended_model
-from fedleak.observation import InputSpec, Observation
-from fedleak.scenario import Scenario
+from fedleak.errors import ScenarioError
+from fedleak.observation import InputSpec, Observation, header_of, metadata_of
+from fedleak.runs import RunFolder
+from fedleak.scenario import Scenario, Server
+from fedleak.seeding import Seed
 from fedleak.server.strike import attackers_seed, groups, show, strike
 
 PLACE, SHARED = "again", "shared.safetensors"
 """Folder within the run folder, and its file, of what all orders share."""
 WORK = "fedleak.server.rebuild:work"
 """What a worker process is started with."""
-_HEADER = 8  # bytes that say how long a safetensors header is
 _MODEL = "model/"
 
 
@@ -98,13 +102,97 @@ class Order:
         return cls(**facts, steps=steps)
 
 
+@dataclass(frozen=True)
+class Made:
+    """What an order gave.
+
+    Attributes
+    ----------
+    results : tuple of Reconstruction
+        One for each capture that was attacked.
+    problems : tuple of (int, str)
+        Rounds that could not be shown to the attack, and why.
+    """
+
+    results: tuple[Reconstruction, ...]
+    problems: tuple[tuple[int, str], ...] = ()
+
+
 def pack(scenario: Scenario, model: nn.Module, input: InputSpec, surrogate: Tensor | None) -> bytes:
-    """Return what all orders of a run share, as safetensors: scenario, network, and the public images that are granted."""
-    tensors = {f"{_MODEL}{name}": value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    """Return what all orders of a run share, as safetensors: attacks, network, and the public images that are granted.
+
+    Of the scenario it holds the model and the defenses, which say how the network is built, the attacks and their limit; of
+    its seed only the attacker's, from which nothing of the clients can be drawn; of the data only the shape of an input.
+
+    Raises
+    ------
+    ScenarioError
+        If the network cannot be built again from that, because it draws what is no parameter and no buffer.
+    """
+    tensors = {f"{_MODEL}{name}": value.detach().cpu().clone() for name, value in _values(model).items()}
     if surrogate is not None:
         tensors["surrogate"] = surrogate.contiguous()
-    content: bytes = save(tensors, metadata={"scenario": scenario.to_json(), "input": json.dumps(vars(input))})
+    told = Scenario(
+        name="attack",
+        model=scenario.model.model_copy(update={"weights": None}),
+        defenses=scenario.defenses,
+        attacks=scenario.attacks,
+        server=Server(attack_limit=scenario.server.attack_limit),
+    )
+    facts = {
+        "scenario": told.to_json(),
+        "input": json.dumps(vars(input)),
+        "seed": str(attackers_seed(scenario.seed).root),
+        "versions": json.dumps(_versions()),
+    }
+    content: bytes = save(tensors, metadata=facts)
+    _check_same(model, _network(told, input, load(content)), input)
     return content
+
+
+def _values(model: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers, those too that are no part of the state dict."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _network(scenario: Scenario, input: InputSpec, tensors: Mapping[str, Tensor]) -> nn.Module:
+    model = defended_model(scenario, input)
+    with torch.no_grad():
+        for name, value in _values(model).items():
+            value.copy_(tensors[f"{_MODEL}{name}"])
+    return model
+
+
+def _check_same(model: nn.Module, twin: nn.Module, input: InputSpec) -> None:
+    """Refuse a network of which something was not sent."""
+    probe = torch.rand(2, *input.shape, generator=Seed(0).generator())
+    with torch.no_grad(), Seed(0).isolated():
+        told = copy.deepcopy(model).eval()(probe)
+    with torch.no_grad(), Seed(0).isolated():
+        built = twin.eval()(probe)
+    if not torch.equal(told.nan_to_num(), built.nan_to_num()):
+        raise ScenarioError(
+            "model: built again it answers otherwise, so that it holds random values which are no parameters and no buffers; "
+            "register them as buffers, or attack without --jobs and --ray"
+        )
+
+
+def _versions() -> dict[str, str]:
+    return {"fedleak": __version__, "torch": str(torch.__version__)}
+
+
+def _check_versions(asked: dict[str, str]) -> None:
+    here = _versions()
+    if asked != here:
+        wanted, found = (" and ".join(f"{name} {number}" for name, number in one.items()) for one in (asked, here))
+        raise ScenarioError(f"this worker has {found}, but the attack was started with {wanted}; install the same there")
+
+
+def tensors_digest(shared: bytes) -> str:
+    """Return the SHA-256 of the network and the public images in what :func:`pack` made, whatever stands beside them."""
+    header, data = header_of(shared)
+    header.pop("__metadata__", None)
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode() + data).hexdigest()
 
 
 def rebuild(order: Order, shared: bytes, observed: Callable[[str], Observation]) -> bytes:
@@ -118,17 +206,20 @@ def rebuild(order: Order, shared: bytes, observed: Callable[[str], Observation])
         As :func:`pack` made it.
     observed : callable
         Returns the observation in a capture of that name.
+
+    Raises
+    ------
+    ScenarioError
+        If this process has another version of fedleak or PyTorch than the one that asks.
     """
-    facts, tensors = _metadata(shared), load(shared)
+    facts, tensors = metadata_of(shared), load(shared)
+    _check_versions(json.loads(facts["versions"]))
     scenario, surrogate = Scenario.from_json(facts["scenario"]), tensors.pop("surrogate", None)
-    given: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(facts["input"]).items()
-    }
-    model = defended_model(scenario, InputSpec(**given))
-    model.load_state_dict({name.removeprefix(_MODEL): value for name, value in tensors.items()})
+    model = _network(scenario, InputSpec.from_facts(json.loads(facts["input"])), tensors)
     spec = scenario.attacks[order.attack]
     attack = attacks.get(spec.name)(**spec.parameters)
     results: list[Reconstruction] = []
+    problems: list[tuple[int, str]] = []
     for step in order.steps:
         observations = [replace(observed(name), surrogate=surrogate) for name in step.captures]
         for group in groups(spec, attack, observations[: step.struck]):
@@ -136,48 +227,49 @@ def rebuild(order: Order, shared: bytes, observed: Callable[[str], Observation])
                 attack,
                 group,
                 model,
-                seed=attackers_seed(scenario.seed),
+                seed=Seed(int(facts["seed"])),
                 device=order.device,
                 threads=order.threads,
                 limit=scenario.server.attack_limit,
             )
-        show(attack, observations, order.threads, scenario.server.attack_limit)
-    return encode(results, order.key)
+        if (error := show(attack, observations, order.threads, scenario.server.attack_limit)) is not None:
+            problems.append((step.round, error))
+    return encode(Made(tuple(results), tuple(problems)), order.key)
 
 
-def encode(results: Sequence[Reconstruction], key: str) -> bytes:
-    """Return results as safetensors, with the key of their order."""
+def encode(made: Made, key: str) -> bytes:
+    """Return what an order gave as safetensors, with the order's key."""
+    results = made.results
     images = {str(number): result.images.contiguous() for number, result in enumerate(results) if result.images is not None}
     facts = [{field.name: getattr(one, field.name) for field in fields(one) if field.name != "images"} for one in results]
-    content: bytes = save(images, metadata={"key": key, "results": json.dumps(facts)})
+    said = {"key": key, "results": json.dumps(facts), "problems": json.dumps(made.problems)}
+    content: bytes = save(images, metadata=said)
     return content
 
 
-def decode(content: bytes, key: str) -> list[Reconstruction] | None:
+def decode(content: bytes, key: str) -> Made | None:
     """Read what :func:`encode` wrote; ``None`` if it is damaged, or of another order."""
     try:
-        facts, images = _metadata(content), load(content)
+        said, images = metadata_of(content), load(content)
     except (ValueError, SafetensorError):
         return None
-    if facts.get("key") != key:
+    if said.get("key") != key:
         return None
     found = []
-    for number, one in enumerate(json.loads(facts["results"])):
+    for number, one in enumerate(json.loads(said["results"])):
         labels, flags = one.pop("labels"), tuple(one.pop("flags"))
         found.append(Reconstruction(images.get(str(number)), None if labels is None else tuple(labels), flags=flags, **one))
-    return found
+    return Made(tuple(found), tuple((server_round, error) for server_round, error in json.loads(said["problems"])))
 
 
 def work(line: str, tell: Callable[[str], None]) -> None:
     """Do an order in a worker process of this machine, and leave the results in the run folder."""
     order = Order.from_json(line)
     torch.set_num_threads(order.threads)
-    folder = Path(order.folder)
-    content = rebuild(order, (folder / PLACE / SHARED).read_bytes(), lambda name: Observation.load(folder / "captures" / name))
-    target = folder / PLACE / f"{order.name}.safetensors"
-    temporary = target.with_suffix(".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(target)  # whole or not at all
+    folder = RunFolder(Path(order.folder))
+    shared = (folder.path / PLACE / SHARED).read_bytes()
+    content = rebuild(order, shared, lambda name: Observation.load(folder.path / "captures" / name))
+    folder.replace_file(f"{PLACE}/{order.name}.safetensors", content)
 
 
 def work_on_ray(line: str, shared: bytes, captures: Mapping[str, Any]) -> bytes:
@@ -186,23 +278,4 @@ def work_on_ray(line: str, shared: bytes, captures: Mapping[str, Any]) -> bytes:
 
     order = Order.from_json(line)
     torch.set_num_threads(order.threads)
-    return rebuild(order, shared, lambda name: _observation(ray.get(captures[name])))
-
-
-def _observation(content: bytes) -> Observation:
-    with TemporaryDirectory(prefix="fedleak-") as place:
-        path = Path(place) / "capture.safetensors"
-        path.write_bytes(content)
-        return Observation.load(path)
-
-
-def _input(facts: dict[str, Any]) -> InputSpec:
-    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
-    return InputSpec(**given)
-
-
-def _metadata(content: bytes) -> dict[str, str]:
-    """Return what a safetensors file says beside its tensors."""
-    end = _HEADER + int.from_bytes(content[:_HEADER], "little")
-    found: dict[str, str] = json.loads(content[_HEADER:end]).get("__metadata__", {})
-    return found
+    return rebuild(order, shared, lambda name: Observation.from_bytes(ray.get(captures[name]), name))

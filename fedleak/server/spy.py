@@ -17,7 +17,8 @@ from fedleak.defenses.secagg_view import only_sums
 from fedleak.defenses.secure_aggregation import secure_aggregation
 from fedleak.events import Event, Listener, silent
 from fedleak.observation import InputSpec, Observation
-from fedleak.runs import Row, RunFolder
+from fedleak.printable import one_line
+from fedleak.runs import PROBLEMS, Row, RunFolder
 from fedleak.scenario import AttackSpec, Scenario
 from fedleak.server.cohort import cohort_of, mean_reply
 from fedleak.server.grading import Grader, failed_row
@@ -25,6 +26,8 @@ from fedleak.server.observing import observe_reply
 from fedleak.server.replies import Directory, Failure, sift
 from fedleak.server.strike import attackers_seed, groups, show, strike
 from fedleak.threat import Knowledge
+
+_LONGEST = 300  # characters of what an attack says went wrong
 
 
 class Spy:
@@ -54,6 +57,8 @@ class Spy:
         Told what happens.
     rows : str
         Name of the folder's file that takes the rows.
+    problems : str
+        Name of the one that takes what attacks could not be shown.
 
     Attributes
     ----------
@@ -79,10 +84,12 @@ class Spy:
         device: str = "cpu",
         listener: Listener = silent,
         rows: str = "reconstructions.jsonl",
+        problems: str = PROBLEMS,
     ) -> None:
         self.seconds = 0.0
         self._scenario = scenario
         self._rows = rows
+        self._problems = problems
         self._folder = folder
         self._directory = directory
         self._model = model
@@ -126,7 +133,8 @@ class Spy:
         """Show the attacks the rounds that an earlier process saw."""
         if any(attack.remembers for _, attack in self.attacks):
             for path in self._folder.captures():
-                self.remember([self.complete(Observation.load(path))])
+                observation = self.complete(Observation.load(path))
+                self.remember(observation.round, [observation])
 
     def complete(self, observation: Observation) -> Observation:
         """Return a saved observation with the public images that the threat model grants, which are not saved."""
@@ -152,7 +160,7 @@ class Spy:
                 )
                 for observation, result in zip(group, results, strict=True):
                     self.grade(spec, attack, observation, result, grid, self._keep)
-        self.remember(observations)
+        self.remember(server_round, observations)
 
     def grade(
         self,
@@ -169,11 +177,19 @@ class Spy:
         keep(rows)
         self._tell("graded", attack=spec.result_name, round=observation.round, client=observation.client, rows=rows)
 
-    def remember(self, observations: Sequence[Observation]) -> None:
+    def remember(self, server_round: int, observations: Sequence[Observation]) -> None:
         """Show a round that is over to the attacks that keep what they saw."""
         for spec, attack in self.attacks:
-            if (problem := show(attack, observations, self._threads, self._scenario.server.attack_limit)) is not None:
-                self._tell("problem", attack=spec.result_name, error=problem)
+            if (error := show(attack, observations, self._threads, self._scenario.server.attack_limit)) is not None:
+                self.report(spec, server_round, error, lambda row: self._folder.append(self._problems, [row]))
+
+    def report(self, spec: AttackSpec, server_round: int, error: str, keep: Callable[[Row], None]) -> None:
+        """Have it kept, and tell, that an attack broke off when it was shown a round."""
+        row: Row = {"round": server_round, "client": None, "attack": spec.result_name, "error": one_line(error, _LONGEST)}
+        # After an interrupt the rounds before are shown again.
+        if row not in self._folder.rows(self._problems):
+            keep(row)
+        self._tell("problem", **row)
 
     def record_failures(self, server_round: int, failures: Sequence[Failure]) -> None:
         """Write a row for every client that gave an attack of this round nothing to attack."""

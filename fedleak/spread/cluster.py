@@ -13,10 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from fedleak.errors import ScenarioError
+from fedleak.errors import FedleakError, ScenarioError
+from fedleak.printable import one_line
 
 _PATIENCE = 10.0  # seconds to wait for a cluster's head to answer
 _AHEAD = 1  # tasks that wait at the cluster for a free place, so that none is idle while the driver takes a result
+_LONGEST = 300  # characters of the reason why a task gave nothing
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 Key = TypeVar("Key")
@@ -156,9 +158,11 @@ class Cluster(Generic[Key]):
     def _check_room(self) -> None:
         if not self._places():
             gpus = f" and {self._need.gpus:g} GPU(s)" if self._need.gpus else ""
+            fewer = ["lower --threads"] if self._need.cpus > 1 else []  # else it was not asked for, or cannot be lower
+            advice = ", or ".join(["add such a node", *fewer, *(["use --device cpu"] if gpus else [])])
             raise ScenarioError(
                 f"--ray {self._address}: no node of the cluster has the {self._need.cpus:g} CPU(s){gpus} that one task takes; "
-                f"add such a node, or lower --threads{' or use --device cpu' if gpus else ''}"
+                f"{advice}"
             )
 
 
@@ -216,6 +220,9 @@ def _knock(address: str) -> None:
 def _reason(error: Exception) -> str:
     """Say in one line why there is no result."""
     cause = getattr(error, "cause", None)
+    if isinstance(cause, FedleakError):
+        return one_line(cause, _LONGEST)
     if isinstance(cause, BaseException):
-        return f"{type(cause).__name__}: {cause}"
-    return f"Ray could not run it: {next(iter(str(error).splitlines()), type(error).__name__)}"
+        return one_line(f"{type(cause).__name__}: {cause}", _LONGEST)
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return one_line(f"Ray could not run it: {first}", _LONGEST)

@@ -28,6 +28,8 @@ class Lock:
         Who is in the way, for the message: ``"another sweep is at work in runs/x"``.
     patience : float
         Seconds to wait for another holder.
+    advice : str
+        What to do then, for the message.
 
     Raises
     ------
@@ -35,8 +37,14 @@ class Lock:
         On entering, if somebody else still holds it then; the message says which process on which machine.
     """
 
-    def __init__(self, path: Path, what: str, patience: float = 0.0) -> None:
-        self._path, self._what, self._patience = path, what, patience
+    def __init__(
+        self,
+        path: Path,
+        what: str,
+        patience: float = 0.0,
+        advice: str = "wait for it, stop it, or choose another --out",
+    ) -> None:
+        self._path, self._what, self._patience, self._advice = path, what, patience, advice
         self._file: int | None = None
 
     def __enter__(self) -> Self:
@@ -51,7 +59,7 @@ class Lock:
                 if time.monotonic() >= deadline:
                     holder = _holder(os.pread(file, 1000, 0))
                     os.close(file)
-                    raise ScenarioError(f"{self._what}{holder}; wait for it, stop it, or choose another --out") from error
+                    raise ScenarioError(f"{self._what}{holder}; {self._advice}") from error
                 time.sleep(_PAUSE)
         note = {"process": os.getpid(), "machine": socket.gethostname(), "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"}
         os.ftruncate(file, 0)

@@ -104,14 +104,16 @@ class Pool:
             watcher.at(job.name, facts["what"])
         if kind in ("done", "died"):
             worker.job = None
+        # Its next job first: what the watcher does with this one's results may take a while.
+        if kind in ("ready", "done") and waiting:
+            worker.give(waiting.popleft())
+        if kind in ("done", "died"):
             if job:
                 watcher.done(job.name, facts["error"])
             elif kind == "died" and waiting:
                 # It died before it was ready, so the next would too.
                 watcher.done(waiting.popleft().name, facts["error"])
-        if kind in ("ready", "done") and waiting:
-            worker.give(waiting.popleft())
-            assert worker.job is not None
+        if kind in ("ready", "done") and worker.job:
             watcher.at(worker.job.name, "starting")
 
 
@@ -122,7 +124,8 @@ class _Worker:
         self._log, self._from, self._unread = log, log.stat().st_size if log.exists() else 0, b""
         # A worker must import what this process can, such as the user's own model module.
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-        with log.open("ab") as said:
+        # Its owner's alone: what it holds may be of private images.
+        with os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab") as said:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "fedleak.spread.worker", function],
                 stdin=subprocess.PIPE,

@@ -15,7 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedleak.errors import ScenarioError, nearest
-from fedleak.scenario import DefenseSpec, Scenario, Section, apply_override, parse_scenario, read_table
+from fedleak.scenario import DefenseSpec, Scenario, Section, parse_scenario
+from fedleak.tables import apply_override, read_table
 from fedleak.validation import explain, read
 
 CONTROL = "none"

@@ -43,3 +43,13 @@ def test_disk_counts_files_in_folders(tmp_path):
     (tmp_path / "a" / "b").write_bytes(b"123")
     (tmp_path / "c").write_bytes(b"4567")
     assert disk(tmp_path) == 7
+
+
+def test_disk_is_the_same_before_and_after_the_report_and_while_an_attack_is_unfinished(tmp_path):
+    (tmp_path / "rounds.jsonl").write_bytes(b"123")
+    (tmp_path / "again").mkdir()
+    for name in ("report.html", "summary.json", "run.lock", "again/a0-all.safetensors"):
+        (tmp_path / name).write_bytes(b"passing")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "again").write_bytes(b"45")
+    assert disk(tmp_path) == 5

@@ -1,25 +1,36 @@
 """``fedleak attack --jobs | --ray``: the same results as in one process, only what is missing made again, no failure catching."""
 
+import importlib
 import json
+import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from fedleak import api
+from fedleak import __version__, api
 from fedleak.api import Result
+from fedleak.attacks.base import Attack, Reconstruction
+from fedleak.defenses.chain import defended_model
 from fedleak.errors import ScenarioError
 from fedleak.events import Event
+from fedleak.observation import InputSpec, Observation, metadata_of
+from fedleak.report.html import write_report
 from fedleak.runs import RunFolder
 from fedleak.scenario import Scenario
 from fedleak.server import again, rebuild
-from fedleak.spread.lock import Lock
+from fedleak.server.strike import attackers_seed
+from fedleak.threat import Knowledge
 
 Build, Start = Callable[..., Scenario], Callable[..., Result]
 Facts = Callable[[Path], Any]
@@ -39,6 +50,10 @@ CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "a stream": ({}, [{"name": "dlg-fb", "success_loss": 1e9, **SMALL}, {"name": "idlg", "rounds": [2], **SMALL}]),
     "rounds remembered": (SECURE, [{"name": "cohort-difference", "rounds": [2, 3], **SMALL}]),
     "updates joined": (NOISE, [{"name": "adaptive", "base": "natural", "joined": 2, "rounds": [3], **SMALL}]),
+    "BatchNorm": (
+        {"model": {"name": "convnet", "width": 2}, "local": {"batch_size": 2}, "threat": {"preset": "batchnorm-known"}},
+        [{"name": "grad-inversion", **SMALL}],
+    ),
     "labels granted": ({"threat": {"preset": "labels-known"}}, [{"name": "mmse", "labels": "given", **SMALL}]),
 }
 
@@ -100,6 +115,37 @@ def test_spread_gives_what_one_process_gives(
     assert not (other / "again").exists()
 
 
+def test_public_images_reach_the_workers(
+    build: Build,
+    pair: Callable[..., tuple[Path, Path]],
+    here: type[Here],
+    facts: Facts,
+    plugin: Callable[[type[Attack]], type[Attack]],
+    tmp_path: Path,
+) -> None:
+    class Likeness(Attack):
+        name: ClassVar[str] = "likeness"
+        requires: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.SURROGATE})
+
+        def reconstruct(self, observation: Any, model: Any, **_: Any) -> Reconstruction:
+            return Reconstruction(observation.surrogate.mean(0, keepdim=True))
+
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 4, 16, 16, 3), dtype=np.uint8)
+    for split, images in zip(("train", "val"), pixels, strict=True):
+        for number, image in enumerate(images):
+            path = tmp_path / "images" / split / "ab"[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    one, other = pair(data={"source": "imagefolder", "path": tmp_path / "images"}, threat={"preset": "surrogate-data"})
+    specs = build(attacks=[{"name": plugin(Likeness).name}]).attacks
+    api.attack_run(one, specs, device="cpu")
+    api.attack_run(other, specs, device="cpu", jobs=2)
+    assert len(here.orders) == 9
+    rows = RunFolder(other).rows("reconstructions.jsonl")
+    assert [row["error"] for row in rows if row["attack"] == "likeness"] == [None] * 9
+    assert facts(other) == facts(one)
+
+
 def test_what_goes_together_is_one_order_and_what_goes_in_order_is_one_for_all(
     build: Build, pair: Callable[..., tuple[Path, Path]], here: type[Here]
 ) -> None:
@@ -108,6 +154,48 @@ def test_what_goes_together_is_one_order_and_what_goes_in_order_is_one_for_all(
     api.attack_run(one, build(attacks=[{**spec, **SMALL} for spec in wanted]).attacks, device="cpu", jobs=2)
     single = [f"a0-r{r:03d}-c{c:03d}" for r in (1, 2, 3) for c in range(3)]
     assert sorted(here.orders) == sorted([*single, "a1-r001", "a1-r002", "a1-r003", "a2-all"])
+
+
+def test_what_could_not_be_shown_to_an_attack_is_kept_as_in_one_process(
+    build: Build,
+    pair: Callable[..., tuple[Path, Path]],
+    here: type[Here],
+    facts: Facts,
+    plugin: Callable[[type[Attack]], type[Attack]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Forgetful(Attack):
+        name: ClassVar[str] = "forgetful"
+        broken: ClassVar[bool] = True
+
+        def remember(self, observations: Any) -> None:
+            if Forgetful.broken and observations[0].round != 2:
+                raise RuntimeError("no\nroom")
+
+        def reconstruct(self, observation: Any, model: Any, **_: Any) -> Reconstruction:
+            return Reconstruction(torch.zeros(1, *observation.input.shape))
+
+    one, other = pair()
+    specs = build(attacks=[{"name": plugin(Forgetful).name}]).attacks
+    told: dict[Path, list[Any]] = {one: [], other: []}
+    for path, jobs in ((one, None), (other, 2)):
+        with monkeypatch.context() as patch:
+            patch.setattr(api, "write_report", write_report)
+
+            def listen(event: Event, path: Path = path) -> None:
+                if event.kind == "problem":
+                    told[path].append(event.facts)
+
+            api.attack_run(path, specs, device="cpu", jobs=jobs, listener=listen)
+        assert "could not be shown 2 rounds: RuntimeError: no room" in (path / "report.html").read_text()
+    error = {"client": None, "attack": "forgetful", "error": "RuntimeError: no room"}
+    assert told[one] == told[other] == [{"round": 1, **error}, {"round": 3, **error}]
+    assert RunFolder(one).rows("problems.jsonl") == RunFolder(other).rows("problems.jsonl") == told[one]
+    monkeypatch.setattr(Forgetful, "broken", False)
+    for path, jobs in ((one, None), (other, 2)):
+        api.attack_run(path, specs, device="cpu", jobs=jobs)
+        assert RunFolder(path).rows("problems.jsonl") == []
+    assert facts(one) == facts(other)
 
 
 def test_after_an_interrupt_only_the_rest_is_made(
@@ -147,6 +235,139 @@ def test_results_of_other_parameters_are_not_taken_and_a_finished_attack_starts_
         assert len(here.orders) == 9
 
 
+PLUGIN = """
+import torch
+from fedleak.attacks.base import Attack, Reconstruction
+
+class Shade(Attack):
+    name = "shade"
+
+    def reconstruct(self, observation, model, **_):
+        return Reconstruction(torch.full((1, *observation.input.shape), 0.25))
+"""
+NETWORK = """
+from torch import nn
+
+def net(num_classes, input_shape):
+    return nn.Sequential(nn.Flatten(), nn.Linear(input_shape[0] * input_shape[1] * input_shape[2], num_classes))
+"""
+
+
+@pytest.mark.parametrize("edited", ["users_shade", "users_net", "torch"])
+def test_after_an_interrupt_results_of_other_code_are_not_taken(
+    build: Build,
+    pair: Callable[..., tuple[Path, Path]],
+    here: type[Here],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    edited: str,
+) -> None:
+    files = {name: tmp_path / f"{name}.py" for name in ("users_shade", "users_net")}
+    for name, text in zip(files, (PLUGIN, NETWORK), strict=True):
+        files[name].write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    one, _ = pair(model={"name": "users_net:net"}, attacks=[{"name": "users_shade:Shade", "clients": 1, "title": "first"}])
+    specs = build(attacks=[{"name": "users_shade:Shade"}]).attacks
+    here.after = 4
+    with pytest.raises(KeyboardInterrupt):
+        api.attack_run(one, specs, device="cpu", jobs=2)
+    if edited == "torch":
+        monkeypatch.setattr(torch, "__version__", "99.0.0")
+    else:
+        files[edited].write_text(files[edited].read_text() + "\n# another\n")
+    here.orders, here.after = [], None
+    api.attack_run(one, specs, device="cpu", jobs=2)
+    assert len(here.orders) == 9
+
+
+SPEC = InputSpec((3, 16, 16), 2)
+
+
+def packed(scenario: Scenario, surrogate: torch.Tensor | None = None, shift: float = 0.0) -> bytes:
+    model = defended_model(scenario, SPEC)
+    with torch.no_grad():
+        next(model.parameters()).add_(shift)
+    return rebuild.pack(scenario, model, SPEC, surrogate)
+
+
+def test_the_network_and_the_public_images_are_told_apart_but_not_the_list_of_attacks(build: Build) -> None:
+    first, second = build(attacks=[{"name": "dlg"}]), build(attacks=[{"name": "idlg"}])
+    images = torch.zeros(1, 3, 16, 16)
+    shared = packed(first, images), packed(second, images), packed(first, images, 1.0), packed(first, images + 1)
+    found = [rebuild.tensors_digest(content) for content in shared]
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+
+
+def test_what_is_sent_holds_neither_the_clients_seed_nor_where_their_data_is(build: Build, tmp_path: Path) -> None:
+    scenario = build(seed=987654321, attacks=[{"name": "dlg"}], data={"path": tmp_path / "private"})
+    said = json.dumps(metadata_of(packed(scenario)))
+    assert "987654321" not in said
+    assert "private" not in said
+    assert str(attackers_seed(987654321).root) in said
+
+
+def test_a_worker_of_another_version_refuses_in_one_line(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = packed(build(attacks=[{"name": "dlg"}]))
+    order = rebuild.Order("a0-all", "key", 0, (), "cpu", 1, "")
+    monkeypatch.setattr(rebuild, "__version__", "0.0.0")
+    told = rf"this worker has fedleak 0\.0\.0 and torch .*, but the attack was started with fedleak {__version__} and torch"
+    with pytest.raises(ScenarioError, match=told) as raised:
+        rebuild.rebuild(order, shared, Observation.load)
+    assert "\n" not in str(raised.value)
+
+
+RANDOM = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, kept):
+        super().__init__()
+        self.fc = nn.Linear(768, 2)
+        mask = torch.rand(768)
+        if kept:
+            self.register_buffer("mask", mask, persistent=False)
+        else:
+            self.mask = mask
+
+    def forward(self, inputs):
+        return self.fc(inputs.flatten(1) * self.mask)
+
+def net(num_classes, kept=False):
+    return Net(kept)
+"""
+
+
+def test_a_network_with_random_values_of_its_own_is_sent_whole_or_refused(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "users_random.py").write_text(RANDOM)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    assert packed(build(model={"name": "users_random:net", "kept": True}, seed=3))
+    with pytest.raises(ScenarioError, match="register them as buffers"):
+        packed(build(model={"name": "users_random:net"}, seed=3))
+
+
+def test_what_is_kept_of_an_attack_is_its_owners_alone(
+    build: Build, pair: Callable[..., tuple[Path, Path]], here: type[Here]
+) -> None:
+    one, _ = pair()
+    here.after = 4
+    before = os.umask(0o022)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            api.attack_run(one, build(attacks=[{"name": "analytic"}]).attacks, device="cpu", jobs=2)
+    finally:
+        os.umask(before)
+    found = list((one / "again").iterdir())
+    assert len(found) == 5
+    assert {stat.S_IMODE(path.stat().st_mode) for path in found} == {0o600}
+
+
 def test_a_damaged_result_is_made_again(
     build: Build, pair: Callable[..., tuple[Path, Path]], here: type[Here], facts: Facts
 ) -> None:
@@ -181,18 +402,56 @@ def test_clients_that_failed_are_told_of_as_in_one_process(
     assert facts(folders[0]) == facts(folders[1])
 
 
-def test_two_attacks_do_not_mix_and_no_cluster_changes_nothing(
-    build: Build, pair: Callable[..., tuple[Path, Path]], here: type[Here], facts: Facts
+@pytest.mark.parametrize("jobs", [None, 2])
+def test_one_attack_at_a_time_and_the_lock_stays(
+    build: Build, pair: Callable[..., tuple[Path, Path]], here: type[Here], facts: Facts, jobs: int | None
 ) -> None:
     one, other = pair()
+    specs = build(attacks=[{"name": "analytic"}]).attacks
+    (one / "again.jsonl").write_text("of the other\n")
+    with RunFolder(one).alone(), pytest.raises(ScenarioError, match="another run or attack is at work there"):
+        api.attack_run(one, specs, device="cpu", jobs=jobs)
+    assert (one / "again.jsonl").read_text() == "of the other\n"
+    (one / "again.jsonl").unlink()
+    assert facts(one) == facts(other)
+
+    def taken(event: Event) -> None:
+        if event.kind == "graded":
+            with pytest.raises(ScenarioError, match="at work there"), RunFolder(one).alone():
+                pass
+            seen.append(event)
+
+    seen: list[Event] = []
+    inode = (one / "run.lock").stat().st_ino
+    api.attack_run(one, specs, device="cpu", jobs=jobs, listener=taken)
+    assert len(seen) == 9
+    assert (one / "run.lock").stat().st_ino == inode
+    assert not (one / "again").exists()
+
+
+def test_a_run_that_is_attacked_is_not_gone_on_with(build: Build, start: Start) -> None:
+    def stop(event: Event) -> None:
+        if event.kind == "round-done" and event.facts["round"] == 1:
+            raise KeyboardInterrupt
+
+    path = start(build()).path.parent / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        api.run(build(), out=path, device="cpu", listener=stop)
+    before = (path / "manifest.json").read_bytes()
+    with RunFolder(path).alone(), pytest.raises(ScenarioError, match="another run or attack is at work there"):
+        api.run(build(), resume=path, device="cpu")
+    assert (path / "manifest.json").read_bytes() == before
+    assert api.run(build(), resume=path, device="cpu").summary["rounds"] == 2
+
+
+def test_no_cluster_changes_nothing(build: Build, pair: Callable[..., tuple[Path, Path]], facts: Facts) -> None:
+    one, other = pair()
     specs = build(attacks=[{"name": "dlg", **SMALL}]).attacks
-    with Lock(one / "again" / "lock", "x"), pytest.raises(ScenarioError, match="another attack is at work there"):
-        api.attack_run(one, specs, device="cpu", jobs=2)
-    shutil.rmtree(one / "again")
     with pytest.raises(ScenarioError, match="no Ray cluster there"):
         api.attack_run(one, specs, device="cpu", ray="127.0.0.1:1")
     assert facts(one) == facts(other)
     assert RunFolder(one).manifest == RunFolder(other).manifest
+    assert not (one / "again").exists()
 
 
 DEADLY = """
@@ -272,6 +531,18 @@ def seen(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.slow
+def test_worker_processes_give_what_one_process_gives(build: Build, pair: Callable[..., tuple[Path, Path]], facts: Facts) -> None:
+    one, other = pair(local={"batch_size": 2})
+    specs = build(attacks=[{"name": "inverting-gradients", "together": 1, "iterations": 5, "restarts": 2}]).attacks
+    api.attack_run(one, specs, device="cpu")
+    told: list[Event] = []
+    api.attack_run(other, specs, device="cpu", jobs=2, listener=told.append)
+    assert [event.facts["done"] for event in told if event.kind == "orders"][-1] == 9
+    assert not [row["error"] for row in RunFolder(other).rows("reconstructions.jsonl") if row["error"]]
+    assert facts(other) == facts(one)
+
+
+@pytest.mark.slow
 def test_a_worker_that_dies_is_a_failed_row_and_is_tried_again_alone(
     pair: Callable[..., tuple[Path, Path]], tmp_path: Path, command: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -301,13 +572,14 @@ def test_stopped_and_started_again_nothing_is_done_twice(
     words = ["--attack", "deadly:Deadly", "--jobs", "2"]
     (tmp_path / "slow").touch()
     process = command(one, *words)
-    wait_for(lambda: len(list((one / "again").glob("a0-*.safetensors"))) >= 3, process)
+    # The first three come almost at once, the fifth after another slow one, when those before it are graded.
+    wait_for(lambda: len(list((one / "again").glob("a0-*.safetensors"))) >= 5, process)
     process.send_signal(how)
     _, complained = process.communicate(timeout=300)
     if how is signal.SIGINT:
         assert process.returncode == 130
         assert f"go on with: fedleak attack {one} --attack deadly:Deadly --device cpu --threads 1 --jobs 2" in complained
-        assert len(dead(one)) >= 2  # what was made and not graded yet is kept too
+        assert len(dead(one)) >= 2  # of what is not graded yet, the results are kept
     kept = {path.stem[3:] for path in (one / "again").glob("a0-*.safetensors")}
     before = len(seen(tmp_path))
     (tmp_path / "slow").unlink()

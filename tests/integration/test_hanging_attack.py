@@ -15,6 +15,8 @@ from fedleak import api
 from fedleak.api import Result
 from fedleak.attacks.base import Attack, Reconstruction
 from fedleak.observation import Observation
+from fedleak.report.faults import faults
+from fedleak.report.records import read_records
 from fedleak.runs import RunFolder
 from fedleak.scenario import Scenario, parse_scenario
 from fedleak.server import limit
@@ -120,6 +122,11 @@ def test_an_attack_that_hangs_when_it_is_shown_a_round_is_told(build: Build, sta
     assert result.summary["rounds"] == 2
     assert len(told) == 2
     assert all("hangs" in error for error in told)
+    kept = RunFolder(result.path).rows("problems.jsonl")
+    assert [(row["round"], row["attack"], row["error"]) for row in kept] == [(1, "remembers", told[0]), (2, "remembers", told[1])]
+    [fault] = faults(read_records(result.path))
+    assert (fault.when, fault.attack) == ("1–2", "remembers")
+    assert told[0] in fault.what
 
 
 def test_the_limit_is_no_part_of_the_experiment_unless_it_is_set() -> None:
