@@ -1,6 +1,7 @@
 """Small federations: an MLP of eight units on 16-pixel samples, or a narrow network with BatchNorm."""
 
 import gc
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -103,3 +104,17 @@ def facts() -> Callable[[Path], Any]:
         return timeless(api.write_summary(folder)), timeless(rows), files, images
 
     return read
+
+
+@pytest.fixture
+def pair(build: Callable[..., Scenario], start: Callable[..., api.Result], tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
+    """Make a run of three rounds, and a copy of it."""
+
+    def make(**tables: Any) -> tuple[Path, Path]:
+        base: dict[str, Any] = {"attacks": [{"name": "analytic", "clients": 1, "title": "first"}]}
+        base |= tables
+        base["federation"] = {"clients": 3, "rounds": 3, **tables.get("federation", {})}
+        one = start(build(**base)).path
+        return one, Path(shutil.copytree(one, tmp_path / "copy"))
+
+    return make
