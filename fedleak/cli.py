@@ -270,16 +270,20 @@ def _root(
     """Hold the options that stand before a command."""
 
 
-def main() -> None:
-    """Run the command line; turn expected errors into one line and an exit code."""
+def program() -> None:
+    """Be the program ``fedleak``: run the command line, and end the process with it.
+
+    At once, if an attack was left behind that could not be stopped. Whoever calls :func:`main` goes on living.
+    """
     try:
-        _main()
+        main()
     except BaseException as end:
-        leave(end)  # at once, if an attack was left behind that could not be stopped
+        leave(end)
         raise
 
 
-def _main() -> NoReturn:
+def main() -> NoReturn:
+    """Run the command line; turn expected errors into one line and an exit code."""
     sys.path.insert(0, str(Path.cwd()))  # a scenario may name the user's own module beside it
     try:
         sys.exit(app(standalone_mode=False) or 0)

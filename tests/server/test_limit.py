@@ -250,6 +250,7 @@ def test_what_an_abandoned_attack_takes_is_charged_to_no_other() -> None:
     values, done = torch.rand(300, 300), threading.Event()
 
     def hang() -> None:
+        torch.set_num_threads(1)  # of this thread: what helpers take is charged
         while not done.is_set():
             try:
                 for _ in range(20):
@@ -258,21 +259,21 @@ def test_what_an_abandoned_attack_takes_is_charged_to_no_other() -> None:
                 pass
 
     abandoned_call(hang)
-    budget, started, clock = Budget(0.3, 1), time.process_time(), abandoned.process_time()
-    wait(lambda: time.process_time() - started > 0.6)
-    assert budget.spent < 0.3
+    budget, started, clock = Budget(0.6, 1), time.process_time(), abandoned.process_time()
+    wait(lambda: time.process_time() - started > 1.5)
+    assert budget.spent < 0.6  # what this thread took, waiting
     assert not budget.exhausted
     done.set()
     wait(lambda: not any(thread.name == "attack" for thread in threading.enumerate()))
     taken = time.process_time() - started
     # What it took stays out when it has ended.
-    assert budget.spent < 0.3
+    assert budget.spent < 0.6
     assert budget.spent == pytest.approx(abandoned.process_time() - clock, abs=0.02)
     spent = budget.spent
     started = time.process_time()
     wait_busy(0.1)
     assert budget.spent - spent == pytest.approx(time.process_time() - started, abs=0.02)
-    assert taken > 0.6
+    assert taken > 1.5
 
 
 def wait_busy(seconds: float) -> None:
@@ -306,13 +307,22 @@ hang.start()
 abandoned.abandon(hang, None)
 atexit.register(print, "the interpreter shut down")
 def main(): {end}
-cli._main = main
+cli.main = main
 print("said", end="")
-cli.main()
+cli.program()
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout) == (code, "said")
     assert {"sys.exit('no')": "no", "1 / 0": "ZeroDivisionError"}.get(end, "") in ended.stderr
+
+
+def test_who_calls_the_command_line_from_python_lives_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os._exit", lambda code: pytest.fail("the process was ended"))
+    monkeypatch.setattr(abandoned, "_left", {threading.current_thread(): None})
+    monkeypatch.setattr(sys, "argv", ["fedleak", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
 
 
 def test_the_command_line_ends_as_ever_without_one() -> None:
@@ -321,7 +331,7 @@ import sys, atexit
 from fedleak import cli
 atexit.register(print, "the interpreter shut down")
 sys.argv = ["fedleak", "--version"]
-cli.main()
+cli.program()
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0
@@ -349,8 +359,8 @@ def main():
     except AttackError as error:
         print(error)
     sys.exit(1)
-cli._main = main
-cli.main()
+cli.main = main
+cli.program()
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1, ended.stderr  # -6, aborted, where the interpreter shuts down with it
