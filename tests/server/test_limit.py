@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedleak import abandoned
+from fedleak import abandoned, cli
 from fedleak.attacks.base import Budget
 from fedleak.errors import AttackError, FedleakError
 from fedleak.seeding import Seed
