@@ -150,7 +150,7 @@ class Services:
                 if name != "superlink":
                     service.start()
             self._wait(f"{self.clients} nodes are connected", lambda: self.online() >= self.clients)
-        except BaseException:
+        except BaseException:  # an interrupt too must leave no service behind; it is raised again
             self.stop()
             raise
         return self
