@@ -14,7 +14,7 @@ RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" \
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY fedleak fedleak
-RUN pip install --no-cache-dir . && python -c "import torchvision, opacus, fedleak.engines.serverapp" && rm -rf /src/*
+RUN pip install --no-cache-dir . && python -c "import torchvision, opacus, fedleak.apps.serverapp" && rm -rf /src/*
 
 # Whoever runs a container may be any user; all that is written goes to volumes and to /tmp.
 ENV HOME=/tmp \

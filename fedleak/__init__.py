@@ -51,37 +51,40 @@ __all__ = [
 _HOME = {
     "Attack": "fedleak.attacks.base",
     "Defense": "fedleak.defenses.base",
-    "HonestButCurious": "fedleak.server.curious",
+    "HonestButCurious": "fedleak.positions.honest_but_curious",
     "InputSpec": "fedleak.observation",
     "Knowledge": "fedleak.threat",
     "LocalTraining": "fedleak.observation",
     "Observation": "fedleak.observation",
     "Reconstruction": "fedleak.attacks.base",
-    "Result": "fedleak.api",
-    "Scenario": "fedleak.scenario",
+    "Result": "fedleak.experiment.run",
+    "Scenario": "fedleak.scenario.schema",
     "Seed": "fedleak.seeding",
     "SweepResult": "fedleak.sweeps.sweep",
-    "answer": "fedleak.client.answers",
-    "attack": "fedleak.api",
-    "attack_run": "fedleak.api",
-    "curious": "fedleak.dropin",
+    "answer": "fedleak.apps.answers",
+    "attack": "fedleak.experiment.run",
+    "attack_run": "fedleak.experiment.run",
+    "curious": "fedleak.apps.curious",
     "leaderboard": "fedleak.sweeps.leaderboard",
-    "load_scenario": "fedleak.scenario",
+    "load_scenario": "fedleak.scenario.schema",
     "observe": "fedleak.observation",
-    "run": "fedleak.api",
+    "run": "fedleak.experiment.run",
     "sweep": "fedleak.sweeps.sweep",
 }
 
 if TYPE_CHECKING:
-    from fedleak.api import Result, attack, attack_run, run
+    from fedleak.apps.answers import answer
+    from fedleak.apps.curious import curious
     from fedleak.attacks.base import Attack, Reconstruction
-    from fedleak.client.answers import answer
     from fedleak.defenses.base import Defense
-    from fedleak.dropin import curious
-    from fedleak.observation import InputSpec, LocalTraining, Observation, observe
-    from fedleak.scenario import Scenario, load_scenario
+    from fedleak.experiment.attack_again import attack_run
+    from fedleak.experiment.result import Result
+    from fedleak.experiment.run import attack, run
+    from fedleak.modalities.image import InputSpec
+    from fedleak.observation import LocalTraining, Observation, observe
+    from fedleak.positions.honest_but_curious import HonestButCurious
+    from fedleak.scenario.schema import Scenario, load_scenario
     from fedleak.seeding import Seed
-    from fedleak.server.curious import HonestButCurious
     from fedleak.sweeps.leaderboard import leaderboard
     from fedleak.sweeps.sweep import SweepResult, sweep
     from fedleak.threat import Knowledge

@@ -1,5 +1,5 @@
 """Run the command line as ``python -m fedleak``."""
 
-from fedleak.cli import program
+from fedleak.cli.app import program
 
 program()

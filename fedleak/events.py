@@ -32,3 +32,6 @@ class Listener(Protocol):
 
 def silent(event: Event) -> None:
     """Ignore the event."""
+
+
+MARK = "fedleak-event "

@@ -92,3 +92,8 @@ def _argument(value: object) -> object:
     if isinstance(value, str):
         return _broken(value)
     return value if isinstance(value, int | float) else _Argument(value)
+
+
+def plural(amount: int, noun: str) -> str:
+    """Return ``1 image`` or ``2 images``."""
+    return f"{amount:,} {noun}" + ("" if amount == 1 else "s")

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedleak import abandoned
 from fedleak.errors import FedleakError
+from fedleak.process import abandoned
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fedleak import cli
+from fedleak.cli import app as cli
 
 USERS_MODULE = """
 from torch import nn

@@ -123,8 +123,8 @@ def test_and_nothing_else(source: str) -> None:
 
 
 def test_no_file_of_a_run_is_a_pickle(tmp_path: Path) -> None:
-    from fedleak import api
-    from fedleak.scenario import parse_scenario
+    from fedleak.experiment import run as api
+    from fedleak.scenario.schema import parse_scenario
 
     table = {"data": {"image_size": 8}, "model": {"name": "mlp", "hidden": [4]}, "federation": {"clients": 2, "rounds": 1}}
     scenario = parse_scenario({"name": "t", **table, "attacks": [{"name": "closed-form"}]})

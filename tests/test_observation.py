@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from fedleak.errors import AttackError, FedleakError
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, LocalTraining, Observation, observe
-from fedleak.scenario import Model
+from fedleak.observation import LocalTraining, Observation, observe
+from fedleak.scenario.schema import Model
 from fedleak.threat import PRESETS, Knowledge
 
 SPEC = InputSpec((3, 16, 16), 10, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from fedleak import api
 from fedleak.attacks.base import attacks
-from fedleak.catalogue import catalogue
-from fedleak.scenario import parse_scenario
+from fedleak.cli.catalogue import catalogue
+from fedleak.experiment import run as api
+from fedleak.scenario.schema import parse_scenario
 
 README = Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8")

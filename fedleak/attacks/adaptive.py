@@ -11,20 +11,20 @@ which presumes that it trains on the same images in each, as it does where its s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
 from pydantic import ConfigDict, Field
-from torch import Tensor, nn
+from torch import nn
 
 from fedleak.attacks.base import Attack, AttackConfig, Budget, Reconstruction, attacks
-from fedleak.attacks.counters.base import Counter, counters
-from fedleak.attacks.matching import MatchingAttack
-from fedleak.attacks.victim import Victim
-from fedleak.defenses.base import Defense, defenses
+from fedleak.attacks.counters.base import counters
+from fedleak.attacks.counters.known import clean, counters_of
+from fedleak.attacks.matching.base import MatchingAttack
+from fedleak.attacks.victims.base import Victim
+from fedleak.attacks.victims.joint import JointVictim
 from fedleak.errors import AttackError, ParameterError, nearest
 from fedleak.observation import Observation
 from fedleak.seeding import Seed
@@ -140,97 +140,6 @@ class Adaptive(Attack):
     ) -> Reconstruction:
         """Attack one observation."""
         return self.run([observation], model, rng=rng, device=device, budget=budget)[0]
-
-
-class JointVictim(Victim):
-    """One client's updates of several rounds as one, on the presumption that all are of the same images.
-
-    Parameters
-    ----------
-    latest : Victim
-        The update of the present round; its unknowns and labels are the ones optimised.
-    earlier : sequence of Victim
-        Those of rounds before, at the parameters of their own rounds.
-    """
-
-    def __init__(self, latest: Victim, earlier: Sequence[Victim]) -> None:
-        self.__dict__.update(latest.__dict__)
-        self._victims = [*earlier, latest]
-        self.observed = [value for victim in self._victims for value in victim.observed]
-        for before, after in pairwise(self._victims):
-            for one, other in zip(before.counters, after.counters, strict=True):
-                other.follow(one)
-        for victim in self._victims:
-            victim.joined = len(self._victims)
-
-    def gradient(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
-        """Return the gradients of all rounds, one after the other, by parameter."""
-        return [value for victim in self._victims for value in victim.gradient(inputs, targets)]
-
-    def compared(self, guessed: list[Tensor], observed: Sequence[Tensor]) -> list[Tensor]:
-        """Compare each round's guess."""
-        found, first = [], 0
-        for victim in self._victims:
-            part = slice(first, first + len(victim.observed))
-            found += victim.compared(guessed[part], observed[part])
-            first = part.stop
-        return found
-
-    def noise(self) -> list[Tensor] | None:
-        """Return the variances in all rounds."""
-        found = [victim.noise() for victim in self._victims]
-        if all(variances is None for variances in found):
-            return None
-        return [
-            value
-            for victim, variances in zip(self._victims, found, strict=True)
-            for value in variances or [torch.zeros_like(value) for value in victim.observed]
-        ]
-
-    def start(self, generator: torch.Generator) -> list[Tensor]:
-        """Draw the unknowns of the counters of every round."""
-        return [other for victim in self._victims for other in victim.start(generator)]
-
-    def restore(self, images: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """Undo the defenses of the present round, whose unknowns are the last."""
-        own = len(others) - sum(len(unknowns) for victim in self._victims[:-1] for unknowns in victim._others)
-        return self._victims[-1].restore(images, others[len(others) - own :])
-
-    def penalty(self) -> Tensor | float:
-        """Return the sum over the rounds."""
-        return sum((victim.penalty() for victim in self._victims), start=0.0)
-
-
-def counters_of(observation: Observation, ways: Mapping[str, str] | None = None) -> list[Counter]:
-    """Return one counter for each defense that is known to be on, in their order; ``ways`` chooses between a counter's ways.
-
-    Raises
-    ------
-    AttackError
-        If there is none for one of them.
-    """
-    found: list[Counter] = []
-    for defense in observation.defenses or ():
-        parameters = {key: value for key, value in defense.items() if key != "name"}
-        if defense["name"] not in counters.names():
-            raise AttackError(f"no counter knows the defense '{defense['name']}'; there is one for {', '.join(counters.names())}")
-        found.append(counters.get(defense["name"])(parameters, observation, (ways or {}).get(defense["name"])))
-    names = {counter.name for counter in found}
-    if "oasis" in names and names & {"dropout", "precode"}:
-        raise AttackError(
-            "no counter goes through 'oasis' together with 'dropout' or 'precode', whose draws differ between the copies of an "
-            "image; attack one of them at a time"
-        )
-    # A client runs all hooks on gradients before any on the update, whatever the order of the list.
-    found.sort(key=lambda counter: defenses.get(counter.name).on_update is not Defense.on_update)
-    return found
-
-
-def clean(observation: Observation, ways: Mapping[str, str] | None = None) -> Observation:
-    """Return the observation as far as the counters of its defenses can clean it, the last defense first."""
-    for counter in reversed(counters_of(observation, ways)):
-        observation = counter.clean(observation)
-    return observation
 
 
 def _fits(plugin: type[Attack]) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedleak.attacks.base import Attack, Budget, Reconstruction, attacks
 from fedleak.attacks.exact.first_layer import Factors, factors, first_layer, images_of, labels_of, relative_misfit
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.victims.base import Victim
 from fedleak.errors import AttackError
 from fedleak.observation import Observation
 from fedleak.seeding import Seed

@@ -18,11 +18,12 @@ from torch import nn
 from fedleak.attacks.base import Attack, Budget, Reconstruction, attacks
 from fedleak.attacks.exact.chain import check_chain
 from fedleak.attacks.exact.count import LayerCount, count_update
-from fedleak.attacks.objectives import squared_distance
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.matching.objectives import squared_distance
+from fedleak.attacks.victims.base import Victim
 from fedleak.errors import AttackError
+from fedleak.modalities.image import InputSpec
 from fedleak.models.inspect import ExecutionOrder, execution_order, last_linear
-from fedleak.observation import InputSpec, LocalTraining, Observation, UpdateKind
+from fedleak.observation import LocalTraining, Observation, UpdateKind
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 

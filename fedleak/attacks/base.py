@@ -6,21 +6,20 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
-from fedleak.abandoned import process_time
-from fedleak.attacks.labels.base import JOINT
 from fedleak.errors import AttackError, ParameterError
 from fedleak.observation import Observation, UpdateKind
+from fedleak.process.abandoned import process_time
 from fedleak.registry import Registry
+from fedleak.scenario.validation import read_parameters
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
-from fedleak.validation import read_parameters
 
 
 class AttackConfig(BaseModel):
@@ -296,3 +295,5 @@ def _difference(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int
 
 
 attacks: Registry[type[Attack]] = Registry("attack", "fedleak.attacks", Attack)
+JOINT: Final = "joint"
+"""Named in place of a rule: the attack optimises soft labels together with the images (as in arXiv 1906.08935)."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fedleak.attacks.base import Attack, AttackConfig, Budget, Reconstruction, attacks
 from fedleak.attacks.exact.first_layer import factors, first_layer, labels_of, refuse_several_steps, relative_misfit
 from fedleak.attacks.exact.ica import unmix
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.victims.base import Victim
 from fedleak.observation import Observation
 from fedleak.seeding import Seed
 

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import nn
 
 from fedleak.attacks.base import Attack, AttackConfig, Budget, Progress, Reconstruction, attacks
-from fedleak.attacks.cohorts import Part, inconsistency, observation_of, separate
+from fedleak.attacks.exact.cohorts import Part, inconsistency, observation_of, separate
 from fedleak.errors import ParameterError
 from fedleak.observation import Observation
 from fedleak.seeding import Seed

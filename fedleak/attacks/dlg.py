@@ -18,10 +18,10 @@ from pydantic import Field
 from torch import Tensor
 
 from fedleak.attacks.base import AttackConfig, attacks
-from fedleak.attacks.coordinates import Coordinates, FrequencyCoordinates
-from fedleak.attacks.matching import MatchingAttack, MatchingConfig
-from fedleak.attacks.objectives import squared_distance
-from fedleak.observation import InputSpec
+from fedleak.attacks.images.coordinates import Coordinates, FrequencyCoordinates
+from fedleak.attacks.matching.base import MatchingAttack, MatchingConfig
+from fedleak.attacks.matching.objectives import squared_distance
+from fedleak.modalities.image import InputSpec
 
 
 class DLGConfig(MatchingConfig):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedleak.attacks.base import AttackConfig, attacks
 from fedleak.attacks.dlg import DLG, DLGConfig
-from fedleak.attacks.priors import total_variation
+from fedleak.attacks.images.priors import total_variation
 
 
 class GeneralDLGConfig(DLGConfig):

@@ -26,12 +26,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedleak.attacks.base import AttackConfig, Budget, attacks
-from fedleak.attacks.batchnorm import Statistics, batch_statistics, listening, running_statistics, statistics_distance
-from fedleak.attacks.matching import Descent, MatchingAttack, MatchingConfig, Unknowns, descend
-from fedleak.attacks.objectives import layer_distance
-from fedleak.attacks.priors import total_variation
-from fedleak.attacks.registration import consensus
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.images.priors import total_variation
+from fedleak.attacks.images.registration import consensus
+from fedleak.attacks.matching.base import Descent, MatchingAttack, MatchingConfig, descend
+from fedleak.attacks.matching.objectives import layer_distance
+from fedleak.attacks.matching.unknowns import Unknowns
+from fedleak.attacks.victims.base import Victim
+from fedleak.attacks.victims.batchnorm import Statistics, batch_statistics, listening, running_statistics, statistics_distance
 from fedleak.observation import Observation
 from fedleak.seeding import Seed
 

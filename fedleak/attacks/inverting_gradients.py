@@ -18,9 +18,10 @@ from pydantic import Field
 from torch import Tensor
 
 from fedleak.attacks.base import AttackConfig, attacks
-from fedleak.attacks.matching import MatchingAttack, MatchingConfig, Unknowns
-from fedleak.attacks.objectives import cosine_distance
-from fedleak.attacks.priors import total_variation
+from fedleak.attacks.images.priors import total_variation
+from fedleak.attacks.matching.base import MatchingAttack, MatchingConfig
+from fedleak.attacks.matching.objectives import cosine_distance
+from fedleak.attacks.matching.unknowns import Unknowns
 
 _DECAYS = (3 / 8, 5 / 8, 7 / 8)
 

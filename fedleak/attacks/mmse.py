@@ -29,9 +29,10 @@ from fedleak.attacks.estimation.ridge import estimate, whitening
 from fedleak.attacks.estimation.sample_gradients import SampleGradients
 from fedleak.attacks.estimation.signals import batch_signals, single_signal
 from fedleak.attacks.labels.base import label_rules
-from fedleak.attacks.local_steps import at_mean_point
+from fedleak.attacks.victims.mean_point import at_mean_point
 from fedleak.errors import AttackError
-from fedleak.observation import InputSpec, Observation
+from fedleak.modalities.image import InputSpec
+from fedleak.observation import Observation
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 

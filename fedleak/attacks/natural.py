@@ -2,10 +2,10 @@
 
 Formula: u = argmin mean_k ((grad_k L(f(x), y) - g_k) / s_k)^2 + lambda |u|^2 / n + box * mean max(-x, x - 1, 0)^2, x = decode(u),
 s_k the standard deviation of gradient entry k over synthetic natural batches of the same labels, lambda falling in stages
-Source: fedleak's own; coordinates as in fedleak.attacks.coordinates, box and labels as in Inverting Gradients (arXiv 2003.14053)
+Source: fedleak's own; coordinates as in attacks.images.coordinates, box and labels as in Inverting Gradients (arXiv 2003.14053)
 
 A FedAvg update is matched as the mean gradient at the mean of the points where its steps were taken; after each stage the
-drift between the steps is estimated from the images found so far (fedleak.attacks.local_steps).
+drift between the steps is estimated from the images found so far (fedleak.attacks.victims.mean_point).
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import vmap
 
-from fedleak.attacks.base import AttackConfig, Budget, attacks
-from fedleak.attacks.coordinates import Coordinates, FrequencyCoordinates
-from fedleak.attacks.labels.base import JOINT, label_rules
-from fedleak.attacks.local_steps import LocalVictim, Order
-from fedleak.attacks.matching import Descent, MatchingAttack, MatchingConfig, Unknowns, descend
-from fedleak.attacks.rounds import Try
-from fedleak.attacks.victim import Victim
-from fedleak.attacks.whitening import whitening
-from fedleak.observation import InputSpec, Observation
+from fedleak.attacks.base import JOINT, AttackConfig, Budget, attacks
+from fedleak.attacks.images.coordinates import Coordinates, FrequencyCoordinates
+from fedleak.attacks.labels.base import label_rules
+from fedleak.attacks.matching.base import Descent, MatchingAttack, MatchingConfig, descend
+from fedleak.attacks.matching.rounds import Try
+from fedleak.attacks.matching.unknowns import Unknowns
+from fedleak.attacks.matching.whitening import whitening
+from fedleak.attacks.victims.base import Victim
+from fedleak.attacks.victims.mean_point import LocalVictim, Order
+from fedleak.modalities.image import InputSpec
+from fedleak.observation import Observation
 from fedleak.seeding import Seed
 
 

@@ -28,9 +28,10 @@ from fedleak.attacks.exact.first_layer import (
 )
 from fedleak.attacks.exact.ica import unmix
 from fedleak.attacks.exact.sparse import Rows, separate
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.victims.base import Victim
 from fedleak.errors import AttackError
-from fedleak.observation import InputSpec, Observation
+from fedleak.modalities.image import InputSpec
+from fedleak.observation import Observation
 from fedleak.seeding import Seed
 
 

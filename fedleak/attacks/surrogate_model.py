@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from fedleak.attacks.base import AttackConfig, Budget, attacks
 from fedleak.attacks.inverting_gradients import InvertingGradients, InvertingGradientsConfig
-from fedleak.attacks.matching import Descent, Unknowns, descend
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.matching.base import Descent, descend
+from fedleak.attacks.matching.unknowns import Unknowns
+from fedleak.attacks.victims.base import Victim
 from fedleak.observation import Observation
 from fedleak.seeding import Seed
 

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.attacks.base import AttackConfig, Budget, Reconstruction, attacks
-from fedleak.attacks.local_steps import steps_of
-from fedleak.attacks.matching import Descent, Unknowns
+from fedleak.attacks.matching.base import Descent
+from fedleak.attacks.matching.unknowns import Unknowns
 from fedleak.attacks.natural import Natural, NaturalConfig
-from fedleak.attacks.sequence import classifier_of, find_order
-from fedleak.attacks.simulation import SimulatedVictim, epochs_of, with_copies
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.victims.base import Victim
+from fedleak.attacks.victims.mean_point import steps_of
+from fedleak.attacks.victims.simulated import SimulatedVictim, epochs_of, with_copies
+from fedleak.attacks.victims.step_order import classifier_of, find_order
 from fedleak.observation import Observation
 from fedleak.seeding import Seed
 

@@ -12,13 +12,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from fedleak.client.batches import client_data, private_batch
 from fedleak.client.mod import chain_for, defense_mod, remembering, scenario_of
 from fedleak.client.timing import timing_mod
 from fedleak.client.training import one_thread, train
+from fedleak.data.batches import client_data, private_batch
 from fedleak.defenses.chain import defended_model
 from fedleak.errors import FedleakError
-from fedleak.scenario import Scenario
+from fedleak.scenario.schema import Scenario
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 
@@ -78,7 +78,7 @@ def on_grade(msg: Message, context: Context) -> Message:
     shard = data.shard(client)
     positions = private_batch(scenario, len(shard), client, server_round)
     # In a deployment each message starts a process; the metrics' imports take longer than all the others together.
-    from fedleak.evaluation.lpips import load_lpips
+    from fedleak.evaluation.image.lpips import load_lpips
 
     with one_thread(), Seed(scenario.seed).derive("grading", client, server_round).isolated():
         return graded(

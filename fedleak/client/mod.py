@@ -11,13 +11,13 @@ from typing import cast
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 
-from fedleak.client.batches import client_data
+from fedleak.data.batches import client_data
 from fedleak.data.shards import ShardSource
 from fedleak.defenses.base import defenses
 from fedleak.defenses.chain import ChainAt, DefenseChain
 from fedleak.errors import DefenseError, ScenarioError
 from fedleak.observation import Tensors
-from fedleak.scenario import Scenario, scenario_from
+from fedleak.scenario.schema import Scenario, scenario_from
 from fedleak.seeding import Seed
 
 _MEMORY = "fedleak-defense-"  # and the position: where a client's context keeps what a defense remembers

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from flwr.app import ConfigRecord, Context, Message
 
-from fedleak.abandoned import process_time
 from fedleak.client.mod import is_train
+from fedleak.process.abandoned import process_time
 
 
 def timing_mod(msg: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:

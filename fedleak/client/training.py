@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedleak.client.batches import client_data, local_steps
+from fedleak.data.batches import client_data, local_steps
 from fedleak.defenses.chain import ChainAt, defended_model
 from fedleak.observation import Tensors
-from fedleak.scenario import Scenario
+from fedleak.scenario.schema import Scenario
 from fedleak.seeding import Seed
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedleak.registry import Registry
-from fedleak.scenario import Data
+from fedleak.scenario.schema import Data
 
 
 class ImageSet(ABC):

@@ -11,7 +11,7 @@ from fedleak.data.images import EncodedImages
 from fedleak.data.parquet import EXPECTED, check_labels, images_from, read_folder
 from fedleak.data.samples import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD
 from fedleak.errors import ScenarioError
-from fedleak.scenario import Data
+from fedleak.scenario.schema import Data
 
 REPOSITORY = "uoft-cs/cifar10"
 

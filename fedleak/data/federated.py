@@ -17,8 +17,8 @@ from fedleak.data.partition import partition
 from fedleak.data.shards import ShardSource
 from fedleak.data.statistics import evenly_spaced
 from fedleak.errors import ScenarioError
-from fedleak.observation import InputSpec
-from fedleak.scenario import Data
+from fedleak.modalities.image import InputSpec
+from fedleak.scenario.schema import Data
 
 FULLY_VERIFIED = 20_000
 AVERAGED = 2_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedleak.errors import ScenarioError
-from fedleak.scenario import Data
+from fedleak.scenario.schema import Data
 
 
 def required_folder(data: Data, expected: str) -> Path:

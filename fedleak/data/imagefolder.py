@@ -16,7 +16,7 @@ from fedleak.data.folder import required_folder
 from fedleak.data.images import ImageFiles
 from fedleak.data.statistics import MeasuredSource
 from fedleak.errors import ScenarioError, nearest
-from fedleak.scenario import Data
+from fedleak.scenario.schema import Data
 
 EXPECTED = "class folders, or with train/ and val/ (or test/) and class folders in them"
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})

@@ -20,7 +20,7 @@ from fedleak.data.folder import required_folder
 from fedleak.data.images import EncodedImages
 from fedleak.data.statistics import MeasuredSource
 from fedleak.errors import ScenarioError
-from fedleak.scenario import Data
+from fedleak.scenario.schema import Data
 
 EXPECTED = "train*.parquet and, if there is one, test*.parquet"
 IMAGE_COLUMNS = ("img", "image")

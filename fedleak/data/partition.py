@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedleak.errors import ScenarioError, nearest
-from fedleak.scenario import Data
+from fedleak.scenario.schema import Data
 from fedleak.seeding import Seed
 
 Shards = tuple[NDArray[np.int64], ...]

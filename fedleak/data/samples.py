@@ -13,7 +13,7 @@ import numpy as np
 from fedleak.data.base import Source, sources
 from fedleak.data.images import ImageFiles
 from fedleak.errors import ScenarioError
-from fedleak.scenario import Data
+from fedleak.scenario.schema import Data
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)

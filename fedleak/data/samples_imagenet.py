@@ -11,7 +11,7 @@ import numpy as np
 from fedleak.data.base import Source, sources
 from fedleak.data.images import ImageFiles
 from fedleak.data.samples import foolbox_images
-from fedleak.scenario import Data
+from fedleak.scenario.schema import Data
 
 
 @sources.register

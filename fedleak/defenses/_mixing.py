@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedleak.errors import DefenseError
-from fedleak.scenario import Scenario
+from fedleak.scenario.schema import Scenario
 
 ONE_OWNER = "a mixed image belongs to several people, so that clipping its gradient bounds what none of them adds"
 """Why mixing excludes DP-SGD."""

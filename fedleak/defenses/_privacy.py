@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fedleak.defenses.base import Defense, DefenseConfig, defenses
 from fedleak.errors import DefenseError
-from fedleak.observation import InputSpec
-from fedleak.scenario import Scenario
+from fedleak.modalities.image import InputSpec
+from fedleak.scenario.schema import Scenario
 from fedleak.seeding import Seed
 
 _LEAST_NOISE = 1e-6

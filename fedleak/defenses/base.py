@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from fedleak.observation import InputSpec, Tensors
+from fedleak.modalities.image import InputSpec
+from fedleak.observation import Tensors
 from fedleak.registry import Registry
-from fedleak.scenario import Scenario
+from fedleak.scenario.schema import Scenario
+from fedleak.scenario.validation import read_parameters
 from fedleak.seeding import Seed
-from fedleak.validation import read_parameters
 
 Protocol = Literal["fedsgd", "fedavg"]
 

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from fedleak.defenses.base import Defense, Protocol, Situation, defenses
 from fedleak.errors import DefenseError, ScenarioError
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, Tensors
-from fedleak.scenario import DefenseSpec, Scenario
+from fedleak.observation import Tensors
+from fedleak.scenario.schema import DefenseSpec, Scenario
 from fedleak.seeding import Seed
 
 

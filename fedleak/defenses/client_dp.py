@@ -23,8 +23,9 @@ from fedleak.defenses._tensors import finite_floats, map_floats
 from fedleak.defenses.base import Defense, Mechanism, Situation, defenses
 from fedleak.defenses.clipping import l2_norm
 from fedleak.errors import DefenseError
-from fedleak.observation import InputSpec, Tensors
-from fedleak.scenario import Scenario
+from fedleak.modalities.image import InputSpec
+from fedleak.observation import Tensors
+from fedleak.scenario.schema import Scenario
 
 
 @defenses.register

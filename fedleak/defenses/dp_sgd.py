@@ -29,8 +29,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from fedleak.defenses._privacy import PrivacyConfig, check_other_ways, gaussian, others, overrides
 from fedleak.defenses.base import Defense, Mechanism, Situation, defenses
 from fedleak.errors import DefenseError
-from fedleak.observation import InputSpec, Tensors
-from fedleak.scenario import Scenario
+from fedleak.modalities.image import InputSpec
+from fedleak.observation import Tensors
+from fedleak.scenario.schema import Scenario
 
 _ENTRIES = 2**26  # of the gradients of several images, held at once
 _IMAGE_BY_IMAGE = frozenset({"ats"})

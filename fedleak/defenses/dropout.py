@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from fedleak.defenses.base import Defense, DefenseConfig, Situation, defenses
 from fedleak.errors import DefenseError
+from fedleak.modalities.image import InputSpec
 from fedleak.models.inspect import LeafCall, execution_order
-from fedleak.observation import InputSpec
-from fedleak.scenario import Scenario
+from fedleak.scenario.schema import Scenario
 
 CLASSIFIER, EVERYWHERE = "classifier", "everywhere"
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from fedleak.defenses._mixing import ONE_OWNER, check_partners, probabilities, verify_partners
 from fedleak.defenses.base import Defense, DefenseConfig, Situation, defenses
 from fedleak.errors import DefenseError
-from fedleak.observation import InputSpec
-from fedleak.scenario import Scenario
+from fedleak.modalities.image import InputSpec
+from fedleak.scenario.schema import Scenario
 from fedleak.seeding import Seed
 
 

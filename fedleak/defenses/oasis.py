@@ -23,8 +23,8 @@ from torch.nn import functional
 
 from fedleak.defenses.base import Defense, DefenseConfig, Situation, defenses
 from fedleak.errors import DefenseError
-from fedleak.observation import InputSpec
-from fedleak.scenario import Scenario
+from fedleak.modalities.image import InputSpec
+from fedleak.scenario.schema import Scenario
 
 _ANGLES = (30.0, 45.0, 60.0)
 _SHEARS = (0.55, 0.9, 1.0)

@@ -19,9 +19,9 @@ from torch.nn import functional
 
 from fedleak.defenses.base import Defense, DefenseConfig, Situation, defenses
 from fedleak.errors import DefenseError
+from fedleak.modalities.image import InputSpec
 from fedleak.models.inspect import last_linear
-from fedleak.observation import InputSpec
-from fedleak.scenario import Scenario
+from fedleak.scenario.schema import Scenario
 from fedleak.seeding import Seed
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from fedleak.defenses.base import Defense, defenses
 from fedleak.defenses.secure_aggregation import FEWEST, MODULUS, SecureAggregation, most_weight, secure_aggregation
 from fedleak.errors import ScenarioError
-from fedleak.scenario import Scenario
+from fedleak.scenario.schema import Scenario
 
 _SUMMING = frozenset({"FedAvg", "FedAvgM", "FedAdagrad", "FedAdam", "FedProx", "FedSGD", "FedYogi"})
 """Strategies that need no more than the weighted mean of the clients' updates."""

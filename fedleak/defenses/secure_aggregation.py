@@ -9,7 +9,7 @@ Broken by: any attack that reads the sum as one large batch; several sums with d
 1.41 has it by trying all masks, because its generator folds each seed to 32 bits, and that of two clients' common mask to 28
 
 Whose is what: the client's side is Flower's own ``secaggplus_mod``, unchanged, with Flower's keys, Shamir shares, encryption,
-masks and stochastic quantiser. The server's side (:mod:`fedleak.engines.secagg_protocol`) is ours, because Flower's
+masks and stochastic quantiser. The server's side (:mod:`fedleak.secagg.protocol`) is ours, because Flower's
 ``SecAggPlusWorkflow`` drives only strategies of the older kind. It goes through the same four stages with Flower's messages and
 primitives, and unlike the workflow it leaves out a client that is lost before all keys were shared, instead of ending the round.
 What travels in the vector is ours too: gradients as they are, weights and buffers as their change, so that values stay small.
@@ -24,7 +24,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from fedleak.defenses.base import Defense, DefenseConfig, defenses
-from fedleak.scenario import Scenario
+from fedleak.scenario.schema import Scenario
 
 MODULUS = 2**32
 """Masked numbers are taken modulo this: the most that Flower's mask generator fills."""

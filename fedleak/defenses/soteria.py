@@ -19,9 +19,10 @@ from torch.func import functional_call
 from fedleak.defenses.base import Defense, DefenseConfig, Situation, defenses
 from fedleak.defenses.gradient_pruning import smallest
 from fedleak.errors import DefenseError
+from fedleak.modalities.image import InputSpec
 from fedleak.models.inspect import last_linear
-from fedleak.observation import InputSpec, Tensors
-from fedleak.scenario import Scenario
+from fedleak.observation import Tensors
+from fedleak.scenario.schema import Scenario
 
 _AT_ONCE = 64
 

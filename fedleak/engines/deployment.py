@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedleak.engines.serverapp import MARK
 from fedleak.engines.superlink import Control
 from fedleak.errors import FedleakError, ScenarioError
-from fedleak.events import Event, Listener, silent
-from fedleak.runs import Row
-from fedleak.scenario import Scenario
+from fedleak.events import MARK, Event, Listener, silent
+from fedleak.runs.folder import Row
+from fedleak.scenario.schema import Scenario
 
 _LAST_LINES = 12  # of the log, shown when a run ends without a word
 

@@ -12,9 +12,10 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedleak.client.app import app
-from fedleak.engines.base import OrderedGrid, Serve
-from fedleak.engines.secagg_client import SecuredApp
-from fedleak.scenario import Scenario
+from fedleak.engines.base import Serve
+from fedleak.scenario.schema import Scenario
+from fedleak.secagg.client import SecuredApp
+from fedleak.wire.grid import OrderedGrid
 
 _RUN_ID = 1
 _FIRST_NODE = 1_000

@@ -27,11 +27,12 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supercore.telemetry import EventType
 
 from fedleak.client.app import app as client_app
-from fedleak.engines.base import OrderedGrid, Serve
+from fedleak.engines.base import Serve
 from fedleak.engines.room import check_room, ray_address
-from fedleak.engines.secagg_client import SecuredApp
 from fedleak.errors import FedleakError
-from fedleak.scenario import ClientResources, Scenario
+from fedleak.scenario.schema import ClientResources, Scenario
+from fedleak.secagg.client import SecuredApp
+from fedleak.wire.grid import OrderedGrid
 
 _RUN_ID = 1
 # Flower reads the clients' run_config from the app folder's pyproject.toml, in which every overridden key must exist.
@@ -43,7 +44,7 @@ version = "0"
 publisher = "fedleak"
 [tool.flwr.app.components]
 serverapp = "fedleak.server.app:app"
-clientapp = "fedleak.engines.clientapp:app"
+clientapp = "fedleak.apps.clientapp:app"
 [tool.flwr.app.config]
 scenario = ""
 """

@@ -8,8 +8,8 @@ import sys
 import torch
 
 from fedleak.errors import ScenarioError
-from fedleak.scenario import ClientResources
-from fedleak.spread.cluster import connect
+from fedleak.process.cluster import connect
+from fedleak.scenario.schema import ClientResources
 
 LOCAL = "local"
 

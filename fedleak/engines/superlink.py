@@ -28,7 +28,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from fedleak.errors import FedleakError, ScenarioError
-from fedleak.scenario import SuperLink
+from fedleak.scenario.schema import SuperLink
 
 _PATIENCE = 120.0  # seconds that the network may fail while a run is followed
 _PAUSE = 2.0  # seconds between two attempts
@@ -45,8 +45,8 @@ dependencies = []
 [tool.flwr.app]
 publisher = "fedleak"
 [tool.flwr.app.components]
-serverapp = "fedleak.engines.serverapp:app"
-clientapp = "fedleak.engines.clientapp:app"
+serverapp = "fedleak.apps.serverapp:app"
+clientapp = "fedleak.apps.clientapp:app"
 [tool.flwr.app.config]
 scenario = ""
 out = ""

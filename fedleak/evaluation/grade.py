@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedleak.errors import AttackError
 from fedleak.evaluation.identification import Features, identified_by_features, identified_by_pixels
-from fedleak.evaluation.metrics import mse, psnr, ssim
+from fedleak.evaluation.image.metrics import mse, psnr, ssim
 from fedleak.evaluation.pairing import pair
 from fedleak.seeding import Seed
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fedleak.data.statistics import evenly_spaced
 from fedleak.evaluation.pairing import mse_matrix
+from fedleak.modalities.image import InputSpec
 from fedleak.models.inspect import last_linear
-from fedleak.observation import InputSpec
 
 POOL: Final = 256
 """Images of a shard that are compared in feature space: the true ones, and of the others so many evenly spaced ones at most."""

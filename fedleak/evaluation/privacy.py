@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedleak.client.batches import local_steps
+from fedleak.data.batches import local_steps
 from fedleak.defenses.base import Mechanism, defenses
-from fedleak.scenario import Scenario
+from fedleak.scenario.schema import Scenario
 
 Row = dict[str, Any]
 

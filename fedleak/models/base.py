@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from fedleak.observation import InputSpec
+from fedleak.modalities.image import InputSpec
 from fedleak.registry import Registry
-from fedleak.validation import read_parameters
+from fedleak.scenario.validation import read_parameters
 
 
 class ModelConfig(BaseModel):

@@ -12,9 +12,9 @@ from pydantic import Field
 from torch import nn
 
 from fedleak.errors import ScenarioError
+from fedleak.modalities.image import InputSpec
 from fedleak.models.base import ModelBuilder, ModelConfig, models
 from fedleak.models.layers import ActivationName, NormName, activation, norm
-from fedleak.observation import InputSpec
 
 MULTIPLES = (1, 2, 2, 4, 4, 4, 4, 4)
 POOLED_AFTER = (6, 8)

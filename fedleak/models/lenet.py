@@ -14,9 +14,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from fedleak.modalities.image import InputSpec
 from fedleak.models.base import ModelBuilder, ModelConfig, models
 from fedleak.models.layers import ActivationName, activation
-from fedleak.observation import InputSpec
 
 STRIDES = (2, 2, 1, 1)
 REACH = 0.5

@@ -8,9 +8,9 @@ from typing import Annotated
 from pydantic import Field
 from torch import nn
 
+from fedleak.modalities.image import InputSpec
 from fedleak.models.base import ModelBuilder, ModelConfig, models
 from fedleak.models.layers import ActivationName, activation
-from fedleak.observation import InputSpec
 
 
 class MLPConfig(ModelConfig):

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from fedleak.modalities.image import InputSpec
 from fedleak.models.base import ModelBuilder, ModelConfig, models
 from fedleak.models.layers import norm
-from fedleak.observation import InputSpec
 
 BLOCKS_PER_STAGE = 3
 

@@ -13,9 +13,9 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
+from fedleak.modalities.image import InputSpec
 from fedleak.models.base import ModelBuilder, ModelConfig, models
 from fedleak.models.layers import ActivationName, NormName, activation, norm
-from fedleak.observation import InputSpec
 
 MULTIPLES = (1, 2, 4, 4, 8, 8, 8, 8)
 POOLED_AFTER = (1, 2, 4, 6, 8)

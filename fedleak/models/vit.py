@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from fedleak.errors import ScenarioError
+from fedleak.modalities.image import InputSpec
 from fedleak.models.base import ModelBuilder, ModelConfig, models
-from fedleak.observation import InputSpec
 
 
 class ViTConfig(ModelConfig):

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from fedleak.errors import ParameterError, ScenarioError, nearest
+from fedleak.modalities.image import InputSpec
 from fedleak.models.base import ModelBuilder, models
-from fedleak.observation import InputSpec
-from fedleak.scenario import Model
+from fedleak.scenario.schema import Model
 from fedleak.seeding import Seed
 
 

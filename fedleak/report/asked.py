@@ -7,8 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from fedleak.report.formats import NONE, count, plain, plural
-from fedleak.report.records import RunRecords, rows_of, table
+from fedleak.printable import plural
+from fedleak.report.formats import NONE, count, plain
+from fedleak.runs.records import RunRecords, rows_of, table
 from fedleak.threat import Knowledge
 
 KNOWLEDGE: dict[str, str] = {

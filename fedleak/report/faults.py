@@ -10,8 +10,9 @@ from operator import methodcaller
 from typing import Any
 
 from fedleak.evaluation.utility import by_client
-from fedleak.report.formats import duration, moment, plain, plural
-from fedleak.report.records import RunRecords, number, rows_of, table
+from fedleak.printable import plural
+from fedleak.report.formats import duration, moment, plain
+from fedleak.runs.records import RunRecords, number, rows_of, table
 
 SLOW = 5.0
 """A client is called slow that took so many times as long as the others do, by their median."""

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fedleak.evaluation.utility import epsilon_by_round
 from fedleak.report.gallery import Gallery
-from fedleak.report.records import baseline_psnr, number
+from fedleak.runs.records import baseline_psnr, number
 
 TOP_DB = 100.0
 """PSNR in dB at which the chart ends; better images are drawn there."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from fedleak.report.records import number
+from fedleak.runs.records import number
 
 NONE = "–"
 
@@ -88,11 +88,6 @@ def moment(value: Any) -> str:
         return str(value or NONE)
     zone = when.strftime(" %Z") if when.tzinfo else ""
     return f"{when.day} {when.strftime('%B %Y, %H:%M')}{zone}"
-
-
-def plural(amount: int, noun: str) -> str:
-    """Return ``1 image`` or ``2 images``."""
-    return f"{amount:,} {noun}" + ("" if amount == 1 else "s")
 
 
 def enumerated(value: Any) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from fedleak.report.formats import class_name, decimals
-from fedleak.report.records import Picture, RunRecords, baseline_psnr, number, read_picture
+from fedleak.runs.records import Picture, RunRecords, baseline_psnr, number, read_picture
 
 CLOSE_DB = 30.0
 """PSNR in dB above which the page calls an image rebuilt: a root-mean-square error of 3.2 % of the pixel range."""

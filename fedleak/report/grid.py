@@ -12,7 +12,7 @@ from PIL import Image
 
 from fedleak.errors import ScenarioError
 from fedleak.report.gallery import Cell, Gallery, Place
-from fedleak.report.records import read_records
+from fedleak.runs.records import read_records
 
 _DPI = 200
 # Inches: an image, the gap between two, its caption, the margin, and a letter of a row's name.

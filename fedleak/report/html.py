@@ -20,8 +20,8 @@ from fedleak.report.faults import faults
 from fedleak.report.figures import MARKERS, fidelity_chart, loss_chart, marks, rounds_chart, series_colour
 from fedleak.report.gallery import CLOSE_DB, Cell, Gallery, Place, Series, bands
 from fedleak.report.pages import asset, render
-from fedleak.report.records import RunRecords, baseline_psnr, number, read_records, table
 from fedleak.report.verdict import verdict
+from fedleak.runs.records import RunRecords, baseline_psnr, number, read_records, table
 
 FEW_IMAGES = 24
 """Up to so many private images are all shown at once; of more, the best, the median and the worst come first."""

@@ -6,9 +6,10 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from fedleak.report.formats import decimals, enumerated, plural
+from fedleak.printable import plural
+from fedleak.report.formats import decimals, enumerated
 from fedleak.report.gallery import CLOSE_DB, Gallery, Place, Series
-from fedleak.report.records import RunRecords, baseline_psnr, number, rows_of, table
+from fedleak.runs.records import RunRecords, baseline_psnr, number, rows_of, table
 
 
 @dataclass(frozen=True)

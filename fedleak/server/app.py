@@ -18,22 +18,22 @@ from fedleak.data.federated import FederatedData, federated_data
 from fedleak.data.statistics import evenly_spaced
 from fedleak.defenses.chain import defended_model
 from fedleak.defenses.secure_aggregation import most_weight, secure_aggregation
-from fedleak.engines.secagg_grid import SecureGrid
 from fedleak.evaluation.privacy import Accountant
 from fedleak.evaluation.resources import memory
 from fedleak.events import Event, Listener, silent
 from fedleak.models.weights import load_weights
-from fedleak.runs import Arrays, RunFolder
-from fedleak.scenario import Scenario
+from fedleak.positions.honest_but_curious import HonestButCurious
+from fedleak.positions.spy import Spy
+from fedleak.runs.folder import Arrays, RunFolder
+from fedleak.scenario.schema import Scenario
+from fedleak.secagg.grid import SecureGrid
 from fedleak.seeding import Seed
 from fedleak.server.costs import Meter
-from fedleak.server.curious import HonestButCurious
 from fedleak.server.referee import Referee
-from fedleak.server.replies import Directory
-from fedleak.server.spy import Spy
 from fedleak.server.strategies import build_strategy, load_state, save_state
-from fedleak.server.wrapper import Resumed
 from fedleak.threat import Knowledge
+from fedleak.wire.directory import Directory
+from fedleak.wire.strategy import Resumed
 
 _EVALUATION_BATCH = 256
 _SURROGATE_IMAGES = 512

@@ -14,8 +14,8 @@ import numpy as np
 from flwr.app import ArrayRecord, Message
 
 from fedleak.defenses.base import Defense, defenses
-from fedleak.runs import Row
-from fedleak.scenario import Scenario
+from fedleak.runs.folder import Row
+from fedleak.scenario.schema import Scenario
 
 
 class Meter:

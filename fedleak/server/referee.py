@@ -12,11 +12,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedleak.errors import FedleakError
-from fedleak.runs import Arrays, Row
+from fedleak.runs.folder import Arrays, Row
 from fedleak.seeding import Seed
 from fedleak.server.costs import Meter
-from fedleak.server.replies import Directory, Failure, sift
-from fedleak.server.wrapper import StrategyWrapper
+from fedleak.wire.directory import Directory
+from fedleak.wire.replies import Failure, sift
+from fedleak.wire.strategy import StrategyWrapper
 
 
 class Referee(StrategyWrapper):

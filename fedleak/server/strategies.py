@@ -13,10 +13,10 @@ from flwr.serverapp.strategy import Strategy
 from pydantic import BaseModel, ConfigDict, create_model
 
 from fedleak.errors import ParameterError, ScenarioError, nearest
-from fedleak.runs import Arrays, Row
-from fedleak.scenario import Scenario
+from fedleak.runs.folder import Arrays, Row
+from fedleak.scenario.schema import Scenario
+from fedleak.scenario.validation import read_parameters
 from fedleak.server.fedsgd import FedSGD
-from fedleak.validation import read_parameters
 
 _TREES = "aggregates boosted trees, not weights"
 _CLIENT_CLIPPING = (

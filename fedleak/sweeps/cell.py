@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fedleak.events import Event
-from fedleak.resumable import run_into
-from fedleak.runs import Row
-from fedleak.scenario import Scenario
-from fedleak.spread.lock import Lock
+from fedleak.experiment.resumable import run_into
+from fedleak.process.lock import Lock
+from fedleak.runs.folder import Row
+from fedleak.scenario.schema import Scenario
 from fedleak.sweeps.rows import run_rows
 
 CELLS, DONE, LOCKS = "cells", "done", "locks"
@@ -32,7 +32,7 @@ class Job:
     out : str
         The sweep's folder, absolute.
     scenario : str
-        As :meth:`fedleak.scenario.Scenario.to_json` writes it.
+        As :meth:`fedleak.scenario.schema.Scenario.to_json` writes it.
     facts : dict
         What each of the cell's rows says beside what the run itself says.
     device : str

@@ -12,8 +12,8 @@ from contextlib import closing
 
 from fedleak.errors import FedleakError
 from fedleak.printable import clean_log
-from fedleak.spread import cluster
-from fedleak.spread.pool import Watcher
+from fedleak.process import cluster
+from fedleak.process.pool import Watcher
 from fedleak.sweeps.cell import Job, run_cell
 
 
@@ -23,7 +23,7 @@ class Cluster:
     Parameters
     ----------
     address : str
-        As for :class:`fedleak.spread.cluster.Cluster`.
+        As for :class:`fedleak.process.cluster.Cluster`.
     workers : int, optional
         At most so many tasks at a time; as many as the cluster has CPUs by default.
     """
@@ -33,7 +33,7 @@ class Cluster:
         self._most = workers
 
     def run(self, jobs: Iterable[Job], watcher: Watcher) -> None:
-        """Run all jobs; as :meth:`fedleak.spread.pool.Pool.run`.
+        """Run all jobs; as :meth:`fedleak.process.pool.Pool.run`.
 
         Raises
         ------

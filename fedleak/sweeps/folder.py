@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fedleak.errors import ScenarioError
-from fedleak.runs import Row
+from fedleak.runs.folder import Row
 from fedleak.sweeps.cell import CELLS
 
 _FIRST = {"sweep.lock", "sweep.json.tmp"}  # all that a start killed at once has left

@@ -10,12 +10,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 from fedleak.errors import ScenarioError
-from fedleak.report.leaderboard_html import spelt, write_page
-from fedleak.report.records import read_records
-from fedleak.runs import Row
-from fedleak.scenario import DefenseSpec, Scenario
+from fedleak.runs.folder import Row
+from fedleak.runs.records import read_records
+from fedleak.scenario.schema import DefenseSpec, Scenario
 from fedleak.sweeps.folder import SweepFolder
 from fedleak.sweeps.lines import Line, lines
+from fedleak.sweeps.page.leaderboard import spelt, write_page
 from fedleak.sweeps.plan import CONTROL
 from fedleak.sweeps.rows import run_rows
 

@@ -15,9 +15,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedleak.errors import ScenarioError, nearest
-from fedleak.scenario import DefenseSpec, Scenario, Section, parse_scenario
-from fedleak.tables import apply_override, read_table
-from fedleak.validation import explain, read
+from fedleak.scenario.schema import DefenseSpec, Scenario, Section, parse_scenario
+from fedleak.scenario.tables import apply_override, read_table
+from fedleak.scenario.validation import explain, read
 
 CONTROL = "none"
 """What the undefended control is called in every table."""

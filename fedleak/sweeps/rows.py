@@ -11,9 +11,9 @@ from typing import Any
 
 from fedleak.attacks.base import attacks
 from fedleak.errors import ScenarioError
-from fedleak.report.records import RunRecords, baseline_psnr, number, read_records, table
-from fedleak.runs import Row
-from fedleak.scenario import AttackSpec, Scenario
+from fedleak.runs.folder import Row
+from fedleak.runs.records import RunRecords, baseline_psnr, number, read_records, table
+from fedleak.scenario.schema import AttackSpec, Scenario
 from fedleak.threat import Knowledge
 
 SEEN_DB = 30.0

@@ -8,20 +8,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from fedleak import __version__
-from fedleak.api import pick_device
-from fedleak.check import Checked, check
 from fedleak.errors import ScenarioError
-from fedleak.report.sweep_html import write_sweep_report
-from fedleak.runs import Row
-from fedleak.spread.lock import Lock
-from fedleak.spread.pool import Pool
+from fedleak.experiment.check import Checked, check, pick_device
+from fedleak.process.lock import Lock
+from fedleak.process.pool import Pool
+from fedleak.runs.folder import Row
 from fedleak.sweeps.cell import WORK, Job, done_rows
 from fedleak.sweeps.cluster import Cluster
 from fedleak.sweeps.folder import SweepFolder
+from fedleak.sweeps.page.html import write_sweep_report
 from fedleak.sweeps.plan import Cell, Plan, load_sweep
 from fedleak.sweeps.verdicts import Verdict, verdicts
 
@@ -239,7 +238,7 @@ def _asked(plan: Plan, path: Path, facts: list[Row], options: list[str]) -> Row:
         "file": path.read_text(encoding="utf-8"),
         "options": options,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "version": __version__,
+        "version": version("fedleak"),
         "cells": facts,
     }
 

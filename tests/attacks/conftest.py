@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fedleak.data.samples import Samples
+from fedleak.modalities.image import InputSpec
 from fedleak.models.zoo import build_model
-from fedleak.observation import InputSpec
-from fedleak.scenario import Data, Model
+from fedleak.scenario.schema import Data, Model
 
 
 @pytest.fixture

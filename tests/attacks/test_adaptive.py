@@ -5,15 +5,16 @@ from typing import Any
 import pytest
 import torch
 
-from fedleak.attacks.adaptive import counters_of
 from fedleak.attacks.base import attacks
 from fedleak.attacks.counters.base import Counter, counters
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.counters.known import counters_of
+from fedleak.attacks.victims.base import Victim
 from fedleak.defenses.base import Situation, defenses
 from fedleak.errors import AttackError, ParameterError, ScenarioError
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, Observation, observe
-from fedleak.scenario import Model
+from fedleak.observation import Observation, observe
+from fedleak.scenario.schema import Model
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 

@@ -4,9 +4,10 @@ import torch
 from torch.nn import functional
 
 from fedleak.attacks.base import attacks
-from fedleak.evaluation.metrics import psnr
+from fedleak.evaluation.image.metrics import psnr
 from fedleak.evaluation.pairing import pair
-from fedleak.observation import InputSpec, LocalTraining, observe
+from fedleak.modalities.image import InputSpec
+from fedleak.observation import LocalTraining, observe
 
 CIFAR = InputSpec((3, 32, 32), 10)
 

@@ -10,9 +10,10 @@ from fedleak.attacks import auto
 from fedleak.attacks.auto import plan
 from fedleak.attacks.base import Attack, Reconstruction, attacks
 from fedleak.errors import AttackError
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, LocalTraining, observe
-from fedleak.scenario import Model
+from fedleak.observation import LocalTraining, observe
+from fedleak.scenario.schema import Model
 
 INPUT = InputSpec((3, 16, 16), 10, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 ONE = LocalTraining(1, 1, mode="eval")

@@ -6,9 +6,10 @@ import torch
 
 from fedleak.attacks.base import Attack, AttackConfig, Budget, Reconstruction
 from fedleak.errors import AttackError, ParameterError
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, observe
-from fedleak.scenario import Model
+from fedleak.observation import observe
+from fedleak.scenario.schema import Model
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 

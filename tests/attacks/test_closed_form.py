@@ -7,9 +7,10 @@ from torch import nn
 
 from fedleak.attacks.base import attacks
 from fedleak.data.samples import Samples
+from fedleak.modalities.image import InputSpec
 from fedleak.models.zoo import build_model
-from fedleak.observation import InputSpec, LocalTraining, observe
-from fedleak.scenario import Data, Model
+from fedleak.observation import LocalTraining, observe
+from fedleak.scenario.schema import Data, Model
 from fedleak.threat import Knowledge
 
 CIFAR = InputSpec((3, 32, 32), 10)

@@ -2,11 +2,12 @@ import pytest
 
 from fedleak.attacks.base import attacks
 from fedleak.data.samples import CIFAR10_MEAN
-from fedleak.evaluation.metrics import psnr
+from fedleak.evaluation.image.metrics import psnr
 from fedleak.evaluation.pairing import pair
+from fedleak.modalities.image import InputSpec
 from fedleak.models.zoo import build_model
-from fedleak.observation import InputSpec, observe
-from fedleak.scenario import Model
+from fedleak.observation import observe
+from fedleak.scenario.schema import Model
 
 CIFAR = InputSpec((3, 32, 32), 10)
 

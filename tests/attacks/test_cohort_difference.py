@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from fedleak.attacks.base import attacks
-from fedleak.attacks.cohorts import inconsistency, observation_of, separate
+from fedleak.attacks.exact.cohorts import inconsistency, observation_of, separate
 from fedleak.data.samples import Samples
 from fedleak.errors import AttackError, ParameterError
-from fedleak.evaluation.metrics import psnr
+from fedleak.evaluation.image.metrics import psnr
 from fedleak.evaluation.pairing import pair
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, LocalTraining, Observation, observe
-from fedleak.scenario import Data, Model
+from fedleak.observation import LocalTraining, Observation, observe
+from fedleak.scenario.schema import Data, Model
 from fedleak.threat import Knowledge
 
 INPUT = InputSpec((3, 16, 16), 10)

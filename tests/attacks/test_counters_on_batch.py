@@ -13,14 +13,15 @@ from fedleak.attacks.base import attacks
 from fedleak.attacks.counters.ats import AtsCounter
 from fedleak.attacks.counters.base import counters
 from fedleak.attacks.counters.mixup import doubly_stochastic
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.victims.base import Victim
 from fedleak.data.federated import federated_data
 from fedleak.defenses.ats import draws, transform
 from fedleak.defenses.base import Situation, defenses
 from fedleak.evaluation.pairing import pair
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, Observation, observe
-from fedleak.scenario import Data, Model
+from fedleak.observation import Observation, observe
+from fedleak.scenario.schema import Data, Model
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 

@@ -4,10 +4,11 @@ import torch
 from fedleak.attacks.base import attacks
 from fedleak.attacks.dlg import DLG
 from fedleak.data.samples import CIFAR10_MEAN, CIFAR10_STD, Samples
-from fedleak.evaluation.metrics import mse
+from fedleak.evaluation.image.metrics import mse
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, observe
-from fedleak.scenario import Data, Model
+from fedleak.observation import observe
+from fedleak.scenario.schema import Data, Model
 
 INPUT = InputSpec((3, 32, 32), 10, CIFAR10_MEAN, CIFAR10_STD)
 

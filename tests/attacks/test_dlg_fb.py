@@ -5,9 +5,10 @@ import torch
 
 from fedleak.attacks.dlg_fb import DLGFB, Feedback
 from fedleak.evaluation.flags import FLAGS
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, observe
-from fedleak.scenario import Model
+from fedleak.observation import observe
+from fedleak.scenario.schema import Model
 
 INPUT = InputSpec((3, 8, 8), 10, (0.5, 0.4, 0.45), (0.25, 0.24, 0.26))
 A, B, C, D = (torch.full((1, 3, 2, 2), value) for value in (0.0, 1.0, 4.0, 9.0))

@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from fedleak.attacks.general_dlg import GeneralDLG
+from fedleak.attacks.images.priors import total_variation
 from fedleak.attacks.labels.base import label_rules
-from fedleak.attacks.priors import total_variation
 from fedleak.data.samples import CIFAR10_MEAN, Samples
-from fedleak.evaluation.metrics import psnr
+from fedleak.evaluation.image.metrics import psnr
 from fedleak.evaluation.pairing import pair
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, observe
-from fedleak.scenario import Data, Model
+from fedleak.observation import observe
+from fedleak.scenario.schema import Data, Model
 from fedleak.threat import Knowledge
 
 SMALL = InputSpec((3, 16, 16), 10, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

@@ -4,17 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from fedleak.attacks.batchnorm import batch_statistics
-from fedleak.attacks.coordinates import PixelCoordinates
 from fedleak.attacks.grad_inversion import GradInversion
-from fedleak.attacks.matching import Unknowns
-from fedleak.attacks.objectives import layer_distance
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.images.coordinates import PixelCoordinates
+from fedleak.attacks.matching.objectives import layer_distance
+from fedleak.attacks.matching.unknowns import Unknowns
+from fedleak.attacks.victims.base import Victim
+from fedleak.attacks.victims.batchnorm import batch_statistics
 from fedleak.data.samples import CIFAR10_MEAN, Samples
-from fedleak.evaluation.metrics import psnr
+from fedleak.evaluation.image.metrics import psnr
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, observe
-from fedleak.scenario import Data, Model
+from fedleak.observation import observe
+from fedleak.scenario.schema import Data, Model
 from fedleak.seeding import Seed
 
 INPUT = InputSpec((3, 16, 16), 10, (0.5, 0.4, 0.45), (0.25, 0.24, 0.26))

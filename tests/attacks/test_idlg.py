@@ -5,9 +5,10 @@ import torch
 
 from fedleak.attacks.dlg import DLG
 from fedleak.attacks.idlg import IDLG
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, observe
-from fedleak.scenario import Model
+from fedleak.observation import observe
+from fedleak.scenario.schema import Model
 
 INPUT = InputSpec((3, 8, 8), 10)
 

@@ -1,15 +1,16 @@
 import pytest
 import torch
 
-from fedleak.attacks.coordinates import PixelCoordinates
+from fedleak.attacks.images.coordinates import PixelCoordinates
+from fedleak.attacks.images.priors import total_variation
 from fedleak.attacks.inverting_gradients import InvertingGradients
-from fedleak.attacks.matching import Unknowns
-from fedleak.attacks.priors import total_variation
+from fedleak.attacks.matching.unknowns import Unknowns
 from fedleak.data.samples import CIFAR10_MEAN, Samples
-from fedleak.evaluation.metrics import psnr
+from fedleak.evaluation.image.metrics import psnr
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, observe
-from fedleak.scenario import Data, Model
+from fedleak.observation import observe
+from fedleak.scenario.schema import Data, Model
 
 INPUT = InputSpec((3, 16, 16), 10, (0.5, 0.4, 0.45), (0.25, 0.24, 0.26))
 

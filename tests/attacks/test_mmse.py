@@ -13,13 +13,14 @@ from fedleak.attacks.estimation.network import ClampedNetwork
 from fedleak.attacks.estimation.ridge import LAMBDAS, estimate, whitening
 from fedleak.attacks.estimation.sample_gradients import SampleGradients
 from fedleak.attacks.estimation.signals import batch_signals
-from fedleak.attacks.synthetic import synthetic_images
+from fedleak.attacks.images.synthetic import synthetic_images
 from fedleak.data.samples import Samples
-from fedleak.evaluation.metrics import psnr
+from fedleak.evaluation.image.metrics import psnr
 from fedleak.evaluation.pairing import pair
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, LocalTraining, observe
-from fedleak.scenario import Data, Model
+from fedleak.observation import LocalTraining, observe
+from fedleak.scenario.schema import Data, Model
 from fedleak.seeding import Seed
 
 INPUT = InputSpec((3, 16, 16), 10, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

@@ -5,17 +5,18 @@ import torch
 from torch.nn import functional
 
 from fedleak.attacks.base import Budget, attacks
-from fedleak.attacks.coordinates import FrequencyCoordinates, dct_matrix
-from fedleak.attacks.local_steps import Drift, LocalVictim, at_mean_point, steps_of
-from fedleak.attacks.synthetic import synthetic_images
-from fedleak.attacks.victim import Victim
-from fedleak.attacks.whitening import whitening
+from fedleak.attacks.images.coordinates import FrequencyCoordinates, dct_matrix
+from fedleak.attacks.images.synthetic import synthetic_images
+from fedleak.attacks.matching.whitening import whitening
+from fedleak.attacks.victims.base import Victim
+from fedleak.attacks.victims.mean_point import Drift, LocalVictim, at_mean_point, steps_of
 from fedleak.data.samples import CIFAR10_MEAN, Samples
-from fedleak.evaluation.metrics import psnr
+from fedleak.evaluation.image.metrics import psnr
 from fedleak.evaluation.pairing import pair
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, LocalTraining, observe
-from fedleak.scenario import Data, Model
+from fedleak.observation import LocalTraining, observe
+from fedleak.scenario.schema import Data, Model
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 

@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 from fedleak.attacks.base import attacks
-from fedleak.evaluation.metrics import psnr
+from fedleak.evaluation.image.metrics import psnr
 from fedleak.evaluation.pairing import pair
+from fedleak.modalities.image import InputSpec
 from fedleak.models.zoo import build_model
-from fedleak.observation import InputSpec, LocalTraining, observe
-from fedleak.scenario import Model
+from fedleak.observation import LocalTraining, observe
+from fedleak.scenario.schema import Model
 
 CIFAR = InputSpec((3, 32, 32), 10)
 

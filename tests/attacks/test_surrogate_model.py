@@ -7,16 +7,17 @@ import torch
 from torch.nn import functional
 
 from fedleak.attacks.base import Budget
-from fedleak.attacks.local_steps import steps_of
 from fedleak.attacks.surrogate_model import SurrogateModel, SurrogateVictim
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.victims.base import Victim
+from fedleak.attacks.victims.mean_point import steps_of
 from fedleak.client.training import gradient_of, step
 from fedleak.data.samples import CIFAR10_MEAN, Samples
-from fedleak.evaluation.metrics import psnr
+from fedleak.evaluation.image.metrics import psnr
 from fedleak.evaluation.pairing import pair
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, LocalTraining, observe
-from fedleak.scenario import Data, Model
+from fedleak.observation import LocalTraining, observe
+from fedleak.scenario.schema import Data, Model
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 

@@ -5,15 +5,16 @@ import torch
 from torch.nn import functional
 
 from fedleak.attacks.base import Budget, attacks
-from fedleak.attacks.local_steps import steps_of
-from fedleak.attacks.sequence import classifier_of, find_order
-from fedleak.attacks.simulation import SimulatedVictim, epochs_of
 from fedleak.attacks.unrolled import epoch_difference, join_copies
+from fedleak.attacks.victims.mean_point import steps_of
+from fedleak.attacks.victims.simulated import SimulatedVictim, epochs_of
+from fedleak.attacks.victims.step_order import classifier_of, find_order
 from fedleak.client.training import gradient_of, step
 from fedleak.data.samples import Samples
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, LocalTraining, observe
-from fedleak.scenario import Data, Model
+from fedleak.observation import LocalTraining, observe
+from fedleak.scenario.schema import Data, Model
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 

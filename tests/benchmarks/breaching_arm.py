@@ -18,7 +18,7 @@ from breaching.cases.models.model_preparation import VisionContainer, construct_
 from breaching.cases.users import UserMultiStep, UserSingleStep
 from torch import Tensor, nn
 
-from fedleak.observation import InputSpec
+from fedleak.modalities.image import InputSpec
 from fedleak.seeding import Seed
 
 STRATEGIES = ("iDLG", "analytic", "yin", "wainakh-simple", "bias-corrected")

@@ -25,10 +25,11 @@ from torch import Tensor
 from torch.func import functional_call, grad
 from torch.nn import functional
 
-from fedleak.attacks.objectives import cosine_distance
+from fedleak.attacks.matching.objectives import cosine_distance
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, Tensors
-from fedleak.scenario import Model
+from fedleak.observation import Tensors
+from fedleak.scenario.schema import Model
 
 INPUT = InputSpec((3, 32, 32), 10)
 LABEL = torch.tensor([3])

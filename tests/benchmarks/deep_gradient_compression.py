@@ -37,8 +37,8 @@ import torch
 
 import fedleak
 from fedleak.data.images import PillowImages
-from fedleak.runs import RunFolder
-from fedleak.scenario import Scenario, parse_scenario
+from fedleak.runs.folder import RunFolder
+from fedleak.scenario.schema import Scenario, parse_scenario
 
 ARMS = ("none", "pruning", "feedback", "dgc", "dgc-warmup")
 

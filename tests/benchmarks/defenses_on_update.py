@@ -51,10 +51,10 @@ import torch
 import fedleak
 from fedleak.data.federated import FederatedData, federated_data
 from fedleak.defenses.base import Situation, defenses
-from fedleak.evaluation.metrics import psnr
+from fedleak.evaluation.image.metrics import psnr
 from fedleak.models import build_model
 from fedleak.observation import Observation, Tensors
-from fedleak.scenario import Data, Model
+from fedleak.scenario.schema import Data, Model
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 

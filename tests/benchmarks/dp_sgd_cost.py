@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import time
 
-from fedleak.client.batches import client_data
 from fedleak.client.training import train
+from fedleak.data.batches import client_data
 from fedleak.defenses.chain import DefenseChain, defended_model
-from fedleak.scenario import parse_scenario
+from fedleak.scenario.schema import parse_scenario
 from fedleak.seeding import Seed
 
 STEPS = 40

@@ -52,10 +52,10 @@ import fedleak
 from fedleak.attacks.base import Progress
 from fedleak.attacks.dlg_fb import DLGFB
 from fedleak.data.federated import federated_data
-from fedleak.evaluation.metrics import mse
+from fedleak.evaluation.image.metrics import mse
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec
-from fedleak.scenario import Data, Model
+from fedleak.scenario.schema import Data, Model
 from fedleak.seeding import Seed
 
 PIXELS = 32

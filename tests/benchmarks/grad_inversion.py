@@ -48,11 +48,11 @@ from torch import Tensor, nn
 
 import fedleak
 from fedleak.data.federated import FederatedData, federated_data
-from fedleak.evaluation.metrics import psnr
+from fedleak.evaluation.image.metrics import psnr
 from fedleak.evaluation.pairing import pair
 from fedleak.models import build_model
 from fedleak.observation import Observation, observe
-from fedleak.scenario import Data, Model
+from fedleak.scenario.schema import Data, Model
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 

@@ -31,10 +31,10 @@ from torch import Tensor, nn
 import fedleak
 from fedleak.attacks.base import attacks
 from fedleak.data.federated import FederatedData, federated_data
-from fedleak.evaluation.metrics import psnr, ssim
+from fedleak.evaluation.image.metrics import psnr, ssim
 from fedleak.models import build_model
 from fedleak.observation import observe
-from fedleak.scenario import Data, Model
+from fedleak.scenario.schema import Data, Model
 from fedleak.seeding import Seed
 
 SIDE = 224

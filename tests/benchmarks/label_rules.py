@@ -72,9 +72,10 @@ import fedleak
 from fedleak.attacks.labels.base import label_rules
 from fedleak.data.federated import FederatedData, federated_data
 from fedleak.errors import AttackError
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, LocalTraining, Observation
-from fedleak.scenario import Data, Model
+from fedleak.observation import LocalTraining, Observation
+from fedleak.scenario.schema import Data, Model
 from fedleak.seeding import Seed
 
 PIXELS = 32

@@ -21,9 +21,9 @@ from trained import trained as trained_network
 import fedleak
 from fedleak.attacks.labels.base import label_rules
 from fedleak.errors import AttackError
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec
-from fedleak.scenario import Model
+from fedleak.scenario.schema import Model
 from fedleak.seeding import Seed
 
 SIZES = (1, 4, 8, 16)

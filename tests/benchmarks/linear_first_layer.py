@@ -33,11 +33,12 @@ from torch import Tensor
 from fedleak.attacks.base import attacks
 from fedleak.data.federated import federated_data
 from fedleak.data.samples import CIFAR10_MEAN
-from fedleak.evaluation.metrics import psnr
+from fedleak.evaluation.image.metrics import psnr
 from fedleak.evaluation.pairing import pair
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, observe
-from fedleak.scenario import Data, Model
+from fedleak.observation import observe
+from fedleak.scenario.schema import Data, Model
 from fedleak.seeding import Seed
 
 CIFAR = InputSpec((3, 32, 32), 10)

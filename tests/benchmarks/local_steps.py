@@ -27,12 +27,13 @@ import torch
 from natural import GRANT, attack, batches, scores
 from torch import Tensor, nn
 
-from fedleak.attacks.local_steps import steps_of
-from fedleak.attacks.simulation import epochs_of
+from fedleak.attacks.victims.mean_point import steps_of
+from fedleak.attacks.victims.simulated import epochs_of
 from fedleak.data.federated import federated_data
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, LocalTraining, Observation, observe
-from fedleak.scenario import Data, Model
+from fedleak.observation import LocalTraining, Observation, observe
+from fedleak.scenario.schema import Data, Model
 
 
 class Case(NamedTuple):

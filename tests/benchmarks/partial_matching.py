@@ -31,10 +31,10 @@ import torch
 
 import fedleak
 from fedleak.data.federated import federated_data
-from fedleak.evaluation.metrics import psnr
+from fedleak.evaluation.image.metrics import psnr
 from fedleak.models import build_model
 from fedleak.observation import Observation
-from fedleak.scenario import Data, Model
+from fedleak.scenario.schema import Data, Model
 
 ARMS: dict[str, dict[str, Any]] = {
     "plain": {"ratio": 1.0, "regularisation": 0.0},

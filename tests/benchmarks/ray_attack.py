@@ -27,8 +27,8 @@ from typing import Any, Self
 
 from ray.cluster_utils import Cluster
 
-from fedleak import api
-from fedleak.scenario import parse_scenario
+from fedleak.experiment import run as api
+from fedleak.scenario.schema import parse_scenario
 
 SCENARIO = {
     "name": "thirty-two",

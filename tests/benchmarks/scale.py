@@ -75,9 +75,9 @@ def run_case(overrides: list[str], out: Path, started: float) -> None:
     """Run one case in this process, and write what the run folder does not say to ``out / "case.json"``."""
     import torch
 
-    from fedleak import api
     from fedleak.events import Event
-    from fedleak.scenario import load_scenario
+    from fedleak.experiment import run as api
+    from fedleak.scenario.schema import load_scenario
 
     torch.set_num_threads(1)
     scenario = load_scenario(SCENARIO, overrides)

@@ -44,11 +44,11 @@ from typing import Any
 
 import torch
 
-from fedleak import api
 from fedleak.events import Event
+from fedleak.experiment import run as api
 from fedleak.report.formats import decimals
-from fedleak.runs import RunFolder
-from fedleak.scenario import parse_scenario
+from fedleak.runs.folder import RunFolder
+from fedleak.scenario.schema import parse_scenario
 
 MODELS = {"lenet": {"name": "lenet"}, "resnet20": {"name": "resnet20"}}
 ROUNDS = 4  # the first, which imports and opens data, is left out

@@ -29,10 +29,10 @@ import torch
 
 import fedleak
 from fedleak.data.federated import federated_data
-from fedleak.evaluation.metrics import psnr
+from fedleak.evaluation.image.metrics import psnr
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec
-from fedleak.scenario import Data, Model
+from fedleak.scenario.schema import Data, Model
 
 INPUT = InputSpec((3, 32, 32), 10, (0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
 

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from fedleak.data.federated import FederatedData, federated_data
 from fedleak.models import build_model
-from fedleak.scenario import Data, Model
+from fedleak.scenario.schema import Data, Model
 from fedleak.seeding import Seed
 
 BATCH = 128

@@ -9,12 +9,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, Metadat
 from flwr.common.serde import message_from_proto, message_to_proto
 
 from fedleak.client import mod
-from fedleak.client.batches import client_data
 from fedleak.client.mod import chain_for, defense_mod, scenario_of
+from fedleak.data.batches import client_data
 from fedleak.defenses.base import Defense, Situation, defenses
 from fedleak.errors import DefenseError, ScenarioError
 from fedleak.observation import Tensors
-from fedleak.scenario import Scenario
+from fedleak.scenario.schema import Scenario
 
 CLIENT = 2
 SECRET = 0.123456789

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fedleak.client.batches import client_data, local_steps, private_batch
 from fedleak.client.training import gradient_of, train
+from fedleak.data.batches import client_data, local_steps, private_batch
 from fedleak.defenses.chain import DefenseChain
 from fedleak.models import build_model
-from fedleak.scenario import Scenario, parse_scenario
+from fedleak.positions.observing import local_training
+from fedleak.scenario.schema import Scenario, parse_scenario
 from fedleak.seeding import Seed
-from fedleak.server.observing import local_training
 
 Scene = Callable[..., Scenario]
 NORMALISED = {"name": "convnet", "width": 4, "norm": "batch"}

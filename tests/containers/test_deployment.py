@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from fedleak import api, load_scenario
-from fedleak.runs import RunFolder
+from fedleak import load_scenario
+from fedleak.experiment import run as api
+from fedleak.runs.folder import RunFolder
 
 from .conftest import Compose, found
 

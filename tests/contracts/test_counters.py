@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from fedleak.attacks.counters.base import counters
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.victims.base import Victim
 from fedleak.defenses.base import defenses
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, observe
-from fedleak.scenario import Model
+from fedleak.observation import observe
+from fedleak.scenario.schema import Model
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 

@@ -12,7 +12,8 @@ from torch import nn
 from fedleak.client.training import gradient_of
 from fedleak.defenses.base import Defense, Situation, defenses
 from fedleak.errors import DefenseError
-from fedleak.observation import InputSpec, Tensors
+from fedleak.modalities.image import InputSpec
+from fedleak.observation import Tensors
 from fedleak.seeding import Seed
 
 INPUT = InputSpec((3, 8, 8), 10)

@@ -13,9 +13,10 @@ from torch import nn
 
 from fedleak.attacks.labels.base import LabelRule, label_rules
 from fedleak.errors import AttackError
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, Observation, observe
-from fedleak.scenario import Model
+from fedleak.observation import Observation, observe
+from fedleak.scenario.schema import Model
 from fedleak.threat import Knowledge
 
 NAMES = label_rules.names()

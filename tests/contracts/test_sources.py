@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from fedleak.data import ImageSet, Source, sources
-from fedleak.scenario import Data
+from fedleak.scenario.schema import Data
 
 
 def picture(seed: int) -> Image.Image:

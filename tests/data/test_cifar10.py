@@ -7,7 +7,7 @@ from PIL import Image
 
 from fedleak.data.cifar10 import Cifar10
 from fedleak.errors import ScenarioError
-from fedleak.scenario import Data
+from fedleak.scenario.schema import Data
 
 
 def test_reads_a_folder_with_published_statistics(tmp_path, pictures, write_parquet):

@@ -6,8 +6,8 @@ from fedleak.data import federated, federated_data
 from fedleak.data.base import ImageSet
 from fedleak.data.samples import CIFAR10_MEAN, CIFAR10_STD
 from fedleak.errors import ScenarioError
-from fedleak.observation import InputSpec
-from fedleak.scenario import Data
+from fedleak.modalities.image import InputSpec
+from fedleak.scenario.schema import Data
 
 
 def folder(tmp_path, pictures, write_parquet, public=None):

@@ -4,7 +4,7 @@ import pytest
 
 from fedleak.data.folder import required_folder
 from fedleak.errors import ScenarioError
-from fedleak.scenario import Data
+from fedleak.scenario.schema import Data
 
 
 def test_a_folder_is_returned_and_the_home_expanded(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import torch
 
 from fedleak.data.imagefolder import ImageFolder
 from fedleak.errors import ScenarioError
-from fedleak.scenario import Data
+from fedleak.scenario.schema import Data
 
 
 def open_source(path, **keys):

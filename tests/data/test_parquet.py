@@ -9,7 +9,7 @@ import torch
 
 from fedleak.data.parquet import Parquet
 from fedleak.errors import ScenarioError
-from fedleak.scenario import Data
+from fedleak.scenario.schema import Data
 
 
 def open_source(path, **keys):

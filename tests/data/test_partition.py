@@ -6,7 +6,7 @@ import pytest
 
 from fedleak.data.partition import _by_flwr, partition, partitioner_names
 from fedleak.errors import ScenarioError
-from fedleak.scenario import Data, Named
+from fedleak.scenario.schema import Data, Named
 from fedleak.seeding import Seed
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 40))
@@ -76,7 +76,7 @@ def test_iid_is_what_flwr_datasets_gives(clients):
 
 
 def test_iid_imports_no_data_frames():
-    code = "import sys, numpy as np; from fedleak.data.partition import partition; from fedleak.scenario import Data; "
+    code = "import sys, numpy as np; from fedleak.data.partition import partition; from fedleak.scenario.schema import Data; "
     code += "partition(np.zeros(9, dtype=np.int64), Data(), 3, 1); assert not {'datasets', 'flwr_datasets'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

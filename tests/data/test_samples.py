@@ -8,7 +8,7 @@ from PIL import Image
 from fedleak.data import samples
 from fedleak.data.samples import Samples, foolbox_images
 from fedleak.errors import ScenarioError
-from fedleak.scenario import Data
+from fedleak.scenario.schema import Data
 
 
 def test_twenty_images_with_the_labels_of_their_names():

@@ -1,6 +1,6 @@
 from fedleak.data.samples import foolbox_images
 from fedleak.data.samples_imagenet import SamplesImageNet
-from fedleak.scenario import Data
+from fedleak.scenario.schema import Data
 
 
 def test_names_keep_the_imagenet_index():

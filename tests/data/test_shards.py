@@ -9,9 +9,10 @@ from flwr.app import Context, RecordDict
 from fedleak.client.mod import scenario_of
 from fedleak.data import FederatedData, federated_data
 from fedleak.data.base import ImageSet
-from fedleak.data.shards import FACTS, ShardSource, write_shards
+from fedleak.data.parts import write_shards
+from fedleak.data.shards import FACTS, ShardSource
 from fedleak.errors import ScenarioError
-from fedleak.scenario import Data, parse_scenario
+from fedleak.scenario.schema import Data, parse_scenario
 
 
 def same(whole: FederatedData, own: FederatedData, client: int) -> None:
@@ -109,7 +110,7 @@ class Drawn(ImageSet):
 
 
 def test_images_that_never_were_files_are_kept_as_png_or_refused(tmp_path, monkeypatch):
-    from fedleak.data import federated
+    from fedleak.data import parts
 
     data = Data(source="samples", partition="order")
     whole = federated_data(data, 2, 1)
@@ -118,7 +119,7 @@ def test_images_that_never_were_files_are_kept_as_png_or_refused(tmp_path, monke
         for name in ("mean", "std", "class_names"):
             setattr(source, name, getattr(whole.source, name))
         drawn = replace(whole, source=source, shards=(np.arange(2), np.arange(2, 4)), input=replace(whole.input, shape=(3, 5, 5)))
-        monkeypatch.setattr(federated, "federated_data", lambda *_, drawn=drawn: drawn)
+        monkeypatch.setattr(parts, "federated_data", lambda *_, drawn=drawn: drawn)
         if kept:
             folder = write_shards(data, 2, 1, tmp_path / "kept")[1]
             own = ShardSource(data.model_copy(update={"shard": folder}))

@@ -4,12 +4,13 @@ from typing import Any
 import pytest
 import torch
 
-from fedleak.check import check
 from fedleak.defenses.base import Defense, DefenseConfig, Situation, defenses
 from fedleak.defenses.client_dp import ClientDP, noise_std
 from fedleak.errors import ScenarioError
-from fedleak.observation import InputSpec, Tensors
-from fedleak.scenario import Scenario, parse_scenario
+from fedleak.experiment.check import check
+from fedleak.modalities.image import InputSpec
+from fedleak.observation import Tensors
+from fedleak.scenario.schema import Scenario, parse_scenario
 from fedleak.seeding import Seed
 
 AT = Situation(Seed(1).derive("client-dp"), 1, 0, InputSpec((3, 8, 8), 10))

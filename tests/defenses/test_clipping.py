@@ -6,8 +6,9 @@ import torch
 from fedleak.defenses.base import Situation
 from fedleak.defenses.clipping import Clipping
 from fedleak.errors import ScenarioError
-from fedleak.observation import InputSpec, Tensors
-from fedleak.scenario import Scenario
+from fedleak.modalities.image import InputSpec
+from fedleak.observation import Tensors
+from fedleak.scenario.schema import Scenario
 from fedleak.seeding import Seed
 
 AT = Situation(Seed(1), 1, 0, InputSpec((3, 8, 8), 10))

@@ -7,7 +7,7 @@ from torch import Tensor
 from fedleak.defenses.base import Situation
 from fedleak.defenses.deep_gradient_compression import DeepGradientCompression, sparsity
 from fedleak.defenses.gradient_pruning import smallest
-from fedleak.observation import InputSpec
+from fedleak.modalities.image import InputSpec
 from fedleak.seeding import Seed
 
 

@@ -7,17 +7,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedleak.check import check
-from fedleak.client.batches import client_data, local_steps
 from fedleak.client.training import train
+from fedleak.data.batches import client_data, local_steps
 from fedleak.defenses import dp_sgd
 from fedleak.defenses.base import Defense, DefenseConfig, Situation, defenses
 from fedleak.defenses.chain import DefenseChain
 from fedleak.defenses.dp_sgd import DPSGD, clipped_sum, noise_std
 from fedleak.errors import DefenseError, ScenarioError
+from fedleak.experiment.check import check
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, Tensors
-from fedleak.scenario import Model, Scenario, parse_scenario
+from fedleak.observation import Tensors
+from fedleak.scenario.schema import Model, Scenario, parse_scenario
 from fedleak.seeding import Seed
 
 INPUT = InputSpec((3, 16, 16), 10, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))

@@ -8,7 +8,7 @@ from torch.nn import functional
 from fedleak.defenses.base import Situation
 from fedleak.defenses.dropout import Dropout, sites
 from fedleak.errors import DefenseError
-from fedleak.observation import InputSpec
+from fedleak.modalities.image import InputSpec
 from fedleak.seeding import Seed
 
 INPUT = InputSpec((3, 8, 8), 10)

@@ -7,7 +7,8 @@ from fedleak.client.training import gradient_of
 from fedleak.defenses.base import Situation
 from fedleak.defenses.grad_defense import GradDefense, sensitivities, slices
 from fedleak.errors import ParameterError
-from fedleak.observation import InputSpec, Tensors
+from fedleak.modalities.image import InputSpec
+from fedleak.observation import Tensors
 from fedleak.seeding import Seed
 
 INPUT = InputSpec((3, 8, 8), 10)

@@ -4,7 +4,8 @@ import torch
 
 from fedleak.defenses.base import Situation
 from fedleak.defenses.gradient_pruning import GradientPruning, smallest
-from fedleak.observation import InputSpec, Tensors
+from fedleak.modalities.image import InputSpec
+from fedleak.observation import Tensors
 from fedleak.seeding import Seed
 
 AT = Situation(Seed(1), 1, 0, InputSpec((3, 8, 8), 10))

@@ -5,7 +5,7 @@ from fedleak.defenses.base import Situation
 from fedleak.defenses.gaussian_noise import GaussianNoise
 from fedleak.defenses.laplacian_noise import LaplacianNoise
 from fedleak.errors import DefenseError, ScenarioError
-from fedleak.observation import InputSpec
+from fedleak.modalities.image import InputSpec
 from fedleak.seeding import Seed
 
 AT = Situation(Seed(1).derive("noise"), 1, 0, InputSpec((3, 8, 8), 10))

@@ -9,7 +9,6 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
-from fedleak.check import check
 from fedleak.client.training import train
 from fedleak.defenses.ats import Ats, draws, transform
 from fedleak.defenses.base import Situation, defenses
@@ -18,8 +17,9 @@ from fedleak.defenses.instahide import InstaHide, coefficients
 from fedleak.defenses.mixup import Mixup
 from fedleak.defenses.oasis import Oasis, extend
 from fedleak.errors import DefenseError, ScenarioError
-from fedleak.observation import InputSpec
-from fedleak.scenario import parse_scenario
+from fedleak.experiment.check import check
+from fedleak.modalities.image import InputSpec
+from fedleak.scenario.schema import parse_scenario
 from fedleak.seeding import Seed
 
 INPUT = InputSpec((3, 32, 32), 10, (0.5,) * 3, (0.25,) * 3)

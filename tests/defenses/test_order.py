@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from fedleak.check import check
 from fedleak.errors import ScenarioError
-from fedleak.scenario import parse_scenario
+from fedleak.experiment.check import check
+from fedleak.scenario.schema import parse_scenario
 
 NOISE: dict[str, Any] = {"name": "gaussian-noise", "std": 1e-3}
 LAPLACE: dict[str, Any] = {"name": "laplacian-noise", "scale": 1e-3}

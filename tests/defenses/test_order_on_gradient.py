@@ -2,9 +2,9 @@
 
 import pytest
 
-from fedleak.check import check
 from fedleak.errors import ScenarioError
-from fedleak.scenario import parse_scenario
+from fedleak.experiment.check import check
+from fedleak.scenario.schema import parse_scenario
 
 
 def refusal(*chain: str) -> str:

@@ -4,7 +4,8 @@ from torch import Tensor, nn
 
 from fedleak.defenses.base import Situation
 from fedleak.defenses.outpost import Outpost, most_informative, risks
-from fedleak.observation import InputSpec, Tensors
+from fedleak.modalities.image import InputSpec
+from fedleak.observation import Tensors
 from fedleak.seeding import Seed
 
 INPUT = InputSpec((3, 8, 8), 10)

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from fedleak.check import check
 from fedleak.client.training import gradient_of
 from fedleak.defenses.base import Situation
 from fedleak.defenses.precode import Bottleneck, Precode, bottlenecks
 from fedleak.errors import ScenarioError
-from fedleak.observation import InputSpec
-from fedleak.scenario import parse_scenario
+from fedleak.experiment.check import check
+from fedleak.modalities.image import InputSpec
+from fedleak.scenario.schema import parse_scenario
 from fedleak.seeding import Seed
 
 INPUT = InputSpec((3, 8, 8), 10)

@@ -4,7 +4,7 @@ import torch
 
 from fedleak.defenses.base import Situation
 from fedleak.defenses.quantization import Quantization
-from fedleak.observation import InputSpec
+from fedleak.modalities.image import InputSpec
 from fedleak.seeding import Seed
 
 AT = Situation(Seed(1), 1, 0, InputSpec((3, 8, 8), 10))

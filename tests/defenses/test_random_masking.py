@@ -4,8 +4,8 @@ import torch
 from fedleak.defenses.base import Situation
 from fedleak.defenses.chain import DefenseChain
 from fedleak.defenses.random_masking import RandomMasking
-from fedleak.observation import InputSpec
-from fedleak.scenario import DefenseSpec
+from fedleak.modalities.image import InputSpec
+from fedleak.scenario.schema import DefenseSpec
 from fedleak.seeding import Seed
 
 INPUT = InputSpec((3, 8, 8), 10)

@@ -6,7 +6,7 @@ from fedleak.client.training import gradient_of
 from fedleak.defenses.base import Situation
 from fedleak.defenses.soteria import Soteria, scores
 from fedleak.errors import DefenseError
-from fedleak.observation import InputSpec
+from fedleak.modalities.image import InputSpec
 from fedleak.seeding import Seed
 
 INPUT = InputSpec((3, 8, 8), 10, (0.5,) * 3, (0.25,) * 3)

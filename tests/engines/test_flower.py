@@ -1,4 +1,4 @@
-"""Which of Flower's private or unstable names the engines lean on: an upgrade that moves one fails here, by name."""
+"""Which of Flower's private or unstable names fedleak leans on, in few rooms: an upgrade that moves one fails here, by name."""
 
 import ast
 import importlib
@@ -26,9 +26,10 @@ from flwr.superlink.federation import NoOpFederationManager
 
 import fedleak
 from fedleak.engines.inprocess import _CLIENT_RAISED
-from fedleak.server.replies import _UNREACHABLE
+from fedleak.wire.replies import _UNREACHABLE
 
 PACKAGE = Path(fedleak.__file__).parent
+ROOMS = ("deploy", "engines", "secagg", "wire")
 PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy", "flwr.app.exception"}
 PRIVATE = {
     "flwr.cli.build": {"build_fab_from_files"},
@@ -85,17 +86,21 @@ def imports(folder: Path) -> dict[str, set[str]]:
     return found
 
 
-def test_the_engines_private_names_are_listed_here_and_exist() -> None:
-    private = {module: names for module, names in imports(PACKAGE / "engines").items() if module not in PUBLIC}
+def test_private_names_are_listed_here_and_exist() -> None:
+    private: dict[str, set[str]] = {}
+    for room in ROOMS:
+        for module, names in imports(PACKAGE / room).items():
+            if module not in PUBLIC:
+                private.setdefault(module, set()).update(names)
     assert private == PRIVATE
     for module, names in PRIVATE.items():
         for name in names:
             assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
 
 
-def test_private_names_live_in_the_engines_only() -> None:
+def test_private_names_live_in_few_rooms_only() -> None:
     for folder in PACKAGE.iterdir():
-        if folder.is_dir() and folder.name != "engines":
+        if folder.is_dir() and folder.name not in ROOMS:
             assert set(imports(folder)) <= PUBLIC, folder.name
     for module, names in imports(PACKAGE).items():
         if module in PUBLIC:
@@ -145,7 +150,7 @@ def test_the_control_api_has_the_calls_and_fields_that_are_used() -> None:
 @pytest.mark.parametrize("program", ["flower-superlink", "flower-supernode", "flower-superexec"])
 def test_the_services_take_the_options_that_they_are_started_with(program: str) -> None:
     name = {"flower-superlink": "superlink", "flower-supernode": "client", "flower-superexec": "server"}[program] + "_command"
-    tree = ast.parse((PACKAGE / "engines" / "commands.py").read_text())
+    tree = ast.parse((PACKAGE / "deploy" / "commands.py").read_text())
     [function] = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == name]
     strings = [n.value for n in ast.walk(function) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
     options = [text for text in strings if text.startswith("--")]

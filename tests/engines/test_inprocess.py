@@ -4,10 +4,11 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from fedleak.engines.base import OrderedGrid, engine
 from fedleak.engines.inprocess import InProcess, InProcessGrid
+from fedleak.engines.select import engine
 from fedleak.errors import FedleakError, ScenarioError
-from fedleak.scenario import parse_scenario
+from fedleak.scenario.schema import parse_scenario
+from fedleak.wire.grid import OrderedGrid
 
 SCENARIO = parse_scenario({"name": "test", "federation": {"clients": 3, "timeout": 0.2}})
 

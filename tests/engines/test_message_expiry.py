@@ -17,8 +17,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.federation.noop_federation_manager import NoOpFederationManager
 from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
-from fedleak.engines.base import OrderedGrid
 from fedleak.errors import FedleakError
+from fedleak.wire.grid import OrderedGrid
 
 MINUTE, HOUR = 60.0, 3600.0
 

@@ -8,9 +8,9 @@ import pytest
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedleak.engines.base import OrderedGrid
 from fedleak.engines.inprocess import InProcessGrid
 from fedleak.errors import FedleakError
+from fedleak.wire.grid import OrderedGrid
 
 
 def who(message: Message, context: Context) -> Message:

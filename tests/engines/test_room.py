@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from fedleak.check import check, check_plugins
 from fedleak.engines import ray as engine
 from fedleak.engines import room
 from fedleak.errors import ScenarioError
-from fedleak.scenario import ClientResources, Scenario, parse_scenario
+from fedleak.experiment.check import check
+from fedleak.experiment.plugins import check_plugins
+from fedleak.scenario.schema import ClientResources, Scenario, parse_scenario
 
 
 def scenario(engine: str = "ray", device: str = "cpu", **resources: Any) -> Scenario:
@@ -58,7 +59,7 @@ def test_a_share_of_a_gpu_that_would_not_be_used_is_refused(device: str) -> None
 
 
 def test_more_than_the_machine_has_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedleak import api
+    from fedleak.experiment import run as api
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ScenarioError, match=r"num_cpus: 4096 CPUs for each client, but this machine has \d+; set it to at most"):

@@ -13,12 +13,12 @@ from flwr.supercore.primitives.asymmetric import generate_key_pairs
 
 from fedleak.defenses.secure_aggregation import MODULUS, SecureAggregation
 from fedleak.engines.inprocess import InProcess
-from fedleak.engines.secagg_grid import SecureGrid
-from fedleak.engines.secagg_vector import pack, unpack
 from fedleak.errors import DefenseError
-from fedleak.scenario import Scenario, parse_scenario
+from fedleak.scenario.schema import Scenario, parse_scenario
+from fedleak.secagg.grid import SecureGrid
+from fedleak.secagg.vector import pack, unpack
 from fedleak.seeding import Seed
-from fedleak.server.cohort import COHORT, LOST, cohort_of, mean_reply
+from fedleak.wire.cohort import COHORT, LOST, cohort_of, mean_reply
 
 SENT = {"weight": np.ones((2, 3), np.float32), "count": np.array(7), "bias": np.zeros(3, np.float32)}
 RECORD = "secaggplus_configs"

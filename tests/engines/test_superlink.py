@@ -8,7 +8,7 @@ import pytest
 from fedleak.engines import superlink
 from fedleak.engines.superlink import Control
 from fedleak.errors import FedleakError
-from fedleak.scenario import SuperLink
+from fedleak.scenario.schema import SuperLink
 
 
 @pytest.fixture

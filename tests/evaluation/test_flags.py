@@ -8,7 +8,8 @@ from torch import nn
 from fedleak.attacks.base import Reconstruction
 from fedleak.evaluation.flags import FLAGS, grade_flags, result_flags, update_flags
 from fedleak.evaluation.grade import ImageGrade
-from fedleak.observation import InputSpec, LocalTraining, Observation
+from fedleak.modalities.image import InputSpec
+from fedleak.observation import LocalTraining, Observation
 
 PLAIN = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
 LOCAL = LocalTraining(num_examples=1, batch_size=1, mode="train")

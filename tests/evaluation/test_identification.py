@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from fedleak.evaluation import identification
 from fedleak.evaluation.identification import PenultimateFeatures, identified_by_features, identified_by_pixels
-from fedleak.observation import InputSpec
+from fedleak.modalities.image import InputSpec
 
 INPUT = InputSpec((3, 8, 8), 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 

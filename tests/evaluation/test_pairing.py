@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedleak.evaluation.metrics import mse
+from fedleak.evaluation.image.metrics import mse
 from fedleak.evaluation.pairing import mse_matrix, pair
 
 

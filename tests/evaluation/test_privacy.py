@@ -4,10 +4,10 @@ from typing import Any
 import pytest
 from opacus.accountants import RDPAccountant
 
-from fedleak.client.batches import local_steps
+from fedleak.data.batches import local_steps
 from fedleak.defenses.base import Mechanism
 from fedleak.evaluation.privacy import Accountant, epsilon, said, spent
-from fedleak.scenario import Scenario, parse_scenario
+from fedleak.scenario.schema import Scenario, parse_scenario
 
 DELTA = 1e-5
 

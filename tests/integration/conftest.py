@@ -9,10 +9,13 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from fedleak import api
 from fedleak.attacks.base import Attack, Reconstruction, attacks
-from fedleak.runs import RunFolder
-from fedleak.scenario import Scenario, parse_scenario
+from fedleak.experiment import attack_again
+from fedleak.experiment import run as api
+from fedleak.experiment.manifest import write_summary
+from fedleak.experiment.result import Result
+from fedleak.runs.folder import RunFolder
+from fedleak.scenario.schema import Scenario, parse_scenario
 
 MLP = {"name": "mlp", "hidden": [8]}
 CLOCKS = ("seconds", "cpu_seconds", "attack_seconds", "memory", "resources")
@@ -48,14 +51,15 @@ def build() -> Callable[..., Scenario]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the page, which takes longer than these federations."""
-    monkeypatch.setattr(api, "write_report", lambda path: None)
+    for module in (api, attack_again):
+        monkeypatch.setattr(module, "write_report", lambda path: None)
 
 
 @pytest.fixture
-def start(tmp_path: Path, quick: None) -> Callable[..., api.Result]:
+def start(tmp_path: Path, quick: None) -> Callable[..., Result]:
     """Run a scenario in a fresh folder."""
 
-    def run(scenario: Scenario, **options: Any) -> api.Result:
+    def run(scenario: Scenario, **options: Any) -> Result:
         return api.run(scenario, out=tmp_path / f"run{len(list(tmp_path.iterdir()))}", device="cpu", **options)
 
     return run
@@ -101,13 +105,13 @@ def facts() -> Callable[[Path], Any]:
         files = sorted(str(found.relative_to(path)) for found in path.rglob("*") if found.is_file())
         images = {name: (path / name).read_bytes() for name in files if name.endswith(".png")}
         rows = [folder.rows(name) for name in ("rounds.jsonl", "reconstructions.jsonl")]
-        return timeless(api.write_summary(folder)), timeless(rows), files, images
+        return timeless(write_summary(folder)), timeless(rows), files, images
 
     return read
 
 
 @pytest.fixture
-def pair(build: Callable[..., Scenario], start: Callable[..., api.Result], tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
+def pair(build: Callable[..., Scenario], start: Callable[..., Result], tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
     """Make a run of three rounds, and a copy of it."""
 
     def make(**tables: Any) -> tuple[Path, Path]:

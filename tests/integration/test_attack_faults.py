@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from fedleak.api import Result
 from fedleak.attacks.base import Attack, Reconstruction
+from fedleak.experiment.result import Result
 from fedleak.observation import Observation
-from fedleak.runs import RunFolder
-from fedleak.scenario import Scenario
+from fedleak.runs.folder import RunFolder
+from fedleak.scenario.schema import Scenario
 
 Build, Start = Callable[..., Scenario], Callable[..., Result]
 Register = Callable[[type[Attack]], type[Attack]]

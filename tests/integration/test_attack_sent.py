@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from fedleak import __version__
+from fedleak.again import worker as rebuild
 from fedleak.defenses.chain import defended_model
 from fedleak.errors import ScenarioError
-from fedleak.observation import InputSpec, Observation, metadata_of
-from fedleak.scenario import Scenario
-from fedleak.server import rebuild
-from fedleak.server.strike import attackers_seed
+from fedleak.modalities.image import InputSpec
+from fedleak.observation import Observation, metadata_of
+from fedleak.sandbox.strike import attackers_seed
+from fedleak.scenario.schema import Scenario
 
 Build = Callable[..., Scenario]
 
@@ -48,7 +49,7 @@ def test_what_is_sent_holds_neither_the_clients_seed_nor_where_their_data_is(bui
 def test_a_worker_of_another_version_refuses_in_one_line(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = packed(build(attacks=[{"name": "dlg"}]))
     order = rebuild.Order("a0-all", "key", 0, (), "cpu", 1, "")
-    monkeypatch.setattr(rebuild, "__version__", "0.0.0")
+    monkeypatch.setattr(rebuild, "version", lambda name: "0.0.0")
     told = rf"this worker has fedleak 0\.0\.0 and torch .*, but the attack was started with fedleak {__version__} and torch"
     with pytest.raises(ScenarioError, match=told) as raised:
         rebuild.rebuild(order, shared, Observation.load)

@@ -13,15 +13,18 @@ import pytest
 import torch
 from PIL import Image
 
-from fedleak import api
-from fedleak.api import Result
+from fedleak.again import spread as again
+from fedleak.again import worker as rebuild
 from fedleak.attacks.base import Attack, Reconstruction
 from fedleak.errors import ScenarioError
 from fedleak.events import Event
+from fedleak.experiment import attack_again
+from fedleak.experiment import run as api
+from fedleak.experiment.attack_again import attack_run
+from fedleak.experiment.result import Result
 from fedleak.report.html import write_report
-from fedleak.runs import RunFolder
-from fedleak.scenario import Scenario
-from fedleak.server import again, rebuild
+from fedleak.runs.folder import RunFolder
+from fedleak.scenario.schema import Scenario
 from fedleak.threat import Knowledge
 
 Build, Start = Callable[..., Scenario], Callable[..., Result]
@@ -84,9 +87,9 @@ def test_spread_gives_what_one_process_gives(
     tables, wanted = CASES[case]
     one, other = pair(**tables)
     specs = build(attacks=wanted).attacks
-    api.attack_run(one, specs, device="cpu")
+    attack_run(one, specs, device="cpu")
     here.backwards = True
-    api.attack_run(other, specs, device="cpu", jobs=2)
+    attack_run(other, specs, device="cpu", jobs=2)
     assert here.orders
     assert facts(other) == facts(one)
     assert RunFolder(other).manifest == RunFolder(one).manifest
@@ -116,8 +119,8 @@ def test_public_images_reach_the_workers(
             Image.fromarray(image).save(path)
     one, other = pair(data={"source": "imagefolder", "path": tmp_path / "images"}, threat={"preset": "surrogate-data"})
     specs = build(attacks=[{"name": plugin(Likeness).name}]).attacks
-    api.attack_run(one, specs, device="cpu")
-    api.attack_run(other, specs, device="cpu", jobs=2)
+    attack_run(one, specs, device="cpu")
+    attack_run(other, specs, device="cpu", jobs=2)
     assert len(here.orders) == 9
     rows = RunFolder(other).rows("reconstructions.jsonl")
     assert [row["error"] for row in rows if row["attack"] == "likeness"] == [None] * 9
@@ -129,7 +132,7 @@ def test_what_goes_together_is_one_order_and_what_goes_in_order_is_one_for_all(
 ) -> None:
     one, _ = pair()
     wanted = [{"name": "dlg", "together": 1}, {"name": "idlg", "clients": 2}, {"name": "dlg-fb"}]
-    api.attack_run(one, build(attacks=[{**spec, **SMALL} for spec in wanted]).attacks, device="cpu", jobs=2)
+    attack_run(one, build(attacks=[{**spec, **SMALL} for spec in wanted]).attacks, device="cpu", jobs=2)
     single = [f"a0-r{r:03d}-c{c:03d}" for r in (1, 2, 3) for c in range(3)]
     assert sorted(here.orders) == sorted([*single, "a1-r001", "a1-r002", "a1-r003", "a2-all"])
 
@@ -158,20 +161,20 @@ def test_what_could_not_be_shown_to_an_attack_is_kept_as_in_one_process(
     told: dict[Path, list[Any]] = {one: [], other: []}
     for path, jobs in ((one, None), (other, 2)):
         with monkeypatch.context() as patch:
-            patch.setattr(api, "write_report", write_report)
+            patch.setattr(attack_again, "write_report", write_report)
 
             def listen(event: Event, path: Path = path) -> None:
                 if event.kind == "problem":
                     told[path].append(event.facts)
 
-            api.attack_run(path, specs, device="cpu", jobs=jobs, listener=listen)
+            attack_run(path, specs, device="cpu", jobs=jobs, listener=listen)
         assert "could not be shown 2 rounds: RuntimeError: no room" in (path / "report.html").read_text()
     error = {"client": None, "attack": "forgetful", "error": "RuntimeError: no room"}
     assert told[one] == told[other] == [{"round": 1, **error}, {"round": 3, **error}]
     assert RunFolder(one).rows("problems.jsonl") == RunFolder(other).rows("problems.jsonl") == told[one]
     monkeypatch.setattr(Forgetful, "broken", False)
     for path, jobs in ((one, None), (other, 2)):
-        api.attack_run(path, specs, device="cpu", jobs=jobs)
+        attack_run(path, specs, device="cpu", jobs=jobs)
         assert RunFolder(path).rows("problems.jsonl") == []
     assert facts(one) == facts(other)
 
@@ -181,10 +184,10 @@ def test_after_an_interrupt_only_the_rest_is_made(
 ) -> None:
     one, other = pair()
     specs = build(attacks=[{"name": "analytic"}]).attacks
-    api.attack_run(one, specs, device="cpu")
+    attack_run(one, specs, device="cpu")
     here.after = 4
     with pytest.raises(KeyboardInterrupt):
-        api.attack_run(other, specs, device="cpu", jobs=2)
+        attack_run(other, specs, device="cpu", jobs=2)
     done = list(here.orders)
     kept = {
         (row["round"], row["client"]) for row in RunFolder(other).rows("reconstructions.jsonl") if row["attack"] == "analytic"
@@ -192,7 +195,7 @@ def test_after_an_interrupt_only_the_rest_is_made(
     assert len(kept) == 4
     here.orders, here.after = [], None
     told: list[Event] = []
-    api.attack_run(other, specs, device="cpu", jobs=2, listener=told.append)
+    attack_run(other, specs, device="cpu", jobs=2, listener=told.append)
     assert len(here.orders) == 5
     assert not set(here.orders) & set(done)
     assert [event.facts for event in told if event.kind == "orders"][0] == {"done": 4, "total": 9, "running": 0}
@@ -206,10 +209,10 @@ def test_results_of_other_parameters_are_not_taken_and_a_finished_attack_starts_
     first, second = (build(attacks=[{"name": "analytic", "iterations": n}]).attacks for n in (2, 3))
     here.after = 4
     with pytest.raises(KeyboardInterrupt):
-        api.attack_run(one, first, device="cpu", jobs=2)
+        attack_run(one, first, device="cpu", jobs=2)
     for _ in range(2):
         here.orders, here.after = [], None
-        api.attack_run(one, second, device="cpu", jobs=2)
+        attack_run(one, second, device="cpu", jobs=2)
         assert len(here.orders) == 9
 
 
@@ -250,13 +253,13 @@ def test_after_an_interrupt_results_of_other_code_are_not_taken(
     specs = build(attacks=[{"name": "users_shade:Shade"}]).attacks
     here.after = 4
     with pytest.raises(KeyboardInterrupt):
-        api.attack_run(one, specs, device="cpu", jobs=2)
+        attack_run(one, specs, device="cpu", jobs=2)
     if edited == "torch":
         monkeypatch.setattr(torch, "__version__", "99.0.0")
     else:
         files[edited].write_text(files[edited].read_text() + "\n# another\n")
     here.orders, here.after = [], None
-    api.attack_run(one, specs, device="cpu", jobs=2)
+    attack_run(one, specs, device="cpu", jobs=2)
     assert len(here.orders) == 9
 
 
@@ -268,7 +271,7 @@ def test_what_is_kept_of_an_attack_is_its_owners_alone(
     before = os.umask(0o022)
     try:
         with pytest.raises(KeyboardInterrupt):
-            api.attack_run(one, build(attacks=[{"name": "analytic"}]).attacks, device="cpu", jobs=2)
+            attack_run(one, build(attacks=[{"name": "analytic"}]).attacks, device="cpu", jobs=2)
     finally:
         os.umask(before)
     found = list((one / "again").iterdir())
@@ -281,14 +284,14 @@ def test_a_damaged_result_is_made_again(
 ) -> None:
     one, other = pair()
     specs = build(attacks=[{"name": "analytic"}]).attacks
-    api.attack_run(one, specs, device="cpu")
+    attack_run(one, specs, device="cpu")
     here.after = 4
     with pytest.raises(KeyboardInterrupt):
-        api.attack_run(other, specs, device="cpu", jobs=2)
+        attack_run(other, specs, device="cpu", jobs=2)
     for name, damage in zip(here.orders, (b"", b"\x08\0\0\0\0\0\0\0{}      ", b"\xff" * 9), strict=False):
         (other / "again" / f"{name}.safetensors").write_bytes(damage)
     here.orders, here.after = [], None
-    api.attack_run(other, specs, device="cpu", jobs=2)
+    attack_run(other, specs, device="cpu", jobs=2)
     assert len(here.orders) == 8
     assert facts(other) == facts(one)
 
@@ -305,8 +308,8 @@ def test_clients_that_failed_are_told_of_as_in_one_process(
         folder.append("rounds.jsonl", rows)
         (path / "captures" / "r002-c001.safetensors").unlink()
     specs = build(attacks=[{"name": "analytic"}]).attacks
-    api.attack_run(folders[0], specs, device="cpu")
-    api.attack_run(folders[1], specs, device="cpu", jobs=2)
+    attack_run(folders[0], specs, device="cpu")
+    attack_run(folders[1], specs, device="cpu", jobs=2)
     assert facts(folders[0]) == facts(folders[1])
 
 
@@ -318,7 +321,7 @@ def test_one_attack_at_a_time_and_the_lock_stays(
     specs = build(attacks=[{"name": "analytic"}]).attacks
     (one / "again.jsonl").write_text("of the other\n")
     with RunFolder(one).alone(), pytest.raises(ScenarioError, match="another run or attack is at work there"):
-        api.attack_run(one, specs, device="cpu", jobs=jobs)
+        attack_run(one, specs, device="cpu", jobs=jobs)
     assert (one / "again.jsonl").read_text() == "of the other\n"
     (one / "again.jsonl").unlink()
     assert facts(one) == facts(other)
@@ -331,7 +334,7 @@ def test_one_attack_at_a_time_and_the_lock_stays(
 
     seen: list[Event] = []
     inode = (one / "run.lock").stat().st_ino
-    api.attack_run(one, specs, device="cpu", jobs=jobs, listener=taken)
+    attack_run(one, specs, device="cpu", jobs=jobs, listener=taken)
     assert len(seen) == 9
     assert (one / "run.lock").stat().st_ino == inode
     assert not (one / "again").exists()
@@ -356,7 +359,7 @@ def test_no_cluster_changes_nothing(build: Build, pair: Callable[..., tuple[Path
     one, other = pair()
     specs = build(attacks=[{"name": "dlg", **SMALL}]).attacks
     with pytest.raises(ScenarioError, match="no Ray cluster there"):
-        api.attack_run(one, specs, device="cpu", ray="127.0.0.1:1")
+        attack_run(one, specs, device="cpu", ray="127.0.0.1:1")
     assert facts(one) == facts(other)
     assert RunFolder(one).manifest == RunFolder(other).manifest
     assert not (one / "again").exists()

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from fedleak import api
-from fedleak.api import Result
 from fedleak.events import Event
-from fedleak.runs import RunFolder
-from fedleak.scenario import Scenario
+from fedleak.experiment.attack_again import attack_run
+from fedleak.experiment.result import Result
+from fedleak.runs.folder import RunFolder
+from fedleak.scenario.schema import Scenario
 
 Build, Start = Callable[..., Scenario], Callable[..., Result]
 Facts = Callable[[Path], Any]
@@ -102,9 +102,9 @@ def seen(tmp_path: Path) -> list[str]:
 def test_worker_processes_give_what_one_process_gives(build: Build, pair: Callable[..., tuple[Path, Path]], facts: Facts) -> None:
     one, other = pair(local={"batch_size": 2})
     specs = build(attacks=[{"name": "inverting-gradients", "together": 1, "iterations": 5, "restarts": 2}]).attacks
-    api.attack_run(one, specs, device="cpu")
+    attack_run(one, specs, device="cpu")
     told: list[Event] = []
-    api.attack_run(other, specs, device="cpu", jobs=2, listener=told.append)
+    attack_run(other, specs, device="cpu", jobs=2, listener=told.append)
     assert [event.facts["done"] for event in told if event.kind == "orders"][-1] == 9
     assert not [row["error"] for row in RunFolder(other).rows("reconstructions.jsonl") if row["error"]]
     assert facts(other) == facts(one)
@@ -185,7 +185,7 @@ def test_a_cluster_of_two_nodes_gives_the_same_survives_dead_workers_and_goes_on
 ) -> None:
     one, other = pair()
     for wanted in ({"name": "dlg", "together": 1, **SMALL}, {"name": "dlg-fb", "success_loss": 1e9, **SMALL}):
-        api.attack_run(one, build(attacks=[wanted]).attacks, device="cpu")
+        attack_run(one, build(attacks=[wanted]).attacks, device="cpu")
     words = ["--set", "iterations=2", "--set", "restarts=1", "--ray", cluster]
     ended(command(other, "--attack", "dlg", "--set", "together=1", *words))
     ended(command(other, "--attack", "dlg-fb", "--set", "success_loss=1e9", *words))

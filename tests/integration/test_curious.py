@@ -4,10 +4,10 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from fedleak.api import Result
 from fedleak.attacks.base import Attack, Reconstruction
-from fedleak.scenario import Scenario
-from fedleak.server.spy import Spy
+from fedleak.experiment.result import Result
+from fedleak.positions.spy import Spy
+from fedleak.scenario.schema import Scenario
 
 Build, Start = Callable[..., Scenario], Callable[..., Result]
 NORMALISED = [{"name": "resnet20", "width": 4}, {"name": "convnet", "width": 4, "norm": "batch"}]

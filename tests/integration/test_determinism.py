@@ -8,13 +8,13 @@ import pytest
 import torch
 from flwr.app import Message
 
-from fedleak import api
-from fedleak.api import Result
-from fedleak.engines.base import OrderedGrid
 from fedleak.engines.inprocess import InProcess, InProcessGrid
 from fedleak.events import Event
-from fedleak.runs import RunFolder
-from fedleak.scenario import Scenario
+from fedleak.experiment import run as api
+from fedleak.experiment.result import Result
+from fedleak.runs.folder import RunFolder
+from fedleak.scenario.schema import Scenario
+from fedleak.wire.grid import OrderedGrid
 
 Build, Start = Callable[..., Scenario], Callable[..., Result]
 Facts = Callable[[Path], Any]

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fedleak
-from fedleak import api
 from fedleak.data.federated import federated_data
 from fedleak.engines.inprocess import InProcessGrid
 from fedleak.errors import FedleakError, ScenarioError
-from fedleak.observation import InputSpec
-from fedleak.runs import RunFolder, model_digest
-from fedleak.scenario import Data
+from fedleak.experiment.attack_again import attack_run
+from fedleak.modalities.image import InputSpec
+from fedleak.runs.folder import RunFolder, model_digest
+from fedleak.scenario.schema import Data
 
 SPEC = InputSpec((3, 32, 32), 10, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CIFAR = Path(os.environ.get("FEDLEAK_DATA", "")) / "cifar10"
@@ -134,7 +134,7 @@ def test_two_lines_give_a_run_folder_and_change_no_bit_of_the_model(tmp_path: Pa
     page = (tmp_path / "run" / "report.html").read_text()
     assert "inverting-gradients" in page
     assert "my-app" in page
-    for call in (lambda: fedleak.run("", resume=folder.path), lambda: api.attack_run(folder.path, ["inverting-gradients"])):
+    for call in (lambda: fedleak.run("", resume=folder.path), lambda: attack_run(folder.path, ["inverting-gradients"])):
         with pytest.raises(ScenarioError, match="of an app of one's own, by fedleak.curious.* start the app again"):
             call()
 
@@ -196,7 +196,7 @@ from flwr.simulation import run_simulation
 from torch import nn
 
 import fedleak
-from fedleak.observation import InputSpec
+from fedleak.modalities.image import InputSpec
 
 spec = InputSpec((3, 8, 8), 10)
 client, server = ClientApp(), ServerApp()

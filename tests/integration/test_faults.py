@@ -13,13 +13,14 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 
-from fedleak import api, cli
-from fedleak.api import Result
+from fedleak.cli import app as cli
 from fedleak.client.app import app as honest
-from fedleak.engines.base import OrderedGrid
 from fedleak.engines.inprocess import InProcess, InProcessGrid
-from fedleak.runs import RunFolder
-from fedleak.scenario import Scenario
+from fedleak.experiment import run as api
+from fedleak.experiment.result import Result
+from fedleak.runs.folder import RunFolder
+from fedleak.scenario.schema import Scenario
+from fedleak.wire.grid import OrderedGrid
 
 Build, Start = Callable[..., Scenario], Callable[..., Result]
 Spoil = Callable[[Message], Any]

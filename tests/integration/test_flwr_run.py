@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedleak.engines.services import Layout, Services
+from fedleak.deploy.services import Layout, Services
 
 ROOT = Path(__file__).parents[2]
 SCENARIO = {

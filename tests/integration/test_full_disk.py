@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from fedleak import api
 from fedleak.errors import FedleakError
-from fedleak.report.records import read_records
-from fedleak.runs import RunFolder
-from fedleak.scenario import Scenario
+from fedleak.experiment import run as api
+from fedleak.runs.folder import RunFolder
+from fedleak.runs.records import read_records
+from fedleak.scenario.schema import Scenario
 
 # No file may grow beyond so many bytes: what the system answers to the byte after is what a full disk answers.
 LIMITED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
-from fedleak.cli import main
+from fedleak.cli.app import main
 main()
 """
 

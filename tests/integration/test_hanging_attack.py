@@ -11,15 +11,15 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from fedleak import api
-from fedleak.api import Result
 from fedleak.attacks.base import Attack, Reconstruction
+from fedleak.experiment import run as api
+from fedleak.experiment.result import Result
 from fedleak.observation import Observation
 from fedleak.report.faults import faults
-from fedleak.report.records import read_records
-from fedleak.runs import RunFolder
-from fedleak.scenario import Scenario, parse_scenario
-from fedleak.server import limit
+from fedleak.runs.folder import RunFolder
+from fedleak.runs.records import read_records
+from fedleak.sandbox import limit
+from fedleak.scenario.schema import Scenario, parse_scenario
 
 Build, Start = Callable[..., Scenario], Callable[..., Result]
 Register = Callable[[type[Attack]], type[Attack]]
@@ -152,10 +152,10 @@ class Hungry(Attack):
 # What is there once all is loaded, and 600 MB more: a real limit, which the attack runs into.
 LIMITED = """
 import resource, sys
-import fedleak.api, fedleak.report.live
+import fedleak.experiment.run, fedleak.cli.live
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 600 * 2**20,) * 2)
-from fedleak.cli import main
+from fedleak.cli.app import main
 main()
 """
 

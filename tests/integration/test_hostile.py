@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord
 
-from fedleak import api
 from fedleak.client.app import app as honest
 from fedleak.engines.inprocess import InProcess
 from fedleak.errors import FedleakError
-from fedleak.runs import RunFolder
-from fedleak.scenario import Scenario
+from fedleak.experiment import run as api
+from fedleak.runs.folder import RunFolder
+from fedleak.scenario.schema import Scenario
 
 TOO_MUCH = 100 * 2**20  # bytes
 OUTSIDE = "../../../outside"

@@ -12,15 +12,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from fedleak import api
 from fedleak.data.images import EncodedImages
 from fedleak.errors import ScenarioError
+from fedleak.experiment import run as api
+from fedleak.experiment.result import Result
 from fedleak.observation import Observation
-from fedleak.runs import RunFolder
-from fedleak.scenario import Scenario
+from fedleak.runs.folder import RunFolder
+from fedleak.scenario.schema import Scenario
 from fedleak.server.app import final_model
 
-Build, Start = Callable[..., Scenario], Callable[..., api.Result]
+Build, Start = Callable[..., Scenario], Callable[..., Result]
 CLOCKS = {"seconds", "cpu_seconds", "attack_seconds", "memory", "resources"}
 
 
@@ -39,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def rows(result: api.Result) -> list[dict[str, Any]]:
+def rows(result: Result) -> list[dict[str, Any]]:
     return RunFolder(result.path).rows("rounds.jsonl")
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from fedleak import api
-from fedleak.data.shards import write_shards
-from fedleak.engines.certificates import make_certificates, make_node_key
-from fedleak.engines.services import Layout, Services
+from fedleak.data.parts import write_shards
+from fedleak.deploy.certificates import make_certificates, make_node_key
+from fedleak.deploy.services import Layout, Services
 from fedleak.engines.superlink import Control
 from fedleak.errors import FedleakError
-from fedleak.runs import RunFolder
-from fedleak.scenario import Scenario, SuperLink, parse_scenario
+from fedleak.experiment import run as api
+from fedleak.runs.folder import RunFolder
+from fedleak.scenario.schema import Scenario, SuperLink, parse_scenario
 
 pytestmark = pytest.mark.slow
 CLIENTS = 2

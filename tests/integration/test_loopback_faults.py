@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from fedleak import api
-from fedleak.data.shards import write_shards
-from fedleak.engines.certificates import make_certificates
-from fedleak.engines.services import Layout, Services
+from fedleak.data.parts import write_shards
+from fedleak.deploy.certificates import make_certificates
+from fedleak.deploy.services import Layout, Services
 from fedleak.errors import FedleakError
-from fedleak.runs import RunFolder
-from fedleak.scenario import Scenario, parse_scenario
+from fedleak.experiment import run as api
+from fedleak.runs.folder import RunFolder
+from fedleak.scenario.schema import Scenario, parse_scenario
 
 pytestmark = pytest.mark.slow
 

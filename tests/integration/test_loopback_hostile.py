@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from fedleak import api
-from fedleak.engines.services import Layout, Services
-from fedleak.runs import RunFolder
-from fedleak.scenario import parse_scenario
+from fedleak.deploy.services import Layout, Services
+from fedleak.experiment import run as api
+from fedleak.runs.folder import RunFolder
+from fedleak.scenario.schema import parse_scenario
 
 pytestmark = pytest.mark.slow
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from fedleak import api
-from fedleak.data.shards import write_shards
-from fedleak.engines.certificates import make_certificates
-from fedleak.engines.services import Layout, Services
+from fedleak.data.parts import write_shards
+from fedleak.deploy.certificates import make_certificates
+from fedleak.deploy.services import Layout, Services
 from fedleak.events import Event
+from fedleak.experiment import run as api
 from fedleak.report.faults import faults
-from fedleak.report.records import read_records
-from fedleak.runs import RunFolder
-from fedleak.scenario import Scenario, parse_scenario
+from fedleak.runs.folder import RunFolder
+from fedleak.runs.records import read_records
+from fedleak.scenario.schema import Scenario, parse_scenario
 
 pytestmark = pytest.mark.slow
 

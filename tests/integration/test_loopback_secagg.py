@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from fedleak import api
-from fedleak.engines.certificates import make_certificates
-from fedleak.engines.services import Layout, Services
-from fedleak.scenario import Scenario, parse_scenario
+from fedleak.deploy.certificates import make_certificates
+from fedleak.deploy.services import Layout, Services
+from fedleak.experiment import run as api
+from fedleak.scenario.schema import Scenario, parse_scenario
 
 pytestmark = pytest.mark.slow
 

@@ -8,14 +8,14 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from opacus.accountants import RDPAccountant
 
-from fedleak import api
-from fedleak.api import Result
 from fedleak.client.app import on_train
-from fedleak.client.batches import client_data
+from fedleak.data.batches import client_data
 from fedleak.defenses.chain import defended_model
 from fedleak.errors import ScenarioError
-from fedleak.runs import RunFolder
-from fedleak.scenario import Scenario
+from fedleak.experiment import run as api
+from fedleak.experiment.result import Result
+from fedleak.runs.folder import RunFolder
+from fedleak.scenario.schema import Scenario
 
 Build, Start = Callable[..., Scenario], Callable[..., Result]
 PRIVATE = {"max_norm": 1.0, "noise_multiplier": 2.0}

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from fedleak import api
-from fedleak.api import Result
 from fedleak.errors import ScenarioError
 from fedleak.events import Event
-from fedleak.runs import RunFolder
-from fedleak.scenario import Scenario
+from fedleak.experiment import run as api
+from fedleak.experiment.manifest import write_summary
+from fedleak.experiment.result import Result
+from fedleak.runs.folder import RunFolder
+from fedleak.scenario.schema import Scenario
 from fedleak.server import app as server_app
 from fedleak.server.strategies import strategy_names
 
@@ -117,7 +118,7 @@ def test_every_strategy_trains_and_resumes_to_the_same_bits(
     assert straight.summary["client_errors"] == 0
     digests = [straight.summary["model_sha256"]]
     out = interrupted(scenario, Stop("round-done", 2))
-    first = api.write_summary(RunFolder.open(out))["model_sha256"]
+    first = write_summary(RunFolder.open(out))["model_sha256"]
     digests.append(api.run(scenario, resume=out, device="cpu").summary["model_sha256"])
     assert digests[0] == digests[1] != first
     arrays = server_app.final_model(RunFolder.open(out))
@@ -146,7 +147,17 @@ attacks = [{name = "inverting-gradients", iterations = 3}]
 def begin(tmp_path: Path, done: str) -> subprocess.Popen[str]:
     """Start a run in a process of its own, and wait until it has written ``done``."""
     (tmp_path / "s.toml").write_text(TOML)
-    command = [sys.executable, "-c", "from fedleak.cli import main; main()", "run", "s.toml", "--out", "out", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-c",
+        "from fedleak.cli.app import main; main()",
+        "run",
+        "s.toml",
+        "--out",
+        "out",
+        "--device",
+        "cpu",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment, text=True, stderr=subprocess.PIPE, preexec_fn=_listen_to_ctrl_c

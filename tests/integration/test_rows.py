@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 
-from fedleak import api
 from fedleak.attacks.exact.count import count
+from fedleak.experiment.result import Result
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec
-from fedleak.scenario import Model, Scenario
+from fedleak.scenario.schema import Model, Scenario
 
 Build = Callable[..., Scenario]
-Start = Callable[..., api.Result]
+Start = Callable[..., Result]
 LENET = {"name": "lenet", "channels": 24}
 
 

@@ -20,7 +20,7 @@ LEAK = SAMPLED * (ROUNDS - WINDOW) * UPDATE
 
 RUN = """
 import sys
-from fedleak.cli import main
+from fedleak.cli.app import main
 from fedleak.server.referee import Referee
 
 if sys.argv.pop(1) == "leaky":

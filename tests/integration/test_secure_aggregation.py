@@ -11,21 +11,23 @@ import torch
 from flwr.app import Context, Message
 from scipy.stats import chi2
 
-from fedleak import api
-from fedleak.api import Result
 from fedleak.attacks.base import Attack, Reconstruction, attacks
 from fedleak.client.app import app
-from fedleak.client.batches import client_data, private_batch
+from fedleak.data.batches import client_data, private_batch
 from fedleak.data.samples import CIFAR10_MEAN
 from fedleak.defenses.secure_aggregation import MODULUS, secure_aggregation
 from fedleak.engines.inprocess import InProcess
 from fedleak.errors import ScenarioError
-from fedleak.evaluation.metrics import mse, psnr
+from fedleak.evaluation.image.metrics import mse, psnr
 from fedleak.events import Event
+from fedleak.experiment import run as api
+from fedleak.experiment.attack_again import attack_run
+from fedleak.experiment.result import Result
 from fedleak.models import build_model
 from fedleak.observation import LocalTraining, Observation
-from fedleak.runs import RunFolder
-from fedleak.scenario import AttackSpec, Scenario
+from fedleak.runs.folder import RunFolder
+from fedleak.scenario.schema import AttackSpec, Scenario
+from fedleak.server.app import final_model
 from fedleak.threat import Knowledge
 
 Build, Start = Callable[..., Scenario], Callable[..., Result]
@@ -97,7 +99,7 @@ def merged(*tables: dict[str, Any]) -> dict[str, Any]:
 
 
 def final(result: Result) -> dict[str, np.ndarray[Any, Any]]:
-    return api.final_model(RunFolder(result.path))
+    return final_model(RunFolder(result.path))
 
 
 def truth(scenario: Scenario, client: int, server_round: int) -> torch.Tensor:
@@ -375,12 +377,12 @@ def test_a_finished_run_can_be_attacked_again(build: Build, start: Start, grey: 
     scenario = build(local={"batch_size": 2}, defenses=[SECURE], attacks=[{"name": grey}])
     result = start(scenario)
     before = result.reconstructions
-    again = api.attack_run(result.path, [grey], device="cpu")
+    again = attack_run(result.path, [grey], device="cpu")
     clock = ("seconds", "cpu_seconds")
     assert [{k: v for k, v in row.items() if k not in clock} for row in again.reconstructions] == [
         {k: v for k, v in row.items() if k not in clock} for row in before
     ]
-    other = api.attack_run(result.path, [AttackSpec(name="inverting-gradients", iterations=1)], device="cpu")
+    other = attack_run(result.path, [AttackSpec(name="inverting-gradients", iterations=1)], device="cpu")
     assert sum(row["attack"] == "inverting-gradients" for row in other.reconstructions) == 12
 
 

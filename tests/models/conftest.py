@@ -3,9 +3,9 @@ from collections.abc import Callable
 import pytest
 from torch import nn
 
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec
-from fedleak.scenario import Model
+from fedleak.scenario.schema import Model
 
 CIFAR = InputSpec((3, 32, 32), 10)
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from fedleak.modalities.image import InputSpec
 from fedleak.models.inspect import execution_order, last_linear
-from fedleak.observation import InputSpec
 
 INPUT = InputSpec((3, 8, 8), 10)
 

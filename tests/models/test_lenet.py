@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fedleak.observation import InputSpec
+from fedleak.modalities.image import InputSpec
 
 
 def test_size(build, size):

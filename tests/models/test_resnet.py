@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedleak.observation import InputSpec
+from fedleak.modalities.image import InputSpec
 
 
 @pytest.mark.parametrize(("name", "expected"), [("resnet18", 11_173_962), ("resnet50", 23_520_842)])

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 from torchvision.models import vgg
 
+from fedleak.modalities.image import InputSpec
 from fedleak.models import models
-from fedleak.observation import InputSpec
 
 IMAGENET = InputSpec((3, 224, 224), 1000)
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from fedleak.errors import ScenarioError
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model, models
-from fedleak.observation import InputSpec
-from fedleak.scenario import Model
+from fedleak.scenario.schema import Model
 
 INPUT = InputSpec((3, 16, 16), 7)
 SMALL = {

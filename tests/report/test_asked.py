@@ -7,8 +7,8 @@ import tomllib
 
 from fedleak.report import asked
 from fedleak.report.html import write_report
-from fedleak.report.records import read_records
-from fedleak.scenario import parse_scenario
+from fedleak.runs.records import read_records
+from fedleak.scenario.schema import parse_scenario
 
 
 def test_the_scenario_file_gives_the_same_experiment():

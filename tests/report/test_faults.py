@@ -7,9 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
+from fedleak.cli.tables import faults_table
 from fedleak.report.faults import faults, spans
-from fedleak.report.records import read_records
-from fedleak.report.terminal import faults_table
+from fedleak.runs.records import read_records
 
 
 def done(number, failures=(), clients=(0, 1, 2), by_client=None):

@@ -9,7 +9,7 @@ from matplotlib import rcParams
 
 from fedleak.report import figures
 from fedleak.report.gallery import Gallery
-from fedleak.report.records import read_records
+from fedleak.runs.records import read_records
 
 
 def chart(folder):

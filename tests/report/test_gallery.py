@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedleak.report.gallery import Gallery, Place, bands
-from fedleak.report.records import read_records
+from fedleak.runs.records import read_records
 
 
 def gallery(folder):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fedleak.report.gallery import Gallery
-from fedleak.report.records import read_records
 from fedleak.report.verdict import verdict
+from fedleak.runs.records import read_records
 
 
 def judge(folder):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
 
-from fedleak.scenario import parse_scenario
+from fedleak.scenario.schema import parse_scenario
 from fedleak.server.costs import Meter, coded_bits, value_bits
 
 DENSE = np.arange(1, 101, dtype=np.float32).reshape(10, 10)

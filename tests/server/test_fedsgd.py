@@ -11,7 +11,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedleak.seeding import Seed
 from fedleak.server.fedsgd import FedSGD
 from fedleak.server.referee import Referee
-from fedleak.server.replies import Directory
+from fedleak.wire.directory import Directory
 
 MODEL = {
     "weight": np.array([1.0, -2.0, 3.0], np.float32),

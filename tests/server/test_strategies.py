@@ -6,7 +6,7 @@ from flwr.app import Array, ArrayRecord
 from flwr.serverapp import strategy as flower
 
 from fedleak.errors import ScenarioError
-from fedleak.scenario import Scenario, parse_scenario
+from fedleak.scenario.schema import Scenario, parse_scenario
 from fedleak.server.fedsgd import FedSGD
 from fedleak.server.strategies import build_strategy, load_state, save_state, strategy_names
 

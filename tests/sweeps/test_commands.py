@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from fedleak import cli
+from fedleak.cli import app as cli
 from fedleak.sweeps import sweep as module
 from fedleak.sweeps.cell import run_cell
 

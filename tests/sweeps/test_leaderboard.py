@@ -7,9 +7,9 @@ from urllib.parse import unquote
 import pytest
 
 import fedleak
-from fedleak import api
 from fedleak.errors import ScenarioError
-from fedleak.scenario import parse_scenario
+from fedleak.experiment import run as api
+from fedleak.scenario.schema import parse_scenario
 
 
 @pytest.fixture(scope="module")

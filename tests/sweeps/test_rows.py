@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from fedleak import api
 from fedleak.errors import ScenarioError
-from fedleak.scenario import parse_scenario
+from fedleak.experiment import run as api
+from fedleak.scenario.schema import parse_scenario
 from fedleak.sweeps.rows import SEEN_DB, gain, run_rows
 
 

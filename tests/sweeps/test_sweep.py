@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 import fedleak
-from fedleak import api
 from fedleak.errors import ScenarioError
-from fedleak.spread.lock import Lock
+from fedleak.experiment import attack_again
+from fedleak.experiment import run as api
+from fedleak.process.lock import Lock
 from fedleak.sweeps import cell as cells
 from fedleak.sweeps import sweep as module
 from fedleak.sweeps.folder import SweepFolder
@@ -24,7 +25,8 @@ from fedleak.sweeps.plan import load_sweep
 @pytest.fixture
 def quick(monkeypatch):
     """Leave out the runs' pages, which take longer than these federations."""
-    monkeypatch.setattr(api, "write_report", lambda path: None)
+    for place in (api, attack_again):
+        monkeypatch.setattr(place, "write_report", lambda path: None)
 
 
 def rows_of(out: Path):

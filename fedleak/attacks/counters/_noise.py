@@ -9,9 +9,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from fedleak.attacks.counters.base import Counter
-from fedleak.attacks.priors import total_variation
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.counters.base import Counter, Countered
+from fedleak.attacks.images.priors import total_variation
 
 ROUGHNESS = 0.06
 """Mean difference of neighbouring pixels in natural images, in units of the range [0, 1]."""
@@ -29,7 +28,7 @@ class NoiseCounter(Counter):
     def variances(self, observed: Sequence[Tensor]) -> list[Tensor]:
         """Return the variance of the noise in each entry observed, in the gradient's units: as large, or one for a tensor."""
 
-    def observe(self, victim: Victim) -> None:
+    def observe(self, victim: Countered) -> None:
         """Weigh the prior."""
         self._victim, self._pixels = victim, torch.zeros(())
         # The mean over a cohort's updates holds the mean of their noises.

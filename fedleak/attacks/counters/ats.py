@@ -16,8 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedleak.attacks.coordinates import FrequencyCoordinates
 from fedleak.attacks.counters.base import Counter, counters
+from fedleak.attacks.images.coordinates import FrequencyCoordinates
 from fedleak.defenses.ats import Ats, Draw, draws, transform
 
 _PRIOR = 1e-3  # weight of the frequencies, about the variance of the error of an image that was rebuilt well

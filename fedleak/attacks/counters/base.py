@@ -10,17 +10,46 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fedleak.defenses.base import DefenseConfig, defenses
+from fedleak.modalities.image import InputSpec
 from fedleak.observation import Observation, Tensors
 from fedleak.registry import Registry
 
-if TYPE_CHECKING:
-    from fedleak.attacks.victim import Victim
+
+class Countered(Protocol):
+    """What a counter sees of the network and the gradient that are matched, and what of it it may change.
+
+    Attributes
+    ----------
+    observed : list of Tensor
+        The gradient to match, by parameter; a counter may put another in its place.
+    parameters : dict of str to Tensor
+        As sent.
+    input : InputSpec
+        What the network takes.
+    counters : tuple of Counter
+        All that are at work, in the order of the defenses.
+    weighs_noise : bool
+        Whether the attack weighs likelihood against prior itself.
+    joined : int
+        How many updates are matched together.
+    """
+
+    observed: list[Tensor]
+    parameters: Tensors
+    input: InputSpec
+    counters: tuple[Counter, ...]
+    weighs_noise: bool
+    joined: int
+
+    @property
+    def network(self) -> nn.Module:
+        """The module that computes, for forward hooks; its own parameters are not used."""
 
 
 class Counter:
@@ -55,14 +84,14 @@ class Counter:
         """Return the observation to restore labels from and to match in place of the one received; the same by default."""
         return observation
 
-    def observe(self, victim: Victim) -> None:
+    def observe(self, victim: Countered) -> None:
         """Look at the network and the gradient to match, and change ``victim.observed`` where entries are to be left out.
 
         What more the update tells can be appended, as further tensors that :meth:`guess` appends as well: later counters are
         given them too.
         """
 
-    def start(self, victim: Victim, generator: torch.Generator) -> list[Tensor]:
+    def start(self, victim: Countered, generator: torch.Generator) -> list[Tensor]:
         """Return further unknowns of one start, optimised with the images: floats without bounds; none by default.
 
         How many images there are, ``self.observation.batch_size`` says.

@@ -14,8 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedleak.attacks.counters.base import Counter, counters, unit
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.counters.base import Counter, Countered, counters, unit
 from fedleak.defenses.clipping import Clipping
 
 _REACHED = 1 - 1e-5  # of max_norm: single precision, and the rounding of weights that a change is taken of
@@ -28,7 +27,7 @@ class ClippingCounter(Counter):
     name: ClassVar[str] = Clipping.name
     config: Clipping.Config
 
-    def observe(self, victim: Victim) -> None:
+    def observe(self, victim: Countered) -> None:
         """Take the limit to the gradient's units."""
         self._limit = self.config.max_norm / unit(self.observation)
 

@@ -18,9 +18,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedleak.attacks.counters.base import Counter, counters, unit
+from fedleak.attacks.counters.base import Counter, Countered, counters, unit
 from fedleak.attacks.counters.gradient_pruning import beyond, thresholds
-from fedleak.attacks.victim import Victim
 from fedleak.defenses.deep_gradient_compression import DeepGradientCompression, accumulate, sparsity
 
 
@@ -31,7 +30,7 @@ class DeepGradientCompressionCounter(Counter):
     name: ClassVar[str] = DeepGradientCompression.name
     config: DeepGradientCompression.Config
 
-    def observe(self, victim: Victim) -> None:
+    def observe(self, victim: Countered) -> None:
         """Find what was sent, and the thresholds."""
         self._earlier: DeepGradientCompressionCounter | None = None
         self._after: list[tuple[Tensor, Tensor]] = []

@@ -15,9 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedleak.attacks.counters.base import Counter, counters, leave_out
+from fedleak.attacks.counters.base import Counter, Countered, counters, leave_out
 from fedleak.attacks.counters.dropout_masks import read_masks
-from fedleak.attacks.victim import Victim
 from fedleak.defenses.dropout import Dropout, dropping, sites
 from fedleak.errors import AttackError, DefenseError
 
@@ -41,7 +40,7 @@ class DropoutCounter(Counter):
     ways = ("read", "optimise", "leave-out")
     config: Dropout.Config
 
-    def observe(self, victim: Victim) -> None:
+    def observe(self, victim: Countered) -> None:
         """Find the layers, and read what masks can be read."""
         self._left_out: frozenset[str] = frozenset()
         self._names, self._known = list(victim.parameters), {}
@@ -65,7 +64,7 @@ class DropoutCounter(Counter):
                 if masks is not None:
                     self._known[call.name] = masks
 
-    def start(self, victim: Victim, generator: torch.Generator) -> list[Tensor]:
+    def start(self, victim: Countered, generator: torch.Generator) -> list[Tensor]:
         """Draw logits of the masks that were not read, (B, ...) for each layer, around the probability to be kept."""
         middle = torch.logit(torch.tensor(1 - self.config.p))
         free = [shape for name, shape in self._sites.items() if name not in self._known]

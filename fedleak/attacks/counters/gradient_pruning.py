@@ -13,8 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedleak.attacks.counters.base import Counter, counters
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.counters.base import Counter, Countered, counters
 from fedleak.defenses.gradient_pruning import GradientPruning
 
 
@@ -25,7 +24,7 @@ class GradientPruningCounter(Counter):
     name: ClassVar[str] = GradientPruning.name
     config: GradientPruning.Config
 
-    def observe(self, victim: Victim) -> None:
+    def observe(self, victim: Countered) -> None:
         """Find the thresholds."""
         self._limits = thresholds(victim.observed, together=self.config.scope == "global")
 

@@ -12,16 +12,13 @@ no way out; shapes can come out, and which side of the mean a pixel is on does n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fedleak.attacks.counters.base import Counter, counters
+from fedleak.attacks.counters.base import Counter, Countered, counters
 from fedleak.defenses.instahide import InstaHide
-
-if TYPE_CHECKING:
-    from fedleak.attacks.victim import Victim
 
 _OWN = 1.0  # by how much the score of an image's share in its own mixture is above the others at the start
 _WEIGHT = 0.1
@@ -34,7 +31,7 @@ class InstaHideCounter(Counter):
     name: ClassVar[str] = InstaHide.name
     config: InstaHide.Config
 
-    def start(self, victim: Victim, generator: torch.Generator) -> list[Tensor]:
+    def start(self, victim: Countered, generator: torch.Generator) -> list[Tensor]:
         """Return scores (B, B) of the coefficients, and the encoded images (B, C, H, W) where signs hide them."""
         images, others = self.observation.batch_size, list[Tensor]()
         if self._mixed:

@@ -12,16 +12,13 @@ images be told, unless lambda is 1/2 and images swap in cycles of even length; n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fedleak.attacks.counters.base import Counter, counters
+from fedleak.attacks.counters.base import Counter, Countered, counters
 from fedleak.defenses.mixup import Mixup, mix
-
-if TYPE_CHECKING:
-    from fedleak.attacks.victim import Victim
 
 _ROUNDS = 20  # of scaling rows and columns
 
@@ -33,7 +30,7 @@ class MixupCounter(Counter):
     name: ClassVar[str] = Mixup.name
     config: Mixup.Config
 
-    def start(self, victim: Victim, generator: torch.Generator) -> list[Tensor]:
+    def start(self, victim: Countered, generator: torch.Generator) -> list[Tensor]:
         """Return the share (), and scores (B, B) of who was mixed with whom."""
         if self.config.alpha == 0:
             return []

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from fedleak.attacks.counters._noise import NoiseCounter
-from fedleak.attacks.counters.base import counters
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.counters.base import Countered, counters
 from fedleak.defenses.outpost import Outpost, risks
 
 _SLACK = 0.01
@@ -29,7 +28,7 @@ class OutpostCounter(NoiseCounter):
     name: ClassVar[str] = Outpost.name
     config: Outpost.Config
 
-    def observe(self, victim: Victim) -> None:
+    def observe(self, victim: Countered) -> None:
         """Tell whether the step was perturbed, and which entries survived."""
         config, steps = self.config, self.observation.local.steps if self.observation.local is not None else 1
         zeros = sum(int((value == 0).sum()) for value in victim.observed) / sum(value.numel() for value in victim.observed)

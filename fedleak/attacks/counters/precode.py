@@ -15,8 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedleak.attacks.counters.base import Counter, counters, leave_out
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.counters.base import Counter, Countered, counters, leave_out
 from fedleak.defenses.precode import Bottleneck, Precode, bottlenecks
 from fedleak.errors import AttackError
 
@@ -38,7 +37,7 @@ class PrecodeCounter(Counter):
     ways = ("draws", "means", "leave-out")
     config: Precode.Config
 
-    def observe(self, victim: Victim) -> None:
+    def observe(self, victim: Countered) -> None:
         """Find the bottleneck, and read the draws behind one image's gradient.
 
         Raises
@@ -69,7 +68,7 @@ class PrecodeCounter(Counter):
             weights = {name.removeprefix(prefix): v.detach() for name, v in victim.parameters.items() if name.startswith(prefix)}
             self._draws = read_draws(gradient, weights)
 
-    def start(self, victim: Victim, generator: torch.Generator) -> list[Tensor]:
+    def start(self, victim: Countered, generator: torch.Generator) -> list[Tensor]:
         """Draw the noise (B, K), small at first, unless it was read."""
         if not self.config.size or self.way != "draws" or self._draws is not None:
             return []

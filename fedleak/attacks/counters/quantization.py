@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from fedleak.attacks.counters._noise import NoiseCounter
-from fedleak.attacks.counters.base import counters, unit
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.counters.base import Countered, counters, unit
 from fedleak.defenses.quantization import INT8_LEVELS, Quantization
 from fedleak.errors import AttackError
 
@@ -35,7 +34,7 @@ class QuantizationCounter(NoiseCounter):
     name: ClassVar[str] = Quantization.name
     config: Quantization.Config
 
-    def observe(self, victim: Victim) -> None:
+    def observe(self, victim: Countered) -> None:
         """Find the cells; match what is known exactly beside the entries."""
         form, per = self.config.format, unit(self.observation)
         received = victim.observed

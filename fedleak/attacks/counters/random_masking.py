@@ -12,8 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedleak.attacks.counters.base import Counter, change, changed, counters
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.counters.base import Counter, Countered, change, changed, counters
 from fedleak.defenses.random_masking import RandomMasking
 from fedleak.observation import Observation
 
@@ -32,7 +31,7 @@ class RandomMaskingCounter(Counter):
         grown = {name: value / (1 - self.config.p) for name, value in change(observation).items()}
         return changed(observation, grown)
 
-    def observe(self, victim: Victim) -> None:
+    def observe(self, victim: Countered) -> None:
         """Find the survivors, and take back what :meth:`clean` did to them."""
         if not self.config.rescale:
             victim.observed = [value * (1 - self.config.p) for value in victim.observed]

@@ -12,8 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedleak.attacks.counters.base import Counter, counters
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.counters.base import Counter, Countered, counters
 from fedleak.defenses.soteria import Soteria
 from fedleak.errors import AttackError
 from fedleak.models.inspect import last_linear
@@ -30,7 +29,7 @@ class SoteriaCounter(Counter):
     ways = ("columns", "leave-out")
     config: Soteria.Config
 
-    def observe(self, victim: Victim) -> None:
+    def observe(self, victim: Countered) -> None:
         """Find the columns.
 
         Raises

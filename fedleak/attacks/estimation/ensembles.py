@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedleak.attacks.coordinates import FrequencyCoordinates
 from fedleak.attacks.estimation.leaves import dead_leaves
-from fedleak.attacks.synthetic import synthetic_images
-from fedleak.observation import InputSpec
+from fedleak.attacks.images.coordinates import FrequencyCoordinates
+from fedleak.attacks.images.synthetic import synthetic_images
+from fedleak.modalities.image import InputSpec
 
 _CONTRAST = 0.35  # standard deviation of the logarithm of contrast between photographs
 _NOISE, _LEAVES = 0.4, 0.8  # parts of noise and of dead leaves; chosen on four images, where either alone was worse

@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from fedleak.attacks.coordinates import CONTRAST, OPPONENT
-from fedleak.observation import InputSpec
+from fedleak.attacks.images.coordinates import CONTRAST, OPPONENT
+from fedleak.modalities.image import InputSpec
 
 _SHAPES = 60
 _SMALLEST, _LARGEST = 1 / 24, 3 / 4  # radii in units of the longer side

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.errors import AttackError
-from fedleak.observation import InputSpec, Observation
+from fedleak.modalities.image import InputSpec
+from fedleak.observation import Observation
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 

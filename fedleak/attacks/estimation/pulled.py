@@ -12,10 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedleak.attacks.coordinates import FrequencyCoordinates
 from fedleak.attacks.estimation.network import ClampedNetwork
-from fedleak.attacks.objectives import cosine_distance
-from fedleak.attacks.priors import total_variation
+from fedleak.attacks.images.coordinates import FrequencyCoordinates
+from fedleak.attacks.images.priors import total_variation
+from fedleak.attacks.matching.objectives import cosine_distance
 
 SHARPNESS = (3.0, 30.0)
 TV, PULL = 0.02, 0.03

@@ -16,7 +16,7 @@ from fedleak.attacks.exact.batch_chain import separate_batch, walk_batch
 from fedleak.attacks.exact.chain import ImagePrior
 from fedleak.attacks.exact.count import count_layers
 from fedleak.attacks.exact.gauss_newton import fit
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.victims.base import Victim
 from fedleak.errors import AttackError
 from fedleak.models.inspect import ExecutionOrder
 from fedleak.observation import Observation, Tensors

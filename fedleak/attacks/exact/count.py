@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.attacks.exact.convolution import Geometry
+from fedleak.modalities.image import InputSpec
 from fedleak.models.inspect import ExecutionOrder, LeafCall, execution_order
-from fedleak.observation import InputSpec, LocalTraining
+from fedleak.observation import LocalTraining
 
 RELU_KNOWN = 0.5
 """Share of a ReLU's inputs taken to be positive, hence known, before anything is measured."""

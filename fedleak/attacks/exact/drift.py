@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from fedleak.attacks.exact.features import leading_pair
 from fedleak.errors import AttackError
-from fedleak.observation import InputSpec, LocalTraining, Tensors
+from fedleak.modalities.image import InputSpec
+from fedleak.observation import LocalTraining, Tensors
 
 _PASSES = 40
 _DONE = 3e-7

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.victims.base import Victim
 from fedleak.errors import AttackError
+from fedleak.modalities.image import InputSpec
 from fedleak.models.inspect import execution_order
-from fedleak.observation import InputSpec, Observation
+from fedleak.observation import Observation
 
 _RANK = 1e-6
 _NOISY = 1e-2

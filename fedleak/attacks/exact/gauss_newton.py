@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.func import functional_call, vjp
 
 from fedleak.attacks.base import Budget
-from fedleak.attacks.coordinates import FrequencyCoordinates
 from fedleak.attacks.exact.activations import invertible, preimage
 from fedleak.attacks.exact.separation import Separation
+from fedleak.attacks.images.coordinates import FrequencyCoordinates
 from fedleak.models.inspect import ExecutionOrder
 from fedleak.observation import Observation, Tensors
 

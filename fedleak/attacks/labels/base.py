@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from torch import nn
 
@@ -30,8 +30,5 @@ class LabelRule(ABC):
             If the model has no last linear layer to read, or the rule does not apply to the batch.
         """
 
-
-JOINT: Final = "joint"
-"""Named in place of a rule: the attack optimises soft labels together with the images (as in arXiv 1906.08935)."""
 
 label_rules: Registry[type[LabelRule]] = Registry("label rule", "fedleak.attacks.labels", LabelRule)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedleak.attacks.coordinates import FrequencyCoordinates
+from fedleak.attacks.images.coordinates import FrequencyCoordinates
 from fedleak.errors import AttackError
 from fedleak.models.inspect import last_linear
 from fedleak.observation import Observation, Tensors

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from fedleak.attacks.base import attacks
 from fedleak.client.training import gradient_of
 from fedleak.defenses.base import Situation, defenses
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, LocalTraining, Observation
-from fedleak.scenario import Model
+from fedleak.observation import LocalTraining, Observation
+from fedleak.scenario.schema import Model
 from fedleak.seeding import Seed
 
 INPUT = InputSpec((3, 8, 8), 5)

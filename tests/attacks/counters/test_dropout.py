@@ -9,7 +9,7 @@ from torch import Tensor
 from fedleak.attacks.base import attacks
 from fedleak.attacks.counters.base import counters
 from fedleak.attacks.counters.dropout_masks import read_masks
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.victims.base import Victim
 from fedleak.errors import ScenarioError
 
 

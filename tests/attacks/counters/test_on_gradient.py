@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedleak.attacks.counters.base import counters
 from fedleak.attacks.counters.grad_defense import quiet
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.victims.base import Victim
 
 CASES: list[Any] = [
     ("soteria", {"pruning_rate": 0.6}),

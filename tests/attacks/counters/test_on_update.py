@@ -7,16 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from fedleak.attacks.adaptive import JointVictim, clean, counters_of
 from fedleak.attacks.base import attacks
+from fedleak.attacks.counters.known import clean, counters_of
 from fedleak.attacks.counters.quantization import _unit
 from fedleak.attacks.natural import _at_noise
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.victims.base import Victim
+from fedleak.attacks.victims.joint import JointVictim
 from fedleak.defenses.base import Situation, defenses
 from fedleak.errors import AttackError
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, LocalTraining, Observation, Tensors, observe
-from fedleak.scenario import Model
+from fedleak.observation import LocalTraining, Observation, Tensors, observe
+from fedleak.scenario.schema import Model
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 

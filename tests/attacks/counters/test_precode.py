@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from fedleak.attacks.counters.base import counters
-from fedleak.attacks.victim import Victim
+from fedleak.attacks.victims.base import Victim
 from fedleak.errors import AttackError
 from fedleak.models import build_model
-from fedleak.scenario import Model
+from fedleak.scenario.schema import Model
 
 
 def test_one_images_draws_are_read_and_the_truth_is_matched_exactly(

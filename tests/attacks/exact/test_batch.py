@@ -7,12 +7,13 @@ from fedleak.attacks.exact.chain import ImagePrior, walk
 from fedleak.attacks.exact.features import classifier_features
 from fedleak.attacks.exact.separation import Separation
 from fedleak.data.samples import Samples
-from fedleak.evaluation.metrics import psnr
+from fedleak.evaluation.image.metrics import psnr
 from fedleak.evaluation.pairing import pair
+from fedleak.modalities.image import InputSpec
 from fedleak.models.inspect import execution_order
 from fedleak.models.zoo import build_model
-from fedleak.observation import InputSpec, observe
-from fedleak.scenario import Data, Model
+from fedleak.observation import observe
+from fedleak.scenario.schema import Data, Model
 from fedleak.threat import Knowledge
 
 SMALL = InputSpec((3, 16, 16), 10, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

@@ -2,9 +2,9 @@ import pytest
 from torch import nn
 
 from fedleak.attacks.exact.count import LayerCount, count, weakest
+from fedleak.modalities.image import InputSpec
 from fedleak.models.zoo import build_model
-from fedleak.observation import InputSpec
-from fedleak.scenario import Model
+from fedleak.scenario.schema import Model
 
 CIFAR = InputSpec((3, 32, 32), 10)
 

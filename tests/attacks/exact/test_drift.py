@@ -6,9 +6,10 @@ import torch
 from fedleak.attacks.base import attacks
 from fedleak.attacks.exact.drift import gradient_of
 from fedleak.data.samples import Samples
+from fedleak.modalities.image import InputSpec
 from fedleak.models.zoo import build_model
-from fedleak.observation import InputSpec, LocalTraining, observe
-from fedleak.scenario import Data, Model
+from fedleak.observation import LocalTraining, observe
+from fedleak.scenario.schema import Data, Model
 
 CIFAR = InputSpec((3, 32, 32), 10)
 

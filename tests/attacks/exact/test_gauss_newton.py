@@ -3,11 +3,12 @@ from torch import nn
 from torch.nn import functional
 
 from fedleak.attacks.base import Budget
-from fedleak.attacks.coordinates import FrequencyCoordinates
 from fedleak.attacks.exact.gauss_newton import BodyResiduals, fit, jacobian
 from fedleak.attacks.exact.separation import Separation
+from fedleak.attacks.images.coordinates import FrequencyCoordinates
+from fedleak.modalities.image import InputSpec
 from fedleak.models.inspect import execution_order
-from fedleak.observation import InputSpec, observe
+from fedleak.observation import observe
 
 SPEC = InputSpec((3, 8, 8), 10, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 

@@ -10,13 +10,15 @@ import fedleak
 from fedleak.attacks.exact.convolution import ConvolutionSystem, Geometry, solve
 from fedleak.attacks.exact.count import count, count_convolution
 from fedleak.attacks.exact.missing import completed_features, survivors
-from fedleak.check import check, difficulty
 from fedleak.data.samples import Samples
 from fedleak.defenses.base import Situation, defenses
-from fedleak.evaluation.metrics import psnr
+from fedleak.evaluation.image.metrics import psnr
+from fedleak.experiment.check import check
+from fedleak.experiment.difficulty import difficulty
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, Observation, observe
-from fedleak.scenario import Data, Model, parse_scenario
+from fedleak.observation import Observation, observe
+from fedleak.scenario.schema import Data, Model, parse_scenario
 from fedleak.seeding import Seed
 
 INPUT = InputSpec((3, 32, 32), 10)

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedleak.observation import InputSpec, LocalTraining, Observation
+from fedleak.modalities.image import InputSpec
+from fedleak.observation import LocalTraining, Observation
 
 
 class Constant(nn.Module):

@@ -6,7 +6,8 @@ from torch import nn
 
 from fedleak.attacks.labels.forward import forward, natural_inputs, random_inputs, surrogate_inputs
 from fedleak.errors import AttackError
-from fedleak.observation import InputSpec, observe
+from fedleak.modalities.image import InputSpec
+from fedleak.observation import observe
 
 
 class Normed(nn.Module):

@@ -6,9 +6,10 @@ from torch import nn
 
 from fedleak.attacks.labels.base import label_rules
 from fedleak.errors import AttackError
+from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import InputSpec, LocalTraining, observe
-from fedleak.scenario import Model
+from fedleak.observation import LocalTraining, observe
+from fedleak.scenario.schema import Model
 from fedleak.threat import Knowledge
 
 SHAPE = (3, 8, 8)

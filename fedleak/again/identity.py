@@ -1,0 +1,66 @@
+"""What decides an order's results, as one digest: results that were kept under another digest are made again."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fedleak.attacks
+from fedleak.attacks.base import Attack
+from fedleak.scenario.schema import AttackSpec, Scenario
+
+
+def attack_digest(scenario: Scenario, spec: AttackSpec, attack: Attack, shared: str) -> str:
+    """Return the digest of all that decides what ``attack`` makes of a capture, but the capture, the device and the threads.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        The run's; its other attacks do not count.
+    spec : AttackSpec
+        Which attack, and its parameters.
+    attack : Attack
+        Built from ``spec``.
+    shared : str
+        Digest of the network and of the public images; see :func:`fedleak.again.worker.tensors_digest`.
+    """
+    rest = scenario.model_copy(update={"attacks": ()}).digest
+    names = [scenario.model.name, *(defense.name for defense in scenario.defenses), *_texts(spec.parameters)]
+    code = sorted({hashlib.sha256(path.read_bytes()).hexdigest() for path in _sources(type(attack), names)})
+    return text_digest([version("fedleak"), str(torch.__version__), rest, spec.name, spec.parameters, shared, code])
+
+
+def text_digest(facts: Any) -> str:
+    """Return the SHA-256 of what JSON can hold."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _sources(attack: type[Attack], names: list[str]) -> Iterator[Path]:
+    """Yield the files of fedleak's own attacks, of the attack's class and its bases, and of each ``module:name`` in use."""
+    yield from Path(next(iter(fedleak.attacks.__path__))).rglob("*.py")
+    modules = [base.__module__ for base in attack.__mro__]
+    modules += [name.partition(":")[0] for name in names if ":" in name]
+    for name in modules:
+        module = sys.modules.get(name)
+        try:
+            found = inspect.getsourcefile(module) if module is not None else None
+        except TypeError:  # built in
+            continue
+        if found is not None and Path(found).is_file():
+            yield Path(found)
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [text for item in value for text in _texts(item)]
+    return [value] if isinstance(value, str) else []

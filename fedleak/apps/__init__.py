@@ -1,0 +1,1 @@
+"""fedleak inside somebody else's Flower app, and as one."""

@@ -1,0 +1,1 @@
+"""What attacks know of images: coordinates, priors, registration, synthetic ones."""

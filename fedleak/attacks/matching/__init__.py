@@ -1,0 +1,1 @@
+"""Gradient matching: the optimisation loop, and many starts in one tensor program."""

@@ -1,0 +1,308 @@
+"""The command line: ``fedleak run | attack | claim | sweep | deploy | leaderboard | report | list | explain | check``."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import click
+import typer
+from rich.markup import escape
+
+from fedleak import __version__
+from fedleak.cli import deploy, machines
+from fedleak.cli import sweep as sweeps
+from fedleak.cli.terminal import Device, Overrides, Quiet, ScenarioFile, Threads, Verbose, console, errors, interrupted, quieten
+from fedleak.errors import FedleakError, ScenarioError
+from fedleak.process.abandoned import leave
+
+if TYPE_CHECKING:
+    pass
+from fedleak.cli.ending import fail, finish
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="A federated-learning testbed with an attacker built in.\n\n"
+    "Flower clients train on private images; a curious server rebuilds their batches from the updates it receives. "
+    "Start with [bold]fedleak run scenarios/quickstart.toml[/bold], then open the report.html that it names.",
+)
+deploy.app.add_typer(machines.app)
+app.add_typer(deploy.app, name="deploy")
+
+
+@app.command()
+def run(
+    scenario: Annotated[Path | None, typer.Argument(show_default=False)] = None,
+    set_: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to make. [default: runs/NAME-TIME]", show_default=False)] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with this interrupted run folder, after its last whole round.")
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = 1,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run a scenario: train the federation, attack it in every round, write the run folder and its report.
+
+    SCENARIO is a TOML file, such as scenarios/quickstart.toml; leave it out with --resume.
+
+    Exit code: 0 done; 1 done, but clients failed or the run broke off; 2 wrong input, nothing started; 130 interrupted.
+    """
+    quieten(verbose)
+    from fedleak.cli.live import Live
+    from fedleak.experiment.run import run as run_scenario
+    from fedleak.scenario.schema import load_scenario
+
+    if resume is not None and (scenario is not None or out is not None or set_):
+        raise ScenarioError(
+            "--resume takes the folder's own scenario and goes on in the folder; leave out SCENARIO, --out and --set"
+        )
+    if resume is None and scenario is None:
+        raise ScenarioError("which scenario? expected a TOML file, such as: fedleak run scenarios/quickstart.toml")
+    given = load_scenario(scenario, set_ or []) if scenario is not None else resume
+    assert given is not None
+    place: list[Path] = []
+    with Live(errors, quiet=quiet) as live:
+        try:
+            options: Any = {"device": device, "threads": threads, "listener": live, "on_start": place.append}
+            result = run_scenario(given, out=out, resume=resume, **options)
+        except KeyboardInterrupt:
+            live.stop()
+            interrupted(place, "run")
+    finish(result)
+
+
+@app.command()
+def attack(
+    folder: Annotated[Path, typer.Argument(show_default=False)],
+    attack: Annotated[list[str], typer.Option("--attack", help="Attack to run (repeatable); `fedleak list` names them.")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Parameter of the attacks, such as --set restarts=3 (repeatable)."),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many reconstructions at a time, each in its process.", show_default=False),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Make them on Ray: auto, local or HOST:PORT.", show_default=False),
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = 1,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Attack a run's captures again, without the federation; an attack that it already holds is replaced.
+
+    FOLDER is that of a finished or interrupted run. An attack with --set title=NAME stands beside those of other names.
+
+    With --jobs or --ray the reconstructions are spread out, with the same results. Start the same command again after an
+    interrupt or a kill, and it makes only those that are missing. An attack that takes a round's updates together is spread by
+    rounds (by updates with --set together=1); one that must see the rounds in order runs as one task.
+    """
+    quieten(verbose)
+    from fedleak.cli.live import Live
+    from fedleak.experiment.attack_again import attack_run
+    from fedleak.scenario.schema import attack_specs
+
+    specs = attack_specs(attack, set_ or [])
+    with Live(errors, quiet=quiet) as live:
+        try:
+            result = attack_run(folder, specs, device=device, threads=threads, jobs=jobs, ray=ray, listener=live)
+        except KeyboardInterrupt:
+            live.stop()
+            given = {"--device": device, "--threads": threads, "--jobs": jobs, "--ray": ray}
+            words = ["attack", str(folder), *(word for name in attack for word in ("--attack", name))]
+            words += [word for item in set_ or [] for word in ("--set", item)]
+            words += [word for option, value in given.items() if value is not None for word in (option, str(value))]
+            interrupted([folder], shlex.join(words) if jobs or ray else "attack")
+    finish(result)
+
+
+@app.command()
+def claim(
+    file: Annotated[Path, typer.Argument(show_default=False)],
+    full: Annotated[bool, typer.Option("--full", help="The full form, for a GPU; the small one takes minutes on a CPU.")] = False,
+    set_: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the cases; those finished there are kept. [default: runs/NAME-TIME]", show_default=False),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all cases, and run none.")] = False,
+    device: Device = "auto",
+    threads: Threads = 1,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Put a published claim to the test: run its cases, and hold each figure against the range that the claim lets expect.
+
+    FILE is a TOML file, such as scenarios/claims/dlg.toml. Each case gets a run folder with a report.
+
+    Exit code: 0 all figures are in their ranges; 1 one is not; 2 wrong input, nothing started; 130 interrupted.
+    """
+    quieten(verbose)
+    from fedleak.cli.live import Live
+    from fedleak.cli.tables import findings_table
+    from fedleak.experiment import claims
+    from fedleak.experiment.check import check as check_scenario
+
+    form: Literal["small", "full"] = "full" if full else "small"
+    text = claims.read_claim(file)
+    console.print(f"[bold]{escape(text.claim)}[/bold]\n{escape(text.source)}", highlight=False, soft_wrap=True)
+    if dry_run:
+        for case, scenario in claims.load_claim(file, form, set_ or []):
+            check_scenario(scenario)
+            console.print(f"  {case.name}: can run; {len(case.expect)} figure(s) expected", highlight=False)
+        return
+    place: list[Path] = []
+    with Live(errors, quiet=quiet) as live:
+        try:
+            folder, findings = claims.run_claim(
+                file,
+                form=form,
+                overrides=set_ or [],
+                out=out,
+                device=device,
+                threads=threads,
+                listener=live,
+                on_case=lambda _, path: place.append(path.parent),
+            )
+        except KeyboardInterrupt:
+            live.stop()
+            interrupted(place[-1:], f"claim {file} --out {place[-1]}" if place else "claim")
+    console.print(findings_table(findings))
+    if text.verdict:
+        console.print(f"[dim]Of the run behind the file:[/dim] {escape(text.verdict)}", highlight=False, soft_wrap=True)
+    console.print(f"Reports: {escape(str(folder))}", highlight=False, soft_wrap=True)
+    if not all(finding.holds for finding in findings):
+        errors.print("Not every figure is in its range.", highlight=False)
+        sys.exit(1)
+
+
+app.command()(sweeps.sweep)
+app.command()(sweeps.leaderboard)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(show_default=False)]) -> None:
+    """Write the summary.json and report.html of the run in FOLDER again, from the rows that it holds; or a sweep's page."""
+    quieten(False)
+    from fedleak.experiment.manifest import write_summary
+    from fedleak.experiment.result import Result
+    from fedleak.report.html import write_report
+    from fedleak.runs.folder import RunFolder
+    from fedleak.sweeps.page.html import write_sweep_report
+
+    if (folder / "sweep.json").is_file():
+        console.print(f"Report: {escape(str(write_sweep_report(folder)))}", highlight=False, soft_wrap=True)
+        return
+    opened = RunFolder.open(folder)
+    summary = write_summary(opened)
+    write_report(folder)
+    finish(Result(folder, summary))
+
+
+@app.command("list")
+def list_() -> None:
+    """List what a scenario can name: attacks, defenses, label rules, data sources, models, strategies."""
+    quieten(False)
+    from fedleak.cli.catalogue import catalogue
+
+    for heading, entries in catalogue().items():
+        console.print(f"[bold]{heading}[/bold]")
+        width = max(len(name) for name in entries)
+        for name, line in entries.items():
+            console.print(f"  {name:<{width}}  {escape(line)}", highlight=False, soft_wrap=True)
+    console.print("\n[dim]fedleak explain NAME tells the formula, source and parameters of one.[/dim]")
+
+
+@app.command()
+def explain(
+    name: Annotated[str, typer.Argument(show_default=False)],
+) -> None:
+    """Explain one plugin: what it does, its formula and source, its parameters with their defaults, and what it needs.
+
+    NAME is one that `fedleak list` prints, or verdicts: the rules by which `fedleak sweep` judges a defense.
+    """
+    quieten(False)
+    from fedleak.cli.catalogue import explanation
+
+    console.print(escape(explanation(name)), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def check(scenario: ScenarioFile, set_: Overrides = None) -> None:
+    """Validate a scenario, and say how hard its case is, before anything is spent.
+
+    SCENARIO is a TOML file, such as scenarios/quickstart.toml.
+    """
+    quieten(False)
+    from fedleak.cli.tables import counts_table
+    from fedleak.experiment.check import check as check_scenario
+    from fedleak.experiment.difficulty import difficulty
+    from fedleak.scenario.schema import load_scenario
+
+    checked = check_scenario(load_scenario(scenario, set_ or []))
+    found = difficulty(checked)
+    console.print(
+        f"[bold]{escape(checked.scenario.name)}[/bold] can run. Digest {checked.scenario.digest[:12]}.", highlight=False
+    )
+    width = max(len(name) for name, _ in found.facts)
+    for name, value in found.facts:
+        console.print(f"  {name:<{width}}  {escape(value)}", highlight=False, soft_wrap=True)
+    console.print(counts_table(found.layers))
+    console.print(escape(found.verdict), highlight=False, soft_wrap=True)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.print(f"fedleak {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Hold the options that stand before a command."""
+
+
+def program() -> None:
+    """Be the program ``fedleak``: run the command line, and end the process with it.
+
+    At once, if an attack was left behind that could not be stopped. Whoever calls :func:`main` goes on living.
+    """
+    try:
+        main()
+    except BaseException as end:
+        leave(end)
+        raise
+
+
+def main() -> NoReturn:
+    """Run the command line; turn expected errors into one line and an exit code."""
+    sys.path.insert(0, str(Path.cwd()))  # a scenario may name the user's own module beside it
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.UsageError as error:
+        # Typer and Click may both add the same suggestion.
+        message = re.sub(r"( Did you mean [^?]*\?)\1", r"\1", error.format_message())
+        command = error.ctx.command_path if error.ctx else "fedleak"
+        fail("error", f"{message} See {command} --help.", 2)
+    except ScenarioError as error:
+        fail("error", str(error), 2)
+    except FedleakError as error:
+        fail("failed", str(error), 1)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)

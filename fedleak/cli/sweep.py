@@ -1,0 +1,162 @@
+"""The commands ``fedleak sweep`` and ``fedleak leaderboard``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.markup import escape
+
+from fedleak.cli.terminal import Device, Overrides, Quiet, Verbose, console, errors, interrupted, quieten
+
+if TYPE_CHECKING:
+    from fedleak.experiment.check import Checked
+    from fedleak.sweeps.plan import Cell
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(show_default=False)],
+    full: Annotated[bool, typer.Option("--full", help="The file's full form, for a GPU; the small one is the default.")] = False,
+    set_: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the sweep; what is finished there is kept; runs/NAME by default.", show_default=False),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time, one thread each; as many as cores by default.", show_default=False)
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: auto, local or HOST:PORT.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list all runs, start none.")] = False,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    r"""Run a scenario under many defenses, threats, networks and seeds; judge each.
+
+    FILE is TOML: a scenario, what to vary, and the defenses. For example:
+
+      name = "noise"
+      \[scenario.data]                   # as in a scenario's own file
+      source = "samples"
+      [\[scenario.attacks]]
+      name = "closed-form"
+      [\[axes]]                          # every combination is one run
+      key = "seed"
+      values = \[1, 2]
+      [\[axes]]
+      name = "network"
+      variants = \[{name = "narrow", set = \["model.channels=6"]},
+                  {name = "wide", set = \["model.channels=12"]}]
+      [\[defenses]]                      # each on its own, and none, unasked
+      name = "gaussian-noise"
+      strengths.std = \[1e-4, 1e-2]
+      [\[defenses]]
+      title = "clip+noise"
+      chain = \[{name = "clipping", max_norm = 1.0},
+               {name = "gaussian-noise", std = 1e-3}]
+
+    Runs go side by side on the cores. Start the same command again after an
+    interrupt or a kill and it goes on: nothing finished is repeated, a run that
+    was broken off goes on after its last whole round, one that failed is tried
+    again. Two sweeps cannot work in one folder at a time.
+
+    The folder holds sweep.html (verdicts, charts, images), sweep.jsonl and
+    sweep.csv (one line for each run and attack), and cells/ (the run folders).
+    The rules of the verdicts (leaks, degrades, blocks, inconclusive):
+    fedleak explain verdicts.
+
+    Exit code: 0 done; 1 done, but runs or clients failed; 2 wrong input,
+    nothing started; 130 interrupted.
+    """
+    quieten(verbose)
+    from fedleak.cli.sweep_live import LiveSweep, verdict_table
+    from fedleak.sweeps.plan import load_sweep
+    from fedleak.sweeps.sweep import check_cells
+    from fedleak.sweeps.sweep import sweep as run_sweep
+
+    form: Literal["small", "full"] = "full" if full else "small"
+    if dry_run:
+        checked = check_cells(load_sweep(file, form, set_ or []), str(file))
+        if not full:
+            _try_full(file, set_ or [])
+        _list_cells(checked)
+        return
+    place: list[Path] = []
+    with LiveSweep(errors, quiet=quiet) as live:
+        try:
+            result = run_sweep(
+                file,
+                form=form,
+                overrides=set_ or [],
+                out=out,
+                device=device,
+                jobs=jobs,
+                ray=ray,
+                watcher=live,
+                on_start=place.append,
+            )
+        except KeyboardInterrupt:
+            live.stop()
+            interrupted(place, _again(file, full, set_ or [], out, ray))
+    console.print(verdict_table(result.verdicts))
+    console.print(f"Report: {escape(str(result.report))}", highlight=False, soft_wrap=True)
+    if result.failed:
+        cells = len({row["cell"] for row in result.failed})
+        errors.print(
+            f"[red]{cells} run(s) failed[/red]; the report names them. Start it again to try them again.", highlight=False
+        )
+        sys.exit(1)
+
+
+def leaderboard(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("leaderboard.html"),
+) -> None:
+    """Make one static page out of many runs, by threat model.
+
+    DIR is a run folder, or the folder of a sweep, of which every finished run
+    counts. The page shows each attack undefended and against each defense, with
+    data, network and batch beside it; runs that differ in the seed alone are
+    one line. Unfinished runs are left out, and named.
+    """
+    quieten(False)
+    from fedleak.sweeps.leaderboard import leaderboard as make
+
+    board = make(folders, out)
+    if board.unfinished:
+        errors.print(f"{len(board.unfinished)} unfinished run(s) left out; the page names them.", highlight=False)
+    console.print(f"{len(board.lines)} lines: {escape(str(board.page))}", highlight=False, soft_wrap=True)
+
+
+def _try_full(file: Path, overrides: list[str]) -> None:
+    """Refuse a file whose full form does not read, though it is the small one that was asked for; its data is not opened."""
+    from fedleak.errors import ScenarioError
+    from fedleak.experiment.plugins import check_plugins
+    from fedleak.sweeps.plan import load_sweep
+
+    try:
+        for cell in load_sweep(file, "full", overrides).cells:
+            check_plugins(cell.scenario)
+    except ScenarioError as error:
+        raise ScenarioError(f"with --full: {error}") from error
+
+
+def _list_cells(cells: list[tuple[Cell, Checked]]) -> None:
+    for number, (cell, checked) in enumerate(cells, start=1):
+        attacks = ", ".join(spec.result_name for spec in checked.scenario.attacks) or "no attack"
+        console.print(f"{number:>4}  {escape(cell.name)}  [dim]{escape(attacks)}[/dim]", highlight=False, soft_wrap=True)
+    control = sum(cell.control for cell, _ in cells)
+    console.print(f"{len(cells)} runs can start, {control} of them undefended.", highlight=False)
+
+
+def _again(file: Path, full: bool, overrides: list[str], out: Path | None, ray: str | None) -> str:
+    """Return the command that goes on, to be pasted into a shell."""
+    words = ["sweep", str(file), *(["--full"] if full else []), *(word for item in overrides for word in ("--set", item))]
+    words += ["--out", str(out)] if out is not None else []
+    words += ["--ray", ray] if ray is not None else []
+    return shlex.join(words)

@@ -1,0 +1,59 @@
+"""Which private images a client trains on in a round: a pure function of the scenario, the client and the round.
+
+Training and, after the attack, the evaluation's query both call it, so that a client keeps no copy of its batch and
+survives a restart between the two.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedleak.data.federated import FederatedData, federated_data
+from fedleak.scenario.schema import Scenario
+from fedleak.seeding import Seed
+
+Indices = NDArray[np.int64]
+
+
+def client_data(scenario: Scenario) -> FederatedData:
+    """Return the scenario's data, opened and split once per process."""
+    return federated_data(scenario.data, scenario.federation.clients, scenario.seed)
+
+
+def local_steps(scenario: Scenario, shard_size: int, client: int, server_round: int) -> list[Indices]:
+    """Return the positions in the shard of each local step's batch.
+
+    FedSGD takes one batch a round and walks through the shard, reshuffled after each pass, so that rounds see new
+    images until the shard is used up. FedAvg takes ``epochs`` shuffled passes in batches (the last may be smaller),
+    or ``steps`` batches of as many passes as that needs.
+
+    Returns
+    -------
+    list of ndarray
+        One (batch,) int64 array a local step.
+    """
+    seed = Seed(scenario.seed).derive("batch", client)
+    size = min(scenario.local.batch_size, shard_size)
+    if scenario.federation.protocol == "fedsgd":
+        per_pass = shard_size // size
+        number, place = divmod(server_round - 1, per_pass)
+        order = _shuffled(seed.derive("pass", number), shard_size)
+        return [order[place * size : (place + 1) * size]]
+    steps: list[Indices] = []
+    wanted = scenario.local.steps or scenario.local.epochs * -(-shard_size // size)
+    epoch = 0
+    while len(steps) < wanted:
+        order = _shuffled(seed.derive("round", server_round, "epoch", epoch), shard_size)
+        steps += [order[start : start + size] for start in range(0, shard_size, size)]
+        epoch += 1
+    return steps[:wanted]
+
+
+def private_batch(scenario: Scenario, shard_size: int, client: int, server_round: int) -> Indices:
+    """Return the distinct shard positions behind the client's update, ascending."""
+    return np.unique(np.concatenate(local_steps(scenario, shard_size, client, server_round)))
+
+
+def _shuffled(seed: Seed, size: int) -> Indices:
+    return seed.numpy().permutation(size).astype(np.int64)

@@ -1,0 +1,108 @@
+"""Write one part of a federation's data for each machine; :mod:`fedleak.data.shards` reads them."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fedleak.data.base import ImageSet
+from fedleak.data.federated import federated_data
+from fedleak.data.images import PillowImages
+from fedleak.data.shards import FACTS, FORMAT, fingerprint
+from fedleak.errors import ScenarioError
+from fedleak.scenario.schema import Data
+
+_CHUNK = 256
+
+
+def write_shards(data: Data, clients: int, seed: int, out: Path) -> list[Path]:
+    """Write a folder for each client, and one for the server.
+
+    Parameters
+    ----------
+    data, clients, seed
+        Of the scenario.
+    out : Path
+        Folder to make.
+
+    Returns
+    -------
+    list of Path
+        The folders; the server's is the last.
+
+    Raises
+    ------
+    ScenarioError
+        If ``out`` exists or cannot be written, or an image cannot be kept without loss.
+    """
+    folders = [out / f"client-{client}" for client in range(clients)] + [out / "server"]
+    if out.exists():
+        raise ScenarioError(f"{out}: exists already; choose another --out, or remove it")
+    write_parts(data, clients, seed, folders)
+    return folders
+
+
+def write_parts(data: Data, clients: int, seed: int, folders: Sequence[Path]) -> None:
+    """Write each client's part, then the server's, into folders that do not exist yet.
+
+    Raises
+    ------
+    ScenarioError
+        If one cannot be written, or an image cannot be kept without loss.
+    """
+    whole = federated_data(data.model_copy(update={"shard": None}), clients, seed)
+    source = whole.source
+    facts = {
+        "format": FORMAT,
+        "made_for": fingerprint(data, clients, seed),
+        "shape": whole.input.shape,
+        "sizes": [len(shard) for shard in whole.shards],
+        "image_size": source.train.image_size if isinstance(source.train, PillowImages) else None,
+        "class_names": list(source.class_names),
+        "mean": list(source.mean),
+        "std": list(source.std),
+    }
+    try:
+        for client, (folder, shard) in enumerate(zip(folders[:-1], whole.shards, strict=True)):
+            _write_part(folder, {**facts, "client": client}, "train.parquet", source.train, shard.tolist())
+        everything = range(len(source.test)) if source.test is not None else ()
+        _write_part(folders[-1], {**facts, "client": None}, "test.parquet", source.test, everything)
+    except OSError as error:
+        raise ScenarioError(f"{error.filename}: cannot be written ({error.strerror})") from error
+
+
+def _write_part(folder: Path, facts: dict[str, Any], name: str, images: ImageSet | None, indices: Sequence[int]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(mode=0o700)
+    if images is not None:
+        schema = pa.schema([("image", pa.binary()), ("label", pa.int64())])
+        with pq.ParquetWriter(folder / name, schema) as writer:
+            for start in range(0, len(indices), _CHUNK):
+                chunk = indices[start : start + _CHUNK]
+                encoded = [_encoded(images, index) for index in chunk]
+                labels = images.labels[np.asarray(chunk)].tolist()
+                writer.write_table(pa.table({"image": encoded, "label": labels}, schema=schema))
+    (folder / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+
+def _encoded(images: ImageSet, index: int) -> bytes:
+    """Return the bytes of an image file; of an image that never was one, a PNG, if that keeps every bit."""
+    if isinstance(images, PillowImages):
+        return images.encoded(index)
+    pixels = images.load([index])[0]
+    levels = (pixels * 255).round()
+    if not torch.equal(levels / 255, pixels) or pixels.shape[0] != 3:
+        raise ScenarioError(f"training image {index}: its pixels are no 8-bit RGB, so that no file keeps them without loss")
+    buffer = io.BytesIO()
+    Image.fromarray(levels.byte().permute(1, 2, 0).numpy()).save(buffer, format="PNG")
+    return buffer.getvalue()

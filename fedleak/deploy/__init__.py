@@ -1,0 +1,1 @@
+"""Machines: certificates, services, and one folder for each of them."""

@@ -1,0 +1,130 @@
+"""Attack the observations of a finished run again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from flwr.serverapp import Grid
+
+from fedleak.again.spread import PROBLEMS as AGAIN_PROBLEMS
+from fedleak.again.spread import ROWS, Runner, attack_here, attack_spread, forget_orders, runner_for
+from fedleak.again.worker import pack
+from fedleak.engines.select import engine
+from fedleak.errors import ScenarioError
+from fedleak.events import Listener, silent
+from fedleak.experiment.check import Checked, check, pick_device
+from fedleak.experiment.manifest import refuse_own_app, write_summary
+from fedleak.experiment.plugins import build_attack
+from fedleak.experiment.result import Result
+from fedleak.observation import Observation
+from fedleak.printable import clean_log
+from fedleak.report.html import write_report
+from fedleak.runs.folder import PROBLEMS, Row, RunFolder
+from fedleak.scenario.schema import AttackSpec
+from fedleak.server.app import Serving, make_spy, public_images
+from fedleak.wire.directory import Directory
+
+
+def attack_run(
+    path: str | Path,
+    specs: Sequence[AttackSpec | str],
+    *,
+    device: str = "auto",
+    threads: int = 1,
+    jobs: int | None = None,
+    ray: str | None = None,
+    listener: Listener = silent,
+) -> Result:
+    """Attack the observations of a finished run again, without the federation; its clients only grade the results.
+
+    With ``jobs`` or ``ray`` the reconstructions are made elsewhere, with the same results. Called again after an interrupt or a
+    kill, with the same attacks, it then makes only those that are missing; without, it starts anew.
+
+    Parameters
+    ----------
+    path : str or Path
+        The run folder.
+    specs : sequence of AttackSpec or str
+        Which attacks; an attack that the run already holds replaces its rows.
+    device : str
+        Where attacks compute; ``"auto"`` is CUDA if there is any. With ``ray``, ``"cuda"`` is a GPU of the cluster for each
+        reconstruction; that is untested.
+    threads : int
+        Threads of each reconstruction; one gives the same numbers on every machine.
+    jobs : int, optional
+        Make so many reconstructions at a time, each in a process of its own.
+    ray : str, optional
+        Make them on this Ray cluster: ``"auto"``, ``"local"`` or ``"HOST:PORT"``; ``jobs`` at a time, or as many as it has room
+        for. Its machines are sent the captures, and never see a private image.
+    listener : callable
+        Told what happens.
+
+    Raises
+    ------
+    ScenarioError
+        If the folder holds no observations, or an attack is unknown or needs what the run's threat model withholds; or there is
+        no such cluster, or another run or attack is at work in the folder.
+    """
+    clean_log()
+    folder = RunFolder.open(Path(path))
+    refuse_own_app(folder, "be attacked again; name the attacks in fedleak.curious(attacks=...), and start the app again")
+    remote = ray is not None and device.partition(":")[0] == "cuda"  # a GPU that this machine need not have
+    device = "cuda" if remote else pick_device(device)
+    wanted = tuple(AttackSpec(name=spec) if isinstance(spec, str) else spec for spec in specs)
+    with folder.alone():
+        checked = _check_again(folder, wanted, "cpu" if remote else device)
+        with runner_for(jobs=jobs, ray=ray, threads=threads, device=device) as runner:
+            summary = _attack_again(Serving(checked.scenario, folder, device, listener), checked, threads, runner)
+    return Result(folder.path, summary)
+
+
+def _check_again(folder: RunFolder, wanted: tuple[AttackSpec, ...], device: str) -> Checked:
+    """Return the run's scenario with other attacks, if they can attack what it captured."""
+    scenario = folder.scenario
+    kind = Observation.load(next(folder.captures())).kind if any(folder.captures()) else None
+    if kind is None:
+        raise ScenarioError(f"{folder.path}: no observations under captures/; the run was not curious, or no round was finished")
+    for number, spec in enumerate(wanted):
+        build_attack(spec, f"attacks[{number}]", kind, scenario.threat.granted)
+    # A deployed server's own folder holds no images to grade against; here one process plays all clients.
+    federation = scenario.federation.model_copy(update={"engine": "inprocess", "client_resources": None})
+    data = scenario.data.model_copy(update={"shard": None})
+    return check(scenario.model_copy(update={"attacks": wanted, "data": data, "federation": federation}), device)
+
+
+def _attack_again(serving: Serving, checked: Checked, threads: int, runner: Runner | None) -> Row:
+    """Attack the captures, and put the rows in place of earlier ones, even those of an attack that breaks off."""
+    folder, wanted = serving.folder, serving.scenario.attacks
+    shared, whole = b"", False
+    if runner is not None:
+        public = public_images(serving.scenario, checked.data)
+        shared = pack(serving.scenario, checked.model, checked.data.input, public)
+
+    def again(grid: Grid, directory: Directory) -> None:
+        nonlocal whole
+        spy = make_spy(serving, directory, checked.model, checked.data, rows=ROWS, problems=AGAIN_PROBLEMS)
+        if runner is None:
+            attack_here(spy, folder, grid)
+        else:
+            whole = attack_spread(spy, serving, grid, shared, threads, runner)
+
+    for name in (ROWS, AGAIN_PROBLEMS):  # of an attack that was killed
+        (folder.path / name).unlink(missing_ok=True)
+    replaced: set[str] = set()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        engine("inprocess").run(serving.scenario, again)
+        replaced = {spec.result_name for spec in wanted}
+    finally:
+        torch.set_num_threads(before)
+        folder.merge_rows(ROWS, replaced)
+        folder.merge_rows(AGAIN_PROBLEMS, replaced, PROBLEMS)
+        folder.add_attacks(wanted)
+        if whole:
+            forget_orders(folder)
+        summary = write_summary(folder)
+        write_report(folder.path)
+    return summary

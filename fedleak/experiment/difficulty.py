@@ -1,0 +1,131 @@
+"""How hard a case is, before anything is spent: unknowns, equations, and what blurs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+from torch import nn
+
+from fedleak.attacks.auto import Auto, plan
+from fedleak.attacks.exact.count import LayerCount, count_update
+from fedleak.data.batches import private_batch
+from fedleak.defenses.gradient_pruning import GradientPruning
+from fedleak.defenses.random_masking import RandomMasking
+from fedleak.defenses.secagg_view import only_sums
+from fedleak.experiment.check import Checked
+from fedleak.positions.observing import local_training
+from fedleak.printable import plural
+from fedleak.scenario.schema import Scenario
+from fedleak.threat import Knowledge
+
+_REMOVED = {RandomMasking.name: "p", GradientPruning.name: "ratio"}  # share of the entries, in the defense's parameters
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """How hard the case is for any attack, in facts.
+
+    Attributes
+    ----------
+    facts : list of (str, str)
+        Name and value, in reading order.
+    layers : list of LayerCount
+        Equations against unknowns: layer by layer where the network is a plain chain and the update one gradient, and
+        last for the whole.
+    verdict : str
+        One or two sentences.
+    """
+
+    facts: list[tuple[str, str]]
+    layers: list[LayerCount]
+    verdict: str
+
+
+def difficulty(checked: Checked) -> Difficulty:
+    """Say how hard it is to rebuild one client's batch, or a cohort's from its sum: unknowns, equations, and what blurs them."""
+    scenario, data, model = checked.scenario, checked.data, checked.model
+    clients = scenario.federation.sampled if only_sums(scenario) else 1
+    shards = [data.shard(client) for client in range(clients)]
+    batches = [shard[private_batch(scenario, len(shard), client, 1)] for client, shard in enumerate(shards)]
+    positions = np.concatenate(batches)
+    local = replace(local_training(scenario, len(positions), clients), num_examples=len(positions))
+    parameters = sum(p.numel() for p in model.parameters())
+    unknowns = len(positions) * prod(data.input.shape)
+    # On the server of a deployment nobody knows the labels.
+    labels = data.labels(positions).tolist() if len(data.source.train) else []
+    repeats = len(labels) - len(set(labels))
+    batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    dropout = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules())
+    mode = scenario.local.mode
+    defended = ", ".join(defense.name for defense in scenario.defenses)
+    facts = [
+        (
+            "images in one update" if clients == 1 else f"images in the sum of {clients} clients",
+            f"{len(positions)} of {' x '.join(map(str, data.input.shape))}",
+        ),
+        ("unknown pixels", f"{unknowns:,}"),
+        ("parameters", f"{parameters:,} ({parameters / unknowns:.2f} for each unknown pixel)"),
+        ("update", _update(scenario, local.steps)),
+        (
+            "labels (client 0, round 1)" if clients == 1 else f"labels (clients 0 to {clients - 1}, round 1)",
+            f"{repeats} of {len(positions)} repeat another's" if repeats else "all different" if labels else "not known here",
+        ),
+        ("BatchNorm", f"yes, in {mode} mode" if batchnorm else "none"),
+        ("dropout", f"yes, in {mode} mode" if dropout else "none in the model"),
+        ("defenses", defended or "none"),
+        ("attacker knows", f"{', '.join(sorted(scenario.threat.granted)) or 'the updates alone'} ({scenario.threat.preset})"),
+        ("attacks", ", ".join(spec.result_name for spec in scenario.attacks) if scenario.server.curious else "none: not curious"),
+    ]
+    if any(spec.name == Auto.name for spec in scenario.attacks):
+        known = [defense.name for defense in scenario.defenses if Knowledge.DEFENSE in scenario.threat.granted]
+        chosen = plan(model, data.input, local, "gradient" if scenario.federation.protocol == "fedsgd" else "weights", known)
+        facts.append(("auto would run", "; if that fails, ".join(str(step) for step in chosen)))
+    blurs = {
+        plural(local.steps, "local step"): local.steps > 1,
+        "BatchNorm in train mode": batchnorm and mode == "train",
+        "dropout in train mode": dropout and mode == "train",
+        f"the defenses ({defended})": bool(scenario.defenses),
+    }
+    layers = count_update(model, data.input, local, _kept(scenario))
+    return Difficulty(facts, layers, _verdict(layers, [name for name, applies in blurs.items() if applies]))
+
+
+def _kept(scenario: Scenario) -> float:
+    """Return the share of an update's entries that the defenses leave, as far as they say it."""
+    removed = [spec.parameters.get(_REMOVED[spec.name], 0.0) for spec in scenario.defenses if spec.name in _REMOVED]
+    return float(prod(1 - share for share in removed))
+
+
+def _update(scenario: Scenario, steps: int) -> str:
+    return (
+        "the gradient of one batch"
+        if scenario.federation.protocol == "fedsgd"
+        else f"weights after {plural(steps, 'local step')}"
+    )
+
+
+def _verdict(counts: list[LayerCount], blurs: list[str]) -> str:
+    *layers, whole = counts
+    if whole.slack < 0:
+        return (
+            f"No attack can be exact: the update gives at most {whole.equations:,} equations for {whole.unknowns:,} unknown "
+            "pixels. A prior on images must fill the rest."
+        )
+    short = [layer.layer for layer in layers if layer.slack < 0]
+    if blurs:
+        verdict = f"The equations would suffice, but between them and the images: {', '.join(blurs)}."
+    elif not layers:
+        verdict = "The update holds enough equations as a whole; the network is no plain chain of layers, so more cannot be said."
+    elif short:
+        verdict = "The update holds enough equations as a whole: an exact reconstruction is not excluded."
+    elif any(layer.slack < 0.1 * layer.unknowns for layer in layers if layer.kind != "Linear"):
+        verdict = "The equations suffice on paper, with less than 10 % to spare: expect float32 rounding to decide."
+    else:
+        verdict = "The equations suffice: an exact reconstruction is possible."
+    if short:
+        verdict += (
+            f" Solving layer by layer ends at {', '.join(short)}, which falls short alone; the layers must be solved together."
+        )
+    return verdict

@@ -1,0 +1,140 @@
+"""Whether the plugins of a scenario go together, as far as that can be told without its data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from fedleak.attacks.adaptive import Adaptive
+from fedleak.attacks.base import JOINT, Attack, attacks
+from fedleak.attacks.counters.base import counters
+from fedleak.attacks.labels.base import label_rules
+from fedleak.defenses.base import defenses
+from fedleak.defenses.chain import check_combination
+from fedleak.errors import DefenseError, ParameterError, ScenarioError
+from fedleak.observation import UpdateKind
+from fedleak.registry import Registry
+from fedleak.scenario.schema import AttackSpec, Named, Scenario
+from fedleak.server.strategies import build_strategy
+from fedleak.threat import Knowledge, presets_granting
+
+_SENT = {"gradient": "gradients, which FedSGD sends", "weights": "weights, which FedAvg sends"}
+
+
+def build_attack(spec: AttackSpec, where: str, kind: UpdateKind, granted: frozenset[Knowledge]) -> Attack:
+    """Return the attack of ``spec``, if the threat model lets it run.
+
+    Raises
+    ------
+    ScenarioError
+        If the attack or one of its parameters is unknown, or it needs knowledge that is not granted.
+    """
+    attack: Attack = _build(attacks, spec, where, also=[key for key in AttackSpec.model_fields if key != "name"])
+    if kind not in attack.kinds:
+        other = {"gradient": "fedavg", "weights": "fedsgd"}[kind]
+        raise ScenarioError(
+            f"{where}: attack '{spec.name}' cannot read {_SENT[kind]}; leave it out, or set federation.protocol = '{other}'"
+        )
+    needed = attack.needs(kind)
+    _check_granted(f"{where}: attack '{spec.name}'", needed, granted, needed)
+    if attack.config.labels and attack.config.labels != JOINT:
+        try:
+            rule = label_rules.get(attack.config.labels)
+        except ScenarioError as error:
+            raise ScenarioError(f"{where}.labels: {error}") from error
+        _check_granted(f"{where}.labels: label rule '{attack.config.labels}'", rule.requires, granted, needed | rule.requires)
+    return attack
+
+
+def _build(registry: Registry[Any], spec: Named, where: str, also: Iterable[str] = ()) -> Any:
+    try:
+        plugin = registry.get(spec.name)
+    except ScenarioError as error:
+        raise ScenarioError(f"{where}.name: {error}") from error
+    try:
+        return plugin(**spec.parameters)
+    except ParameterError as error:
+        raise error.at(where, also) from error
+
+
+def _check_granted(
+    who: str, needed: frozenset[Knowledge], granted: frozenset[Knowledge], altogether: frozenset[Knowledge]
+) -> None:
+    missing = sorted(fact.value for fact in needed - granted)
+    if not missing:
+        return
+    remedies = []
+    if needed - granted - {Knowledge.DEFENSE}:
+        remedies.append("threat.preset to one of: " + ", ".join(presets_granting(altogether)))
+    if Knowledge.DEFENSE in needed - granted:
+        remedies.append("threat.defense_known = true")
+    raise ScenarioError(
+        f"{who} needs knowledge that the threat model does not grant: {', '.join(missing)}; set {' and '.join(remedies)}"
+    )
+
+
+def check_plugins(scenario: Scenario) -> None:
+    """Refuse what can be told without the data: a plugin, a parameter, or two that do not go together.
+
+    Raises
+    ------
+    ScenarioError
+        With one line, as :func:`check`.
+    """
+    build_strategy(scenario)
+    protocol = scenario.federation.protocol
+    _check_client_resources(scenario)
+    titles: dict[str, int] = {}
+    for number, spec in enumerate(scenario.attacks):
+        if (other := titles.setdefault(spec.result_name, number)) != number:
+            raise ScenarioError(
+                f"attacks[{number}]: attacks[{other}] is called '{spec.result_name}' in the results too; "
+                f'give one of them a name of its own, such as title = "{spec.result_name}-2"'
+            )
+        build_attack(spec, f"attacks[{number}]", "gradient" if protocol == "fedsgd" else "weights", scenario.threat.granted)
+        late = [r for r in spec.rounds if r > scenario.federation.rounds] if spec.rounds != "all" else []
+        if late:
+            raise ScenarioError(
+                f"attacks[{number}].rounds: round {late[0]} comes after the last one, federation.rounds = "
+                f"{scenario.federation.rounds}; leave it out, or run more rounds"
+            )
+    for number, defense in enumerate(scenario.defenses):
+        built = _build(defenses, defense, f"defenses[{number}]")
+        if protocol not in built.protocols:
+            fitting = " or ".join(f"'{name}'" for name in sorted(built.protocols))
+            raise ScenarioError(
+                f"defenses[{number}]: defense '{defense.name}' cannot be used with federation.protocol = '{protocol}'; "
+                f"leave it out, or set the protocol to {fitting}"
+            )
+    unknown = [defense.name for defense in scenario.defenses if defense.name not in counters.names()]
+    for number, spec in enumerate(scenario.attacks if unknown else ()):
+        if spec.name == Adaptive.name:
+            raise ScenarioError(
+                f"attacks[{number}]: '{spec.name}' has no counter to the defense '{unknown[0]}'; it has one for each of "
+                f"{', '.join(counters.names())}"
+            )
+    try:
+        check_combination([defenses.get(spec.name) for spec in scenario.defenses])
+    except DefenseError as error:
+        raise ScenarioError(f"defenses: {error}") from error
+    if protocol == "fedsgd" and (scenario.local.steps or scenario.local.epochs > 1):
+        raise ScenarioError(
+            f"local.{'steps' if scenario.local.steps else 'epochs'}: FedSGD sends the gradient of one batch and takes no local "
+            "steps; leave it out, or set federation.protocol = 'fedavg'"
+        )
+
+
+def _check_client_resources(scenario: Scenario) -> None:
+    resources, engine, device = scenario.federation.client_resources, scenario.federation.engine, scenario.local.device
+    if resources is None:
+        return
+    if engine != "ray":
+        raise ScenarioError(
+            f"federation.client_resources: only engine 'ray' shares a machine out among clients, and federation.engine is "
+            f"'{engine}'; leave it out, or set federation.engine = 'ray'"
+        )
+    if resources.num_gpus and device != "cuda":
+        raise ScenarioError(
+            f"federation.client_resources.num_gpus: {resources.num_gpus:g} of a GPU is asked for each client, which trains on "
+            f"local.device = '{device}'; set local.device = 'cuda' (Ray shows a client its own GPU alone), or leave num_gpus out"
+        )

@@ -1,0 +1,158 @@
+"""Run a scenario, attack a finished run again, or call an attack by name: what the command line calls too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedleak.attacks.base import Attack, attacks
+from fedleak.defenses.base import defenses
+from fedleak.engines.base import Engine
+from fedleak.engines.select import engine
+from fedleak.errors import FedleakError, ScenarioError
+from fedleak.events import Listener, silent
+from fedleak.experiment.check import Checked, check, pick_device
+from fedleak.experiment.manifest import default_folder, make_manifest, refuse_own_app, write_summary
+from fedleak.experiment.plugins import check_plugins
+from fedleak.experiment.result import Result
+from fedleak.printable import clean_log, one_line
+from fedleak.report.html import write_report
+from fedleak.runs.folder import Row, RunFolder, refuse_existing
+from fedleak.scenario.schema import Scenario, load_scenario
+from fedleak.server.app import Serving, federate
+
+
+def attack(name: str, **parameters: Any) -> Attack:
+    """Return the attack called ``name``, to be called with observations and a model.
+
+    Raises
+    ------
+    ScenarioError
+        If the attack or a parameter is unknown.
+    """
+    return attacks.get(name)(**parameters)
+
+
+def run(
+    scenario: Scenario | str | Path,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    device: str = "auto",
+    threads: int = 1,
+    listener: Listener = silent,
+    on_start: Callable[[Path], None] | None = None,
+    where: Engine | None = None,
+) -> Result:
+    """Run a scenario's federation, attack it in every round, and write its run folder and report.
+
+    Parameters
+    ----------
+    scenario : Scenario, str or Path
+        The experiment, or its TOML file. Ignored with ``resume``, which takes the folder's own.
+    out : str or Path, optional
+        The run folder to make; by default ``runs/NAME-TIME``.
+    resume : str or Path, optional
+        The folder of an interrupted run, to go on after its last whole round.
+    device : str
+        Where attacks compute; ``"auto"`` is CUDA if there is any.
+    threads : int
+        Threads of the attacks' computations; one gives the same numbers on every machine.
+    listener : callable
+        Told what happens.
+    on_start : callable, optional
+        Told the run folder once it exists.
+    where : Engine, optional
+        Runs the clients in place of the engine that the scenario names.
+
+    Returns
+    -------
+    Result
+        The run folder and its summary. After an interrupt the summary and the report of what was done are written
+        before ``KeyboardInterrupt`` goes on to the caller.
+
+    Raises
+    ------
+    ScenarioError
+        If anything asked for is wrong, or another run or attack is at work in the folder; nothing has started then.
+    """
+    clean_log()
+    if where is None and _engine_of(scenario, resume) == "deployment":
+        from fedleak.engines.deployment import deploy
+
+        asked = RunFolder.open(Path(resume)).scenario if resume else _read(scenario)
+        check_plugins(asked)
+        done = deploy(asked, out=out, resume=resume, device=device, threads=threads, listener=listener, on_start=on_start)
+        return Result(done.path, done.summary, done.here)
+    device = pick_device(device)
+    with ExitStack() as held:
+        folder, checked = _reopen(Path(resume), device, held) if resume else _start(scenario, out, device, held)
+        where = where or engine(checked.scenario.federation.engine)
+        if on_start is not None:
+            on_start(folder.path)
+        summary = _run(Serving(checked.scenario, folder, device, listener), where, threads)
+    return Result(folder.path, summary)
+
+
+def _run(serving: Serving, where: Engine, threads: int) -> Row:
+    """Run the federation, and write the summary and the report, of what was done if it breaks off."""
+    folder = serving.folder
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        where.run(serving.scenario, lambda grid, directory: federate(serving, grid, directory))
+    except BaseException as error:
+        # What stopped the run, such as a full disk, may stop its report too; it is the first of them that counts.
+        with suppress(FedleakError):
+            folder.note_stop(
+                "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(error, 300) or type(error).__name__
+            )
+            write_summary(folder)
+            write_report(folder.path)
+        raise
+    finally:
+        torch.set_num_threads(before)
+    summary = write_summary(folder)
+    write_report(folder.path)
+    return summary
+
+
+def _engine_of(scenario: Scenario | str | Path, resume: str | Path | None) -> str:
+    return str(RunFolder.open(Path(resume)).manifest.get("engine")) if resume else _read(scenario).federation.engine
+
+
+def _read(scenario: Scenario | str | Path) -> Scenario:
+    return scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
+
+
+def _start(scenario: Scenario | str | Path, out: str | Path | None, device: str, held: ExitStack) -> tuple[RunFolder, Checked]:
+    given = _read(scenario)
+    path = Path(out) if out is not None else default_folder(given)
+    refuse_existing(path)
+    checked = check(given, device)
+    folder = RunFolder.create(path, make_manifest(checked, device))
+    held.enter_context(folder.alone())
+    return folder, checked
+
+
+def _reopen(path: Path, device: str, held: ExitStack) -> tuple[RunFolder, Checked]:
+    folder = RunFolder.open(path)
+    held.enter_context(folder.alone())
+    refuse_own_app(folder, "be gone on with; start the app again, which makes a new folder")
+    done, _, _ = folder.load_checkpoint()
+    if done >= folder.scenario.federation.rounds:
+        raise ScenarioError(f"{path}: all {done} rounds are done already; nothing to resume")
+    checked = check(folder.scenario, device)
+    kept = [spec.name for spec in folder.scenario.defenses if defenses.get(spec.name).remembers]
+    if kept and done and folder.scenario.federation.engine != "deployment":
+        raise ScenarioError(
+            f"{path}: defense '{kept[0]}' keeps what it holds back in its clients, which ended with the interrupted run, so that "
+            "going on would give other numbers; run the scenario anew with another --out"
+        )
+    folder.forget_after(done)
+    folder.note_resume(done)
+    return folder, checked

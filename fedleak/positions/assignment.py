@@ -1,0 +1,80 @@
+"""Which rebuilt image stands for which client's private image, where an update is the mean over several clients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from fedleak.errors import ReplyError
+from fedleak.evaluation.pairing import assign
+from fedleak.wire.directory import Directory
+from fedleak.wire.replies import decoded
+
+
+def assign_over(
+    clients: Sequence[int], images: Tensor, server_round: int, directory: Directory, grid: Grid, timeout: float
+) -> tuple[dict[int, list[int]], dict[int, str]]:
+    """Assign ``images`` to the private images of all ``clients`` together, so that the sum of the MSEs is least.
+
+    No client sees another's images, nor the server any: each client sends the MSE of each of its images to each rebuilt
+    one, and the assignment is made here.
+
+    Parameters
+    ----------
+    clients : sequence of int
+        Partition ids.
+    images : Tensor
+        (R, C, H, W) pixels; one with a non-finite pixel is assigned to no one.
+    server_round : int
+        Whose batches are meant.
+
+    Returns
+    -------
+    assigned : dict of int to list of int
+        For each client, the rebuilt image of each of its own in order; -1 where there are too few.
+    errors : dict of int to str
+        Why a client is not in ``assigned``.
+    """
+    arrays, config = ArrayRecord({"images": images}), ConfigRecord({"server-round": server_round})
+    questions = [
+        Message(
+            RecordDict({"reconstruction": arrays, "config": config}),
+            dst_node_id=directory.node(client),
+            message_type="query.distances",
+        )
+        for client in clients
+    ]
+    usable = images.isfinite().flatten(1).all(dim=1).numpy()
+    errors = dict.fromkeys(clients, "no answer")
+    matrices: dict[int, np.ndarray[Any, Any]] = {}
+    for reply in grid.send_and_receive(questions, timeout=timeout):
+        client = directory.partition(reply.metadata.src_node_id)
+        try:
+            matrices[client] = _distances(reply, usable)
+            del errors[client]
+        except ReplyError as error:
+            errors[client] = str(error)
+    if not matrices:
+        return {}, errors
+    order = sorted(matrices)
+    places = np.flatnonzero(usable)
+    found = assign(np.concatenate([matrices[client][:, usable] for client in order]))
+    chosen = iter([-1 if place is None else int(places[place]) for place in found])
+    return {client: [next(chosen) for _ in matrices[client]] for client in order}, errors
+
+
+def _distances(reply: Message, usable: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if reply.has_error():
+        raise ReplyError(str(reply.error.reason))
+    record = reply.content.array_records.get("distances", ArrayRecord())
+    values = decoded("distances", record.get("mse"))
+    if values.ndim != 2 or not len(values) or values.shape[1] != len(usable) or values.dtype != np.float64:
+        raise ReplyError(f"its distances are {values.dtype} {values.shape}, expected float64 and {len(usable)} columns")
+    if not np.isfinite(values[:, usable]).all():
+        raise ReplyError("its distances hold NaN or infinity")
+    return values

@@ -1,0 +1,339 @@
+"""The run folder: everything a run did, appended and flushed as it happens, so that a killed run keeps all it had.
+
+::
+
+    manifest.json            scenario, digest, versions, machine, threat; interruptions, if there were any
+    rounds.jsonl             one line a round; round 0 is the initial model
+    reconstructions.jsonl    one line an image
+    problems.jsonl           one line for each round that could not be shown to an attack; only if there was any
+    captures/                one observation a file (safetensors)
+    images/                  PNG, truth and reconstructions
+    checkpoint.safetensors   the global model and the strategy's state after the last whole round
+    summary.json  report.html
+    run.lock                 held by the run or the attack at work there; stays, and means nothing while nobody holds it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from fedleak.errors import FedleakError, ScenarioError
+from fedleak.observation import Observation
+from fedleak.process.lock import Lock
+from fedleak.scenario.schema import AttackSpec, Scenario, parse_scenario
+
+Row = dict[str, Any]
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+OWN_APP = "own app"
+"""The manifest's ``engine`` where :func:`fedleak.curious` looked into somebody's own Flower app."""
+
+PROBLEMS = "problems.jsonl"
+"""Takes what attacks said that could not be shown a round."""
+
+_OWNER_ONLY = 0o600
+
+
+class RunFolder:
+    """One run's folder, private to its owner because it may hold private images.
+
+    Parameters
+    ----------
+    path : Path
+        The folder; see :meth:`create` and :meth:`open`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, manifest: Row) -> RunFolder:
+        """Make a new folder with its manifest.
+
+        Raises
+        ------
+        ScenarioError
+            If something is there already, or the place cannot be written.
+        """
+        refuse_existing(path)
+        try:
+            path.mkdir(parents=True, mode=0o700)
+            for name in ("captures", "images"):
+                (path / name).mkdir(mode=0o700)
+        except OSError as error:
+            raise ScenarioError(f"{path}: cannot be made ({error.strerror}); choose another --out") from error
+        folder = cls(path)
+        folder.write_json("manifest.json", manifest)
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Open the folder of an earlier run.
+
+        Raises
+        ------
+        ScenarioError
+            If it holds no manifest.
+        """
+        if not (path / "manifest.json").is_file():
+            raise ScenarioError(f"{path}: no run folder (it has no manifest.json); expected the --out of an earlier run")
+        return cls(path)
+
+    def alone(self) -> Lock:
+        """Return what holds the folder for this process alone inside a ``with`` block.
+
+        Raises
+        ------
+        ScenarioError
+            On entering, if another run or attack is at work in the folder.
+        """
+        return Lock(
+            self.path / "run.lock", f"{self.path}: another run or attack is at work there", advice="wait for it, or stop it"
+        )
+
+    @property
+    def manifest(self) -> Row:
+        """The manifest, as read from disk.
+
+        Raises
+        ------
+        ScenarioError
+            If it cannot be read.
+        """
+        path = self.path / "manifest.json"
+        try:
+            manifest: Row = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ScenarioError(f"{path}: cannot be read ({error}); the folder is no run of fedleak, or is damaged") from error
+        return manifest
+
+    @property
+    def scenario(self) -> Scenario:
+        """The scenario that the run was started with.
+
+        Raises
+        ------
+        ScenarioError
+            If the manifest holds none that this version can read.
+        """
+        return parse_scenario(self.manifest.get("scenario", {}), str(self.path / "manifest.json"))
+
+    def append(self, name: str, rows: Iterable[Row]) -> None:
+        """Append rows to a JSON-lines file and flush them to the disk: all of them, or none if the disk is full.
+
+        Raises
+        ------
+        FedleakError
+            If they cannot be written.
+        """
+        content = memoryview(_lines(rows))
+        with self._writing(), open(self.path / name, "ab", buffering=0, opener=_private) as file:  # noqa: PTH123 (no opener there)
+            before, done = file.seek(0, os.SEEK_END), 0
+            try:
+                while done < len(content):
+                    done += file.write(content[done:])
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(before)
+                raise
+
+    def rows(self, name: str) -> list[Row]:
+        """Read a JSON-lines file; a last line torn by a kill is left out."""
+        path = self.path / name
+        if not path.exists():
+            return []
+        rows = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def write_json(self, name: str, content: Row) -> None:
+        """Write a JSON file whole: a reader sees the old one or the new one."""
+        self.replace_file(name, json.dumps(content, indent=1, allow_nan=False).encode())
+
+    def save_capture(self, observation: Observation) -> None:
+        """Write what the server saw of one client in one round."""
+        target = self.path / "captures" / f"{stem(observation.round, observation.client)}.safetensors"
+        with self._writing(temporary := target.with_suffix(".tmp")):
+            observation.save(temporary)
+            _put(temporary, target)
+
+    def captures(self) -> Iterator[Path]:
+        """Iterate over the files of observations, by round and client."""
+        found = (self.path / "captures").glob("r*-c*.safetensors")
+        return iter(sorted(found, key=lambda path: [int(part[1:]) for part in path.stem.split("-")]))
+
+    def save_image(self, name: str, image: Tensor) -> str:
+        """Write an image (C, H, W) in [0, 1] as PNG; return its path within the folder."""
+        pixels = (image.detach().cpu().clamp(0, 1).nan_to_num(0.5) * 255).round().byte().permute(1, 2, 0).numpy()
+        relative = f"images/{name}.png"
+        with self._writing(self.path / relative):
+            Image.fromarray(pixels.squeeze()).save(self.path / relative)
+            (self.path / relative).chmod(_OWNER_ONLY)
+        return relative
+
+    def save_checkpoint(self, server_round: int, arrays: Arrays, state: Row) -> None:
+        """Write the global model and the strategy's state after a whole round, replacing the one before."""
+        target = self.path / "checkpoint.safetensors"
+        with self._writing(temporary := target.with_suffix(".tmp")):
+            save_file(
+                {name: np.asarray(value, order="C") for name, value in arrays.items()},  # keeps the shape () of counters
+                temporary,
+                metadata={"round": str(server_round), "state": json.dumps(state)},
+            )
+            _put(temporary, target)
+
+    def load_checkpoint(self) -> tuple[int, Arrays, Row]:
+        """Read what :meth:`save_checkpoint` wrote: the round, the arrays, and the strategy's state.
+
+        Raises
+        ------
+        ScenarioError
+            If the run finished no round.
+        """
+        path = self.path / "checkpoint.safetensors"
+        if not path.exists():
+            raise ScenarioError(f"{path}: missing, so no whole round was finished; start the run again with another --out")
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata()
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        return int(metadata["round"]), arrays, json.loads(metadata["state"])
+
+    def drop_rows(self, name: str, unwanted: Callable[[Row], bool]) -> None:
+        """Rewrite a JSON-lines file without the rows for which ``unwanted`` is true."""
+        kept = [row for row in self.rows(name) if not unwanted(row)]
+        self.replace_file(name, _lines(kept))
+
+    def merge_rows(self, new: str, replaced: Collection[str], name: str = "reconstructions.jsonl") -> None:
+        """Take the rows of the file ``new`` in place of all earlier rows of the attacks ``replaced``, or of the same updates.
+
+        ``replaced`` is empty after an interrupt: then an earlier row of ``name`` goes only if the same update has a new one.
+        """
+        earlier, rows = self.rows(name), self.rows(new)
+        attacked = {(row["round"], row["client"], row["attack"]) for row in rows}
+        kept = [
+            row
+            for row in earlier
+            if row["attack"] not in replaced and (row["round"], row["client"], row["attack"]) not in attacked
+        ]
+        if [*kept, *rows] != earlier:
+            # In one writing: a kill leaves the old rows or the new ones, and never neither.
+            self.replace_file(name, _lines([*kept, *rows]))
+        (self.path / new).unlink(missing_ok=True)
+
+    def add_attacks(self, specs: Iterable[AttackSpec]) -> None:
+        """Name further attacks in the manifest, so that the report shows their parameters."""
+        manifest, new = self.manifest, {spec.result_name: spec.model_dump(mode="json") for spec in specs}
+        others = [spec for spec in manifest["scenario"]["attacks"] if AttackSpec.model_validate(spec).result_name not in new]
+        manifest["scenario"]["attacks"] = [*others, *new.values()]
+        manifest["digest"] = Scenario.model_validate(manifest["scenario"]).digest
+        self.write_json("manifest.json", manifest)
+
+    def forget_after(self, server_round: int) -> None:
+        """Drop the rows, captures and images of rounds after ``server_round``, which a killed run left unfinished."""
+        for name in ("rounds.jsonl", "reconstructions.jsonl", *([PROBLEMS] if (self.path / PROBLEMS).exists() else [])):
+            self.drop_rows(name, lambda row: row["round"] > server_round)
+        for path in [*(self.path / "captures").glob("r*-c*"), *(self.path / "images").glob("r*-c*")]:
+            if int(path.name[1:].split("-")[0]) > server_round:
+                path.unlink()
+
+    def note_stop(self, why: str) -> None:
+        """Write into the manifest that the run broke off, and why."""
+        manifest = self.manifest
+        manifest.setdefault("interruptions", []).append({"why": why})
+        self.write_json("manifest.json", manifest)
+
+    def note_resume(self, after: int) -> None:
+        """Write into the manifest that the run goes on after round ``after``; a killed process did not say that it stopped."""
+        manifest = self.manifest
+        stops: list[Row] = manifest.setdefault("interruptions", [])
+        if not stops or "after" in stops[-1]:
+            stops.append({"why": None})
+        stops[-1] |= {"after": after, "resumed": datetime.now(UTC).isoformat(timespec="seconds")}
+        self.write_json("manifest.json", manifest)
+
+    def replace_file(self, name: str, content: bytes) -> None:
+        """Write a file whole: a reader sees the old one or the new one."""
+        with self._writing(temporary := self.path / f"{name}.tmp"):
+            with open(temporary, "wb", opener=_private) as file:  # noqa: PTH123 (no opener there)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            _put(temporary, self.path / name)
+
+    @contextmanager
+    def _writing(self, unfinished: Path | None = None) -> Iterator[None]:
+        """Turn a full disk and its like into one line, and leave no half-written file."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            if unfinished is not None:
+                with suppress(OSError):
+                    unfinished.unlink(missing_ok=True)
+            # safetensors tells the number only in words
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise FedleakError(
+                f"{self.path}: cannot be written ({reason}); what was done before is kept: make room, and go on with "
+                f"fedleak run --resume {self.path}"
+            ) from error
+
+
+def _lines(rows: Iterable[Row]) -> bytes:
+    return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, _OWNER_ONLY)
+
+
+def _put(temporary: Path, target: Path) -> None:
+    """Put a finished file in its place, readable by its owner alone: a copy of it may land in a folder that is not."""
+    temporary.chmod(_OWNER_ONLY)
+    temporary.replace(target)
+
+
+def refuse_existing(path: Path) -> None:
+    """Refuse a run folder whose place is taken.
+
+    Raises
+    ------
+    ScenarioError
+        If something is there, or the place cannot be looked at.
+    """
+    try:
+        taken = path.exists() or path.is_symlink()
+    except (OSError, ValueError) as error:
+        raise ScenarioError(f"{path}: cannot be made ({error}); choose another --out") from error
+    if taken:
+        raise ScenarioError(f"{path}: exists already; choose another --out, or go on with --resume {path}")
+
+
+def stem(server_round: int, client: int) -> str:
+    """Return the start of the file names that belong to one client in one round."""
+    return f"r{server_round:03d}-c{client:03d}"
+
+
+def model_digest(arrays: Arrays) -> str:
+    """Return the SHA-256 of a model: names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        value = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {value.dtype} {arrays[name].shape} ".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()

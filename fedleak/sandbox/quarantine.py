@@ -1,0 +1,113 @@
+"""Keeps what an attack does from reaching the federation: process-wide settings, and tensors that it shares with others."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fedleak.attacks.base import Reconstruction
+from fedleak.errors import AttackError
+from fedleak.observation import Observation
+from fedleak.process import abandoned
+
+
+@contextmanager
+def quarantine(threads: int) -> Iterator[None]:
+    """Compute on so many threads inside the block, and put PyTorch's process-wide settings back after it.
+
+    A thread that was abandoned inside the block puts nothing back: others have gone on with settings of their own.
+    """
+    thread = threading.current_thread()
+    before = torch.get_num_threads()
+    dtype, device, grad = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        with abandoned.LOCK:
+            if not abandoned.is_abandoned(thread):
+                torch.set_num_threads(before)
+                torch.set_default_dtype(dtype)
+                if torch.get_default_device() != device:
+                    # Setting one, even the same, makes every call of PyTorch slower; None is how it starts.
+                    torch.set_default_device(None if device.type == "cpu" else device)
+                torch.set_grad_enabled(grad)
+                torch.use_deterministic_algorithms(deterministic)
+
+
+def sound(result: Reconstruction, observation: Observation) -> Reconstruction:
+    """Return an attack's result in plain types, with its images on the CPU.
+
+    Raises
+    ------
+    AttackError
+        If it is not of the form that :class:`~fedleak.attacks.base.Reconstruction` documents; the message says how.
+    """
+    if not isinstance(result, Reconstruction):
+        raise AttackError(f"the attack returned a {type(result).__name__}, expected a Reconstruction")
+    images = None if result.images is None else _pixels(result.images, observation)
+    labels = None if result.labels is None else tuple(_label(label, observation) for label in result.labels)
+    if images is not None and labels is not None and len(labels) != len(images):
+        raise AttackError(f"the attack returned {len(labels)} labels for {len(images)} images, expected one for each")
+    return replace(
+        result,
+        images=images,
+        labels=labels,
+        loss=_real(result.loss, "loss"),
+        initial_loss=_real(result.initial_loss, "initial_loss"),
+        iterations=_whole(result.iterations, "iterations"),
+        stop_reason=str(result.stop_reason),
+        flags=tuple(str(flag) for flag in result.flags),
+        method=str(result.method),
+        error=None if result.error is None else str(result.error),
+        seconds=_seconds(result.seconds, "seconds"),
+        cpu_seconds=_seconds(result.cpu_seconds, "cpu_seconds"),
+        round=observation.round,
+        client=observation.client,
+    )
+
+
+def _pixels(images: Tensor, observation: Observation) -> Tensor:
+    shape = observation.input.shape
+    if not isinstance(images, Tensor):
+        raise AttackError(f"the attack returned images as {type(images).__name__}, expected a Tensor")
+    if images.ndim != 4 or tuple(images.shape[1:]) != shape or images.is_complex():
+        raise AttackError(f"the attack returned images of shape {tuple(images.shape)}, expected (B, *{shape}) of real numbers")
+    return images.detach().cpu().float()
+
+
+def _label(value: object, observation: Observation) -> int:
+    label = _whole(value, "label")
+    if not 0 <= label < observation.input.num_classes:
+        raise AttackError(f"the attack returned label {label:.4g}, expected 0 to {observation.input.num_classes - 1}")
+    return label
+
+
+def _seconds(value: object, name: str) -> float:
+    seconds = _real(value, name) or 0.0
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise AttackError(f"the attack returned {seconds} as {name}, expected a finite number of at least 0")
+    return seconds
+
+
+def _whole(value: object, name: str) -> int:
+    number = _real(value, name)
+    if number is None or not math.isfinite(number) or number != int(number):
+        raise AttackError(f"the attack returned {value!r:.60} as {name}, expected a whole number")
+    return int(number)
+
+
+def _real(value: object, name: str) -> float | None:
+    if value is None:
+        return None
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise AttackError(f"the attack returned {value!r:.60} as {name}, expected a number") from error

@@ -1,0 +1,339 @@
+"""The schema of a scenario file: one TOML file is one experiment and holds all of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from fedleak.errors import ScenarioError
+from fedleak.scenario.tables import apply_override, read_table
+from fedleak.scenario.validation import explain, read
+from fedleak.threat import PRESETS, Knowledge, Preset
+
+
+class Section(BaseModel):
+    """A table of the scenario: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Named(BaseModel):
+    """A plugin by name, with its own parameters beside the name."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The keys beside ``name`` and the other keys that fedleak defines."""
+        return dict(self.model_extra or {})
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+NameOrTable = Annotated[Named, BeforeValidator(_named)]
+_LATER = (
+    ("model", "weights"),
+    ("server", "captures"),
+    ("server", "attack_limit"),
+    ("evaluation", "every"),
+    ("evaluation", "test_images"),
+    ("evaluation", "lpips"),
+)
+Rounds = Literal["all"] | Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+
+
+class Data(Section):
+    """Where the private images come from, and how they are split into shards."""
+
+    source: str = "samples"
+    path: Path | None = None
+    partition: NameOrTable = Field(default=Named(name="iid"), description="a name, or a table with its parameters")
+    shard_size: int | None = Field(default=None, ge=1, description="at most so many images in a client's shard")
+    image_size: int | None = Field(default=None, ge=4, description="images are resized and centre-cropped to this side, pixels")
+    normalize: bool = Field(default=False, description="subtract the source's channel means and divide by its deviations")
+    shard: Path | None = Field(
+        default=None, description="this machine's own part of the data, a folder that `fedleak deploy shards` wrote"
+    )
+
+
+class Model(Named):
+    """The network; its parameters stand beside the name."""
+
+    name: str = "lenet"
+    weights: Path | None = Field(
+        default=None, description="safetensors to start from: a state dict, or a run's checkpoint.safetensors; by default fresh"
+    )
+
+
+class SuperLink(Section):
+    """A Flower SuperLink that already runs; engine 'deployment' submits the run to it."""
+
+    address: str = Field(default="127.0.0.1:8000", pattern=r"^[^/\s]+:\d+$", description="host:port, without https://")
+    root_certificates: Path | None = Field(
+        default=None, description="PEM file of the authority that signed the SuperLink's certificate"
+    )
+    insecure: bool = Field(default=False, description="plain HTTP; for tests on one machine only")
+
+
+class ClientResources(Section):
+    """What one client takes up on Ray, as Flower and Ray name it: so many run at a time as fit."""
+
+    num_cpus: float = Field(
+        default=1.0, ge=1e-4, allow_inf_nan=False, description="cores of one client; with 0.5, two share a core"
+    )
+    num_gpus: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="GPUs of one client; with 0.25, four share a GPU; above 1, whole ones"
+    )
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _whole_above_one(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"expected a part of one GPU or whole GPUs, got {gpus:g}")
+        return gpus
+
+
+class Federation(Section):
+    """Who takes part, for how long, and where it runs."""
+
+    clients: int = Field(default=4, ge=1)
+    clients_per_round: int | None = Field(default=None, ge=1, description="sampled each round; all of them by default")
+    rounds: int = Field(default=3, ge=1)
+    protocol: Literal["fedsgd", "fedavg"] = "fedsgd"
+    strategy: NameOrTable = Field(default=Named(name="FedAvg"), description="a name, or a table with its parameters")
+    engine: Literal["inprocess", "ray", "deployment"] = "inprocess"
+    client_resources: ClientResources | None = Field(
+        default=None, description="of the machine or cluster, what each client takes up; engine 'ray' only; by default one core"
+    )
+    timeout: float = Field(default=3600.0, gt=0, description="seconds to wait for the clients' replies in a round")
+    superlink: SuperLink | None = Field(default=None, description="where engine 'deployment' finds its SuperLink")
+
+    @property
+    def sampled(self) -> int:
+        """How many clients train in a round."""
+        return min(self.clients_per_round or self.clients, self.clients)
+
+    @field_validator("clients_per_round")
+    @classmethod
+    def _sampled_at_most_all(cls, sampled: int | None, info: ValidationInfo) -> int | None:
+        clients = info.data.get("clients")
+        if sampled is not None and clients is not None and sampled > clients:
+            raise ValueError(f"expected at most federation.clients = {clients}, got {sampled}")
+        return sampled
+
+
+class Local(Section):
+    """What a client does in a round."""
+
+    batch_size: int = Field(default=1, ge=1)
+    epochs: int = Field(default=1, ge=1, description="passes over the shard; FedAvg only")
+    steps: int | None = Field(default=None, ge=1, description="local steps in place of epochs; FedAvg only")
+    learning_rate: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    mode: Literal["train", "eval"] = Field(default="train", description="how BatchNorm and dropout behave")
+    device: str = Field(default="cpu", description="torch device of the clients' training")
+
+
+class Server(Section):
+    """The server's own conduct."""
+
+    curious: bool = Field(default=True, description="false: the same training, nothing recorded or attacked")
+    captures: Literal["all", "attacked"] = Field(
+        default="all", description="attacked: rounds in which no attack strikes are neither kept nor shown to attacks"
+    )
+    attack_limit: float | None = Field(
+        default=None,
+        gt=0,
+        description="seconds by the clock that an attack may take for each update before it is stopped as hanging; by default "
+        "ten times its budget_seconds and a minute, and none for an attack without a budget",
+    )
+
+
+class Threat(Section):
+    """What the attacker is granted."""
+
+    preset: Preset = "local-training-known"
+    defense_known: bool = Field(default=False, description="the attacker knows the defenses and their parameters")
+
+    @property
+    def granted(self) -> frozenset[Knowledge]:
+        """All facts that the attacker is granted."""
+        return PRESETS[self.preset] | ({Knowledge.DEFENSE} if self.defense_known else frozenset())
+
+
+class AttackSpec(Named):
+    """One attack: which, when, on whom; its own parameters stand beside the name."""
+
+    title: str | None = Field(
+        default=None,
+        max_length=60,
+        examples=["dlg-2"],
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="name in the results; by default the attack's",
+    )
+    rounds: Rounds = "all"
+    clients: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
+        default="all", description="attack only the first so many clients of a round"
+    )
+
+    @property
+    def result_name(self) -> str:
+        """What the attack is called in rows, file names and the report: its title, or the name that it is found by."""
+        return self.title or self.name.rpartition(":")[2]
+
+    def strikes(self, server_round: int) -> bool:
+        """Say whether this attack runs in ``server_round`` (from 1)."""
+        return self.rounds == "all" or server_round in self.rounds
+
+
+class DefenseSpec(Named):
+    """One defense; its own parameters stand beside the name."""
+
+
+class Evaluation(Section):
+    """How the truth reaches the report, and what is measured."""
+
+    truth: Literal["reveal", "score"] = Field(
+        default="reveal", description="reveal: clients return their batches for the report; score: only metrics leave them"
+    )
+    every: int = Field(default=1, ge=1, description="test accuracy each so many rounds, in attacked rounds, and at the end")
+    test_images: int | None = Field(default=None, ge=1, description="at most so many test images, evenly spaced; all by default")
+    lpips: Path | None = Field(
+        default=None, description="safetensors with AlexNet's features and LPIPS' heads; fedleak/evaluation/lpips.py makes it"
+    )
+    delta: float = Field(
+        default=1e-5,
+        gt=0,
+        lt=1,
+        description="probability at which epsilon is stated; keep it below one over the number of images",
+    )
+
+
+class Scenario(Section):
+    """One experiment.
+
+    Read a file with :func:`load_scenario`; build one in Python from keywords with the same names.
+    """
+
+    name: str = Field(min_length=1)
+    seed: int = 1
+    data: Data = Data()
+    model: Model = Model()
+    federation: Federation = Federation()
+    local: Local = Local()
+    server: Server = Server()
+    threat: Threat = Threat()
+    attacks: tuple[AttackSpec, ...] = ()
+    defenses: tuple[DefenseSpec, ...] = ()
+    evaluation: Evaluation = Evaluation()
+
+    def attacked(self, server_round: int) -> bool:
+        """Say whether any attack strikes in ``server_round`` (from 1)."""
+        return self.server.curious and any(spec.strikes(server_round) for spec in self.attacks)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that decides the numbers: everything but the name, and on which machines it runs."""
+        content = self.model_dump(
+            mode="json",
+            exclude={"name": True, "federation": {"engine", "timeout", "superlink", "client_resources"}, "data": {"shard"}},
+        )
+        # Keys that came later count only where they are set: a scenario written before them keeps its digest.
+        for section, key in _LATER:
+            if content[section][key] == type(getattr(self, section)).model_fields[key].default:
+                del content[section][key]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the scenario as one line of JSON; :meth:`from_json` reads it."""
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str) -> Scenario:
+        """Read what :meth:`to_json` wrote."""
+        return cls.model_validate_json(text)
+
+
+def scenario_from(text: str) -> Scenario:
+    """Read a scenario as a Flower app is given it in its run configuration: as JSON, or as the path of a TOML file.
+
+    A relative path is looked for in the working directory, and beside the app's own pyproject.toml.
+
+    Raises
+    ------
+    ScenarioError
+        If there is no such file, or it holds a wrong key or value.
+    """
+    if not text.strip():
+        raise ScenarioError(
+            "the run configuration's 'scenario' is empty; give a TOML file or JSON, such as: "
+            "flwr run . --run-config 'scenario=\"scenarios/quickstart.toml\"'"
+        )
+    if text.lstrip().startswith("{"):
+        try:
+            return parse_scenario(json.loads(text), "scenario")
+        except json.JSONDecodeError as error:
+            raise ScenarioError(f"scenario: not valid JSON: {error}") from error
+    # Flower puts the folder of an app that it installed on the path.
+    places = [Path(), *(Path(entry) for entry in sys.path if (Path(entry) / "pyproject.toml").is_file())]
+    return load_scenario(next((place / text for place in places if (place / text).is_file()), Path(text)))
+
+
+def load_scenario(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Scenario:
+    """Read a scenario file and apply ``a.b=c`` overrides.
+
+    Parameters
+    ----------
+    path : str or Path
+        A TOML file.
+    overrides : sequence of str
+        Each ``key.path=value``; the value is read as TOML, and as a plain word where that fails.
+        An element of a list is named by its index: ``attacks.0.iterations=10``.
+
+    Raises
+    ------
+    ScenarioError
+        If the file is missing, is not TOML, or holds a wrong key or value; one line says where.
+    """
+    table = read_table(Path(path), "a scenario in TOML, such as scenarios/quickstart.toml")
+    for override in overrides:
+        apply_override(table, override)
+    return parse_scenario(table, str(path))
+
+
+def parse_scenario(table: dict[str, Any], where: str = "scenario") -> Scenario:
+    """Validate a table of scenario keys.
+
+    Raises
+    ------
+    ScenarioError
+        If a key or value is wrong; the message names its path, what was expected and what is near.
+    """
+    try:
+        return read(Scenario, table)
+    except ValidationError as error:
+        raise ScenarioError(f"{where}: {explain(error, Scenario)}") from error
+
+
+def attack_specs(names: list[str], overrides: list[str]) -> tuple[AttackSpec, ...]:
+    """Return attacks by name, each with the parameters in ``overrides`` (``key=value``).
+
+    Raises
+    ------
+    ScenarioError
+        If an override is no ``key=value``, or a key's value is wrong.
+    """
+    table: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(table, override)
+    try:
+        return tuple(read(AttackSpec, {"name": name, **table}) for name in names)
+    except ValidationError as error:
+        raise ScenarioError(f"--set: {explain(error, AttackSpec)}") from error

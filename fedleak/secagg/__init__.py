@@ -1,0 +1,1 @@
+"""Flower's SecAgg+ through fedleak's own grid."""

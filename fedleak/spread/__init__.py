@@ -1,1 +1,0 @@
-"""Work spread out: over processes of this machine, or over a Ray cluster."""

@@ -1,0 +1,1 @@
+"""The pages of sweeps and of the leaderboard."""

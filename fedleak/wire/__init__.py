@@ -1,0 +1,1 @@
+"""Messages as Flower carries them: replies, cohorts, strategies that wrap one another."""
