@@ -6,16 +6,36 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import fedleak.attacks
-from fedleak.attacks.base import Attack
+from fedleak.attacks.base import JOINT, Attack
+from fedleak.attacks.labels.base import label_rules
+from fedleak.defenses.base import defenses
+from fedleak.models.base import models
 from fedleak.scenario.schema import AttackSpec, Scenario
+
+ROOMS = (
+    "attacks",
+    "defenses",
+    "errors",
+    "modalities",
+    "models",
+    "observation",
+    "process",
+    "registry",
+    "runs",
+    "sandbox",
+    "scenario",
+    "seeding",
+    "threat",
+    "again",
+)
+"""All of fedleak that a worker imports: each of its files counts, as each may decide what an attack makes of a capture."""
 
 
 def attack_digest(scenario: Scenario, spec: AttackSpec, attack: Attack, shared: str) -> str:
@@ -34,7 +54,11 @@ def attack_digest(scenario: Scenario, spec: AttackSpec, attack: Attack, shared: 
     """
     rest = scenario.model_copy(update={"attacks": ()}).digest
     names = [scenario.model.name, *(defense.name for defense in scenario.defenses), *_texts(spec.parameters)]
-    code = sorted({hashlib.sha256(path.read_bytes()).hexdigest() for path in _sources(type(attack), names)})
+    used: list[Any] = [type(attack), models.get(scenario.model.name), *(defenses.get(one.name) for one in scenario.defenses)]
+    if attack.config.labels and attack.config.labels != JOINT:
+        used.append(label_rules.get(attack.config.labels))
+    plugins = [plugin for plugin in used if isinstance(plugin, type)]  # a model of one's own is a function, known by its name
+    code = sorted({hashlib.sha256(path.read_bytes()).hexdigest() for path in _sources(plugins, names)})
     return text_digest([version("fedleak"), str(torch.__version__), rest, spec.name, spec.parameters, shared, code])
 
 
@@ -43,10 +67,12 @@ def text_digest(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _sources(attack: type[Attack], names: list[str]) -> Iterator[Path]:
-    """Yield the files of fedleak's own attacks, of the attack's class and its bases, and of each ``module:name`` in use."""
-    yield from Path(next(iter(fedleak.attacks.__path__))).rglob("*.py")
-    modules = [base.__module__ for base in attack.__mro__]
+def _sources(classes: Iterable[type], names: list[str]) -> Iterator[Path]:
+    """Yield the files of fedleak's own rooms in use, of the plugins' classes and their bases, and of each ``module:name``."""
+    root = Path(__file__).parents[1]
+    for room in ROOMS:
+        yield from (root / room).rglob("*.py") if (root / room).is_dir() else [root / f"{room}.py"]
+    modules = [base.__module__ for plugin in classes for base in plugin.__mro__]
     modules += [name.partition(":")[0] for name in names if ":" in name]
     for name in modules:
         module = sys.modules.get(name)
