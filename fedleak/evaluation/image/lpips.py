@@ -15,6 +15,7 @@ from __future__ import annotations
 import pickle
 import sys
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -141,11 +142,8 @@ def write_weights(alexnet: Path, target: Path) -> None:
     Raises
     ------
     ScenarioError
-        If ``alexnet`` cannot be read or holds no AlexNet.
+        If ``alexnet`` cannot be read or holds no AlexNet, or torchmetrics is not installed.
     """
-    import torchmetrics.functional.image.lpips as torchmetrics_lpips
-
-    heads = Path(torchmetrics_lpips.__file__).parent / "lpips_models" / "alex.pth"
     try:
         state = torch.load(alexnet.expanduser(), map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
@@ -153,9 +151,18 @@ def write_weights(alexnet: Path, target: Path) -> None:
     if not isinstance(state, dict) or "features.0.weight" not in state:
         raise ScenarioError(f"{alexnet}: holds no AlexNet; expected the .pth file of torchvision's AlexNet")
     tensors = {name: value for name, value in state.items() if name.startswith("features.")}
-    lines = torch.load(heads, map_location="cpu", weights_only=True)
+    lines = torch.load(_heads(), map_location="cpu", weights_only=True)
     tensors |= {f"lin{layer}.weight": lines[f"lin{layer}.model.1.weight"] for layer in range(len(_LAYERS))}
     save_file({name: value.contiguous() for name, value in tensors.items()}, target)
+
+
+def _heads() -> Path:
+    """Return the file of LPIPS' heads among those of torchmetrics; importing that takes longer than torch itself."""
+    spec = find_spec("torchmetrics")
+    places = spec.submodule_search_locations if spec is not None else None
+    if not places:
+        raise ScenarioError("LPIPS' heads come with torchmetrics, which is not installed; pip install torchmetrics")
+    return Path(places[0]) / "functional" / "image" / "lpips_models" / "alex.pth"
 
 
 if __name__ == "__main__":

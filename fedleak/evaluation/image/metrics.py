@@ -6,7 +6,6 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio
 
 MAX_PSNR: Final = 200.0
 """PSNR in dB at which the scale is cut off, so that identical images have a finite one."""
@@ -35,6 +34,12 @@ def mse(a: Tensor, b: Tensor) -> Tensor:
     ------
     ValueError
         If the shapes differ or are not (B, C, H, W).
+
+    Examples
+    --------
+    >>> black, grey = torch.zeros(2, 1, 4, 4), torch.full((2, 1, 4, 4), 0.5)
+    >>> mse(grey, black).tolist()
+    [0.25, 0.25]
     """
     a, b = _pixels(a, b)
     return (a - b).square().mean(dim=(1, 2, 3))
@@ -51,15 +56,21 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        (B,) float64 in dB, from 0 to :data:`MAX_PSNR`, which identical images have.
+        (B,) float64 in dB, from 0 to :data:`MAX_PSNR`, which identical images have; NaN for an image with a NaN pixel.
 
     Raises
     ------
     ValueError
         If the shapes differ or are not (B, C, H, W).
+
+    Examples
+    --------
+    >>> black = torch.zeros(1, 3, 8, 8)
+    >>> round(psnr(black + 0.1, black).item(), 3), psnr(black, black).item()
+    (20.0, 200.0)
     """
     a, b = _pixels(a, b)
-    return peak_signal_noise_ratio(a, b, data_range=1.0, dim=(1, 2, 3), reduction="none").clamp(max=MAX_PSNR)
+    return (-10 * (a - b).square().mean(dim=(1, 2, 3)).log10()).clamp(max=MAX_PSNR)
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
@@ -77,12 +88,18 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        (B,) float64 in [-1, 1]; 1 for identical images.
+        (B,) float64 in [-1, 1]; 1 for identical images, NaN for an image with a NaN pixel.
 
     Raises
     ------
     ValueError
         If the shapes differ or are not (B, C, H, W).
+
+    Examples
+    --------
+    >>> ramp = torch.linspace(0, 1, 16).expand(1, 1, 16, 16)
+    >>> round(ssim(ramp, ramp).item(), 3), round(ssim(ramp.flip(3), ramp).item(), 3)
+    (1.0, -0.827)
     """
     a, b = _pixels(a, b)
     window = min(_WINDOW, *(side - 1 + side % 2 for side in a.shape[2:]))

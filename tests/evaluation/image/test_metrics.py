@@ -1,4 +1,7 @@
+import doctest
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import foolbox
@@ -8,7 +11,9 @@ import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
+from torchmetrics.functional import image as torchmetrics
 
+from fedleak.evaluation.image import metrics
 from fedleak.evaluation.image.metrics import MAX_PSNR, mse, psnr, ssim
 
 REAL = sorted((Path(foolbox.__file__).parent / "data").glob("cifar10_*.png"))[:10]
@@ -86,6 +91,32 @@ def test_agrees_with_scikit_image(case):
             one, other, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1, channel_axis=0
         )
         assert our_ssim == pytest.approx(theirs, abs=1e-9)
+
+
+@pytest.mark.parametrize("case", range(5))
+def test_agrees_with_torchmetrics(case):
+    a, b = pairs_of_batches()[case]
+    their_psnr = torchmetrics.peak_signal_noise_ratio(a, b, data_range=1.0, dim=(1, 2, 3), reduction="none")
+    assert torch.allclose(psnr(a, b), their_psnr, rtol=0, atol=1e-5)
+    # torchmetrics pads the image before it takes windows; what lies a window's half from the edge is the same.
+    _, full = torchmetrics.structural_similarity_index_measure(
+        a, b, sigma=1.5, kernel_size=11, data_range=1.0, reduction="none", return_full_image=True
+    )
+    assert full.shape == a.shape
+    inner = full[..., 5 : a.shape[2] - 5, 5 : a.shape[3] - 5]
+    assert torch.allclose(ssim(a, b), inner.mean(dim=(1, 2, 3)), rtol=0, atol=1e-6)
+
+
+def test_the_examples_run():
+    tried = doctest.testmod(metrics)
+    assert tried.attempted >= 6
+    assert tried.failed == 0
+
+
+def test_nothing_slow_is_imported():
+    program = "import sys, fedleak.evaluation.image.metrics; print('torchmetrics' in sys.modules, 'torchvision' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["False", "False"]
 
 
 @pytest.mark.parametrize(("side", "window"), [(10, 9), (9, 9), (8, 7), (5, 5), (4, 3)])
