@@ -78,7 +78,7 @@ def on_grade(msg: Message, context: Context) -> Message:
     shard = data.shard(client)
     positions = private_batch(scenario, len(shard), client, server_round)
     # In a deployment each message starts a process; the metrics' imports take longer than all the others together.
-    from fedleak.evaluation.image.lpips import load_lpips
+    from fedleak.modalities.image.lpips import load_lpips
 
     with one_thread(), Seed(scenario.seed).derive("grading", client, server_round).isolated():
         return graded(

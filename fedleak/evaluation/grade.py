@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fedleak.errors import AttackError
 from fedleak.evaluation.identification import Features, identified_by_features, identified_by_pixels
-from fedleak.evaluation.image.metrics import mse, psnr, ssim
 from fedleak.evaluation.pairing import pair
+from fedleak.modalities.image.metrics import mse, psnr, ssim
 from fedleak.seeding import Seed
 
 Distance = Callable[[Tensor, Tensor], Tensor]

@@ -14,9 +14,9 @@ from fedleak.defenses.chain import defended_model
 from fedleak.defenses.secagg_view import check_sums
 from fedleak.engines.room import check_room
 from fedleak.errors import ScenarioError
-from fedleak.evaluation.image.lpips import load_lpips
 from fedleak.experiment.plugins import check_plugins
 from fedleak.modalities.image import InputSpec
+from fedleak.modalities.image.lpips import load_lpips
 from fedleak.models.inspect import last_linear
 from fedleak.models.weights import load_weights
 from fedleak.scenario.schema import ClientResources, Scenario

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from fedleak.errors import ScenarioError
+from fedleak.scenario.tensors import read_safetensors, some
 
 _RUN = "model/"  # what the names of the global model begin with in a run's checkpoint
-_LISTED = 3
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -46,29 +44,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
         if found.is_floating_point() and not found.isfinite().all():
             raise _misfit(path, f"'{name}' holds NaN or infinity")
     model.load_state_dict(tensors)
-
-
-def read_safetensors(path: Path, where: str) -> dict[str, Tensor]:
-    """Return all tensors of a safetensors file.
-
-    Raises
-    ------
-    ScenarioError
-        If it is missing or no safetensors; the message begins with ``where``.
-    """
-    if not path.expanduser().is_file():
-        raise ScenarioError(f"{where}: {path}: no such file; expected a safetensors file")
-    try:
-        with safe_open(path.expanduser(), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    except (OSError, SafetensorError) as error:
-        raise ScenarioError(f"{where}: {path}: cannot be read ({error}); expected a safetensors file") from error
-
-
-def some(names: Iterable[str]) -> str:
-    """Return a few of ``names``, and how many more there are."""
-    ordered = [f"'{name}'" for name in sorted(names)]
-    return ", ".join(ordered[:_LISTED]) + (f" and {len(ordered) - _LISTED} more" if len(ordered) > _LISTED else "")
 
 
 def _misfit(path: Path, problem: str) -> ScenarioError:

@@ -206,7 +206,8 @@ class Evaluation(Section):
     every: int = Field(default=1, ge=1, description="test accuracy each so many rounds, in attacked rounds, and at the end")
     test_images: int | None = Field(default=None, ge=1, description="at most so many test images, evenly spaced; all by default")
     lpips: Path | None = Field(
-        default=None, description="safetensors with AlexNet's features and LPIPS' heads; fedleak/evaluation/lpips.py makes it"
+        default=None,
+        description="safetensors with AlexNet's features and LPIPS' heads, as fedleak/modalities/image/lpips.py makes it",
     )
     delta: float = Field(
         default=1e-5,

@@ -4,9 +4,9 @@ import torch
 from torch.nn import functional
 
 from fedleak.attacks.base import attacks
-from fedleak.evaluation.image.metrics import psnr
 from fedleak.evaluation.pairing import pair
 from fedleak.modalities.image import InputSpec
+from fedleak.modalities.image.metrics import psnr
 from fedleak.observation import LocalTraining, observe
 
 CIFAR = InputSpec((3, 32, 32), 10)

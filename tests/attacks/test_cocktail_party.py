@@ -2,9 +2,9 @@ import pytest
 
 from fedleak.attacks.base import attacks
 from fedleak.data.samples import CIFAR10_MEAN
-from fedleak.evaluation.image.metrics import psnr
 from fedleak.evaluation.pairing import pair
 from fedleak.modalities.image import InputSpec
+from fedleak.modalities.image.metrics import psnr
 from fedleak.models.zoo import build_model
 from fedleak.observation import observe
 from fedleak.scenario.schema import Model

@@ -7,9 +7,9 @@ from fedleak.attacks.base import attacks
 from fedleak.attacks.exact.cohorts import inconsistency, observation_of, separate
 from fedleak.data.samples import Samples
 from fedleak.errors import AttackError, ParameterError
-from fedleak.evaluation.image.metrics import psnr
 from fedleak.evaluation.pairing import pair
 from fedleak.modalities.image import InputSpec
+from fedleak.modalities.image.metrics import psnr
 from fedleak.models import build_model
 from fedleak.observation import LocalTraining, Observation, observe
 from fedleak.scenario.schema import Data, Model

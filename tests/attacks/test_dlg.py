@@ -4,8 +4,8 @@ import torch
 from fedleak.attacks.base import attacks
 from fedleak.attacks.dlg import DLG
 from fedleak.data.samples import CIFAR10_MEAN, CIFAR10_STD, Samples
-from fedleak.evaluation.image.metrics import mse
 from fedleak.modalities.image import InputSpec
+from fedleak.modalities.image.metrics import mse
 from fedleak.models import build_model
 from fedleak.observation import observe
 from fedleak.scenario.schema import Data, Model

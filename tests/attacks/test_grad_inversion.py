@@ -11,8 +11,8 @@ from fedleak.attacks.matching.unknowns import Unknowns
 from fedleak.attacks.victims.base import Victim
 from fedleak.attacks.victims.batchnorm import batch_statistics
 from fedleak.data.samples import CIFAR10_MEAN, Samples
-from fedleak.evaluation.image.metrics import psnr
 from fedleak.modalities.image import InputSpec
+from fedleak.modalities.image.metrics import psnr
 from fedleak.models import build_model
 from fedleak.observation import observe
 from fedleak.scenario.schema import Data, Model

@@ -4,8 +4,8 @@ import torch
 from fedleak.attacks.matching.objectives import largest, select
 from fedleak.attacks.partial_matching import FedLeak, regularise
 from fedleak.data.samples import CIFAR10_MEAN, Samples
-from fedleak.evaluation.image.metrics import psnr
 from fedleak.modalities.image import InputSpec
+from fedleak.modalities.image.metrics import psnr
 from fedleak.models import build_model
 from fedleak.observation import observe
 from fedleak.scenario.schema import Data, Model

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from fedleak.attacks.base import attacks
-from fedleak.evaluation.image.metrics import psnr
 from fedleak.evaluation.pairing import pair
 from fedleak.modalities.image import InputSpec
+from fedleak.modalities.image.metrics import psnr
 from fedleak.models.zoo import build_model
 from fedleak.observation import LocalTraining, observe
 from fedleak.scenario.schema import Model

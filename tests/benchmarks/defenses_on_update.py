@@ -51,7 +51,7 @@ import torch
 import fedleak
 from fedleak.data.federated import FederatedData, federated_data
 from fedleak.defenses.base import Situation, defenses
-from fedleak.evaluation.image.metrics import psnr
+from fedleak.modalities.image.metrics import psnr
 from fedleak.models import build_model
 from fedleak.observation import Observation, Tensors
 from fedleak.scenario.schema import Data, Model

@@ -40,8 +40,8 @@ from torch import Tensor, nn
 
 import fedleak
 from fedleak.data.federated import FederatedData, federated_data
-from fedleak.evaluation.image.metrics import psnr, ssim
 from fedleak.evaluation.pairing import pair
+from fedleak.modalities.image.metrics import psnr, ssim
 from fedleak.models import build_model
 from fedleak.observation import Observation, observe
 from fedleak.scenario.schema import Data, Model

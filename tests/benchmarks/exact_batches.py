@@ -37,9 +37,9 @@ from torch import Tensor
 
 from fedleak.attacks.base import attacks
 from fedleak.data.samples import CIFAR10_MEAN, Samples
-from fedleak.evaluation.image.metrics import psnr
 from fedleak.evaluation.pairing import pair
 from fedleak.modalities.image import InputSpec
+from fedleak.modalities.image.metrics import psnr
 from fedleak.models import build_model
 from fedleak.observation import observe
 from fedleak.scenario.schema import Data, Model

@@ -52,8 +52,8 @@ import fedleak
 from fedleak.attacks.base import Progress
 from fedleak.attacks.dlg_fb import DLGFB
 from fedleak.data.federated import federated_data
-from fedleak.evaluation.image.metrics import mse
 from fedleak.modalities.image import InputSpec
+from fedleak.modalities.image.metrics import mse
 from fedleak.models import build_model
 from fedleak.scenario.schema import Data, Model
 from fedleak.seeding import Seed

@@ -33,9 +33,9 @@ from torch import Tensor
 from fedleak.attacks.base import attacks
 from fedleak.data.federated import federated_data
 from fedleak.data.samples import CIFAR10_MEAN
-from fedleak.evaluation.image.metrics import psnr
 from fedleak.evaluation.pairing import pair
 from fedleak.modalities.image import InputSpec
+from fedleak.modalities.image.metrics import psnr
 from fedleak.models import build_model
 from fedleak.observation import observe
 from fedleak.scenario.schema import Data, Model

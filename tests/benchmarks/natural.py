@@ -37,9 +37,9 @@ from torch.nn import functional
 
 import fedleak
 from fedleak.data.federated import FederatedData, federated_data
-from fedleak.evaluation.image.metrics import psnr, ssim
 from fedleak.evaluation.pairing import pair
 from fedleak.modalities.image import InputSpec
+from fedleak.modalities.image.metrics import psnr, ssim
 from fedleak.models import build_model
 from fedleak.observation import LocalTraining, Observation, observe
 from fedleak.scenario.schema import Data, Model

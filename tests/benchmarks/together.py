@@ -29,8 +29,8 @@ import torch
 
 import fedleak
 from fedleak.data.federated import federated_data
-from fedleak.evaluation.image.metrics import psnr
 from fedleak.modalities.image import InputSpec
+from fedleak.modalities.image.metrics import psnr
 from fedleak.models import build_model
 from fedleak.scenario.schema import Data, Model
 

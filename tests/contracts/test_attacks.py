@@ -15,8 +15,8 @@ from torch import nn
 from fedleak.attacks.base import Attack, Reconstruction, attacks
 from fedleak.data.samples import CIFAR10_MEAN, Samples
 from fedleak.errors import AttackError, ParameterError
-from fedleak.evaluation.image.metrics import psnr
 from fedleak.modalities.image import InputSpec
+from fedleak.modalities.image.metrics import psnr
 from fedleak.models import build_model
 from fedleak.observation import LocalTraining, Observation, observe
 from fedleak.scenario.schema import Data, Model

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fedleak.errors import AttackError
 from fedleak.evaluation.grade import ImageGrade, grade, label_counts
-from fedleak.evaluation.image.metrics import MAX_PSNR, mse, psnr, ssim
+from fedleak.modalities.image.metrics import MAX_PSNR, mse, psnr, ssim
 from fedleak.seeding import Seed
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedleak.evaluation.image.metrics import mse
 from fedleak.evaluation.pairing import mse_matrix, pair
+from fedleak.modalities.image.metrics import mse
 
 
 def noise(count: int, seed: int = 0) -> Tensor:

@@ -18,11 +18,11 @@ from fedleak.data.samples import CIFAR10_MEAN
 from fedleak.defenses.secure_aggregation import MODULUS, secure_aggregation
 from fedleak.engines.inprocess import InProcess
 from fedleak.errors import ScenarioError
-from fedleak.evaluation.image.metrics import mse, psnr
 from fedleak.events import Event
 from fedleak.experiment import run as api
 from fedleak.experiment.attack_again import attack_run
 from fedleak.experiment.result import Result
+from fedleak.modalities.image.metrics import mse, psnr
 from fedleak.models import build_model
 from fedleak.observation import LocalTraining, Observation
 from fedleak.runs.folder import RunFolder

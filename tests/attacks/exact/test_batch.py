@@ -7,9 +7,9 @@ from fedleak.attacks.exact.chain import ImagePrior, walk
 from fedleak.attacks.exact.features import classifier_features
 from fedleak.attacks.exact.separation import Separation
 from fedleak.data.samples import Samples
-from fedleak.evaluation.image.metrics import psnr
 from fedleak.evaluation.pairing import pair
 from fedleak.modalities.image import InputSpec
+from fedleak.modalities.image.metrics import psnr
 from fedleak.models.inspect import execution_order
 from fedleak.models.zoo import build_model
 from fedleak.observation import observe

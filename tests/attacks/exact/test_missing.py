@@ -12,10 +12,10 @@ from fedleak.attacks.exact.count import count, count_convolution
 from fedleak.attacks.exact.missing import completed_features, survivors
 from fedleak.data.samples import Samples
 from fedleak.defenses.base import Situation, defenses
-from fedleak.evaluation.image.metrics import psnr
 from fedleak.experiment.check import check
 from fedleak.experiment.difficulty import difficulty
 from fedleak.modalities.image import InputSpec
+from fedleak.modalities.image.metrics import psnr
 from fedleak.models import build_model
 from fedleak.observation import Observation, observe
 from fedleak.scenario.schema import Data, Model, parse_scenario

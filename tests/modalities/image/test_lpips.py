@@ -10,7 +10,7 @@ from torch.nn import functional
 from torchmetrics.functional.image.lpips import _LPIPS
 
 from fedleak.errors import ScenarioError
-from fedleak.evaluation.image.lpips import SMALLEST, load_lpips, write_weights
+from fedleak.modalities.image.lpips import SMALLEST, load_lpips, write_weights
 
 SIDES = {0: 11, 3: 5, 6: 3, 8: 3, 10: 3}
 SHAPE = (3, 32, 32)

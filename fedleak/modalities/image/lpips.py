@@ -7,7 +7,7 @@ The file is safetensors with AlexNet's five convolutions under torchvision's nam
 ... ``features.10.bias``) and the five heads ``lin0.weight`` to ``lin4.weight`` of shape (1, C, 1, 1). The heads come with
 torchmetrics; AlexNet is the file that ``torchvision.models.alexnet(weights="DEFAULT")`` leaves in torch's cache::
 
-    python -m fedleak.evaluation.image.lpips ~/.cache/torch/hub/checkpoints/alexnet-owt-7be5be79.pth lpips.safetensors
+    python -m fedleak.modalities.image.lpips ~/.cache/torch/hub/checkpoints/alexnet-owt-7be5be79.pth lpips.safetensors
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedleak.errors import ScenarioError
-from fedleak.models.weights import read_safetensors, some
+from fedleak.scenario.tensors import read_safetensors, some
 
 SMALLEST: Final = 31
 """Side in pixels below which nothing is left of an image after AlexNet's pooling."""
@@ -37,7 +37,7 @@ _SHIFT: Final = (-0.030, -0.088, -0.188)
 _SCALE: Final = (0.458, 0.448, 0.450)
 _EPS: Final = 1e-8
 _CHUNK: Final = 32
-_HOW: Final = "make the file with `python -m fedleak.evaluation.image.lpips ALEXNET.pth FILE`"
+_HOW: Final = "make the file with `python -m fedleak.modalities.image.lpips ALEXNET.pth FILE`"
 
 
 class Lpips:
@@ -167,5 +167,5 @@ def _heads() -> Path:
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("usage: python -m fedleak.evaluation.image.lpips ALEXNET.pth LPIPS.safetensors")
+        sys.exit("usage: python -m fedleak.modalities.image.lpips ALEXNET.pth LPIPS.safetensors")
     write_weights(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -13,8 +13,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 from torchmetrics.functional import image as torchmetrics
 
-from fedleak.evaluation.image import metrics
-from fedleak.evaluation.image.metrics import MAX_PSNR, mse, psnr, ssim
+from fedleak.modalities.image import metrics
+from fedleak.modalities.image.metrics import MAX_PSNR, mse, psnr, ssim
 
 REAL = sorted((Path(foolbox.__file__).parent / "data").glob("cifar10_*.png"))[:10]
 
@@ -114,7 +114,7 @@ def test_the_examples_run():
 
 
 def test_nothing_slow_is_imported():
-    program = "import sys, fedleak.evaluation.image.metrics; print('torchmetrics' in sys.modules, 'torchvision' in sys.modules)"
+    program = "import sys, fedleak.modalities.image.metrics; print('torchmetrics' in sys.modules, 'torchvision' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert said.stdout.split() == ["False", "False"]
 
