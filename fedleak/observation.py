@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from fedleak.errors import AttackError, FedleakError
@@ -139,6 +139,10 @@ class Observation:
 
     def save(self, path: Path) -> None:
         """Write the observation, without the surrogate images, to a safetensors file."""
+        path.write_bytes(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """Return the observation, without the surrogate images, as the content of a safetensors file."""
         groups = {"parameters": self.parameters, "buffers": self.buffers, "update": self.update}
         groups["received_buffers"] = self.received_buffers or {}
         named = {f"{group}/{name}": value for group, values in groups.items() for name, value in values.items()}
@@ -155,7 +159,8 @@ class Observation:
             "batchnorm": self.received_buffers is not None,
             "defenses": self.defenses,
         }
-        save_file(tensors, path, metadata={"fedleak": json.dumps(facts)})
+        content: bytes = save(tensors, metadata={"fedleak": json.dumps(facts)})
+        return content
 
     @classmethod
     def load(cls, path: Path) -> Observation:

@@ -20,6 +20,7 @@ from fedleak.experiment.check import check
 from fedleak.experiment.manifest import default_folder
 from fedleak.experiment.result import Result
 from fedleak.experiment.resumable import run_into
+from fedleak.process.files import write_whole
 from fedleak.runs.folder import Row
 from fedleak.scenario.schema import Scenario, Section, parse_scenario
 from fedleak.scenario.tables import apply_override, read_table
@@ -247,7 +248,7 @@ def run_claim(
         result = run_into(scenario, place, device=device, threads=threads, listener=listener)
         findings += [_finding(case.name, expectation, result) for expectation in case.expect]
         facts = {"claim": claim.claim, "source": claim.source, "form": form, "findings": [asdict(found) for found in findings]}
-        (folder / "claim.json").write_text(json.dumps(facts, indent=1, allow_nan=False), encoding="utf-8")
+        write_whole(folder, "claim.json", json.dumps(facts, indent=1, allow_nan=False).encode())
     return folder, findings
 
 

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from fedleak.errors import ScenarioError
+from fedleak.process.files import open_path
 
 _PAUSE = 0.1  # seconds between two tries
 
@@ -49,7 +50,13 @@ class Lock:
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            file = open_path(self._path, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise ScenarioError(
+                f"{self._path}: cannot be held ({error.strerror}); expected an ordinary file that may be written, and no link; "
+                "remove it, or choose another folder"
+            ) from error
         deadline = time.monotonic() + self._patience
         while True:
             try:

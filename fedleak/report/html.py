@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +14,7 @@ from fedleak.evaluation.privacy import said, spent
 from fedleak.evaluation.resources import resources
 from fedleak.evaluation.summary import CLEAR_DB
 from fedleak.evaluation.utility import by_client, utility
+from fedleak.process.files import write_whole
 from fedleak.report import asked, formats
 from fedleak.report.faults import faults
 from fedleak.report.figures import MARKERS, fidelity_chart, loss_chart, marks, rounds_chart, series_colour
@@ -82,18 +82,12 @@ def write_report(folder: Path) -> Path:
     """
     folder = Path(folder)
     page = render("report.html.j2", _context(read_records(folder)))
-    target, temporary = folder / "report.html", folder / "report.html.tmp"
     try:
-        temporary.write_text(page, encoding="utf-8", errors="replace")
-        temporary.chmod(0o600)
-        temporary.replace(target)
+        return write_whole(folder, "report.html", page.encode(errors="replace"), sync=False)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise FedleakError(
-            f"{target}: cannot be written ({error.strerror}); make room, and write it with: fedleak report {folder}"
+            f"{folder / 'report.html'}: cannot be written ({error.strerror}); make room, then: fedleak report {folder}"
         ) from error
-    return target
 
 
 def _context(records: RunRecords) -> dict[str, Any]:

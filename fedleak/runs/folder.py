@@ -15,23 +15,25 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import safe_open
+from safetensors.numpy import save
 from torch import Tensor
 
 from fedleak.errors import FedleakError, ScenarioError
 from fedleak.observation import Observation
+from fedleak.process import files
 from fedleak.process.lock import Lock
 from fedleak.scenario.schema import AttackSpec, Scenario, parse_scenario
 
@@ -44,7 +46,7 @@ OWN_APP = "own app"
 PROBLEMS = "problems.jsonl"
 """Takes what attacks said that could not be shown a round."""
 
-_OWNER_ONLY = 0o600
+_LINKED = errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.ENXIO
 
 
 class RunFolder:
@@ -139,16 +141,8 @@ class RunFolder:
         FedleakError
             If they cannot be written.
         """
-        content = memoryview(_lines(rows))
-        with self._writing(), open(self.path / name, "ab", buffering=0, opener=_private) as file:  # noqa: PTH123 (no opener there)
-            before, done = file.seek(0, os.SEEK_END), 0
-            try:
-                while done < len(content):
-                    done += file.write(content[done:])
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(before)
-                raise
+        with self._writing():
+            files.append(self.path, name, _lines(rows))
 
     def rows(self, name: str) -> list[Row]:
         """Read a JSON-lines file; a last line torn by a kill is left out."""
@@ -169,10 +163,9 @@ class RunFolder:
 
     def save_capture(self, observation: Observation) -> None:
         """Write what the server saw of one client in one round."""
-        target = self.path / "captures" / f"{stem(observation.round, observation.client)}.safetensors"
-        with self._writing(temporary := target.with_suffix(".tmp")):
-            observation.save(temporary)
-            _put(temporary, target)
+        self.replace_file(
+            f"captures/{stem(observation.round, observation.client)}.safetensors", observation.to_bytes(), sync=False
+        )
 
     def captures(self) -> Iterator[Path]:
         """Iterate over the files of observations, by round and client."""
@@ -183,21 +176,17 @@ class RunFolder:
         """Write an image (C, H, W) in [0, 1] as PNG; return its path within the folder."""
         pixels = (image.detach().cpu().clamp(0, 1).nan_to_num(0.5) * 255).round().byte().permute(1, 2, 0).numpy()
         relative = f"images/{name}.png"
-        with self._writing(self.path / relative):
-            Image.fromarray(pixels.squeeze()).save(self.path / relative)
-            (self.path / relative).chmod(_OWNER_ONLY)
+        Image.fromarray(pixels.squeeze()).save(encoded := io.BytesIO(), format="PNG")
+        self.replace_file(relative, encoded.getbuffer(), sync=False)
         return relative
 
     def save_checkpoint(self, server_round: int, arrays: Arrays, state: Row) -> None:
         """Write the global model and the strategy's state after a whole round, replacing the one before."""
-        target = self.path / "checkpoint.safetensors"
-        with self._writing(temporary := target.with_suffix(".tmp")):
-            save_file(
-                {name: np.asarray(value, order="C") for name, value in arrays.items()},  # keeps the shape () of counters
-                temporary,
-                metadata={"round": str(server_round), "state": json.dumps(state)},
-            )
-            _put(temporary, target)
+        content = save(
+            {name: np.asarray(value, order="C") for name, value in arrays.items()},  # keeps the shape () of counters
+            metadata={"round": str(server_round), "state": json.dumps(state)},
+        )
+        self.replace_file("checkpoint.safetensors", content)
 
     def load_checkpoint(self) -> tuple[int, Arrays, Row]:
         """Read what :meth:`save_checkpoint` wrote: the round, the arrays, and the strategy's state.
@@ -249,6 +238,8 @@ class RunFolder:
         """Drop the rows, captures and images of rounds after ``server_round``, which a killed run left unfinished."""
         for name in ("rounds.jsonl", "reconstructions.jsonl", *([PROBLEMS] if (self.path / PROBLEMS).exists() else [])):
             self.drop_rows(name, lambda row: row["round"] > server_round)
+        for path in self.path.glob(f"*{files.UNFINISHED}"):
+            path.unlink()
         for path in [*(self.path / "captures").glob("r*-c*"), *(self.path / "images").glob("r*-c*")]:
             if int(path.name[1:].split("-")[0]) > server_round:
                 path.unlink()
@@ -268,44 +259,33 @@ class RunFolder:
         stops[-1] |= {"after": after, "resumed": datetime.now(UTC).isoformat(timespec="seconds")}
         self.write_json("manifest.json", manifest)
 
-    def replace_file(self, name: str, content: bytes) -> None:
-        """Write a file whole: a reader sees the old one or the new one."""
-        with self._writing(temporary := self.path / f"{name}.tmp"):
-            with open(temporary, "wb", opener=_private) as file:  # noqa: PTH123 (no opener there)
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            _put(temporary, self.path / name)
+    def replace_file(self, name: str, content: bytes | memoryview, *, sync: bool = True) -> None:
+        """Write a file whole: a reader sees the old one or the new one; a link in its place is replaced, not followed.
+
+        With ``sync`` it waits until the file is on the disk.
+        """
+        with self._writing():
+            files.write_whole(self.path, name, content, sync=sync)
 
     @contextmanager
-    def _writing(self, unfinished: Path | None = None) -> Iterator[None]:
-        """Turn a full disk and its like into one line, and leave no half-written file."""
+    def _writing(self) -> Iterator[None]:
+        """Turn a full disk and its like into one line."""
         try:
             yield
-        except (OSError, SafetensorError) as error:
-            if unfinished is not None:
-                with suppress(OSError):
-                    unfinished.unlink(missing_ok=True)
-            # safetensors tells the number only in words
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        except OSError as error:
+            if error.errno in _LINKED:
+                raise FedleakError(
+                    f"{self.path}: '{error.filename}' there is a link, or no ordinary file, and nothing is written through one; "
+                    f"remove it, and go on with fedleak run --resume {self.path}"
+                ) from error
             raise FedleakError(
-                f"{self.path}: cannot be written ({reason}); what was done before is kept: make room, and go on with "
+                f"{self.path}: cannot be written ({error.strerror}); what was done before is kept: make room, and go on with "
                 f"fedleak run --resume {self.path}"
             ) from error
 
 
 def _lines(rows: Iterable[Row]) -> bytes:
     return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, _OWNER_ONLY)
-
-
-def _put(temporary: Path, target: Path) -> None:
-    """Put a finished file in its place, readable by its owner alone: a copy of it may land in a folder that is not."""
-    temporary.chmod(_OWNER_ONLY)
-    temporary.replace(target)
 
 
 def refuse_existing(path: Path) -> None:

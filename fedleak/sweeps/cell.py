@@ -10,6 +10,7 @@ from typing import Any
 
 from fedleak.events import Event
 from fedleak.experiment.resumable import run_into
+from fedleak.process.files import write_whole
 from fedleak.process.lock import Lock
 from fedleak.runs.folder import Row
 from fedleak.scenario.schema import Scenario
@@ -96,9 +97,8 @@ def done_rows(out: Path, name: str, digest: str) -> list[Row] | None:
 
 def _write(path: Path, content: Row) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
-    temporary.replace(path)  # whole or not at all: a cell with rows is finished
+    # Whole or not at all: a cell with rows is finished.
+    write_whole(path.parent, path.name, json.dumps(content, allow_nan=False).encode(), sync=False)
 
 
 class _Listener:

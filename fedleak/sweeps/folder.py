@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from fedleak.errors import ScenarioError
+from fedleak.process.files import UNFINISHED, write_whole
 from fedleak.runs.folder import Row
 from fedleak.sweeps.cell import CELLS
 
-_FIRST = {"sweep.lock", "sweep.json.tmp"}  # all that a start killed at once has left
 _COLUMNS = (
     "cell",
     "defense",
@@ -89,7 +89,7 @@ class SweepFolder:
             If something else is there, or the folder cannot be made.
         """
         try:
-            taken = path.exists() and (not path.is_dir() or {found.name for found in path.iterdir()} - _FIRST)
+            taken = path.exists() and not (path.is_dir() and all(_of_a_start(found.name) for found in path.iterdir()))
             if taken and not (path / "sweep.json").is_file():
                 raise ScenarioError(f"{path}: exists and is no sweep's folder; choose another --out")
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -158,9 +158,12 @@ class SweepFolder:
         return self.path / CELLS / name
 
     def _replace(self, name: str, content: str) -> None:
-        temporary = self.path / f"{name}.tmp"
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(self.path / name)
+        write_whole(self.path, name, content.encode(), sync=False)
+
+
+def _of_a_start(name: str) -> bool:
+    """Whether a file is what a start that was killed at once leaves."""
+    return name == "sweep.lock" or (name.startswith("sweep.json.") and name.endswith(UNFINISHED))
 
 
 def _cell(value: Any) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedleak.errors import ScenarioError
+from fedleak.errors import FedleakError, ScenarioError
 from fedleak.modalities.image import InputSpec
 from fedleak.observation import Observation
 from fedleak.runs.folder import RunFolder, model_digest, stem
@@ -93,7 +93,7 @@ def test_no_row_is_lost_when_the_rows_of_an_attack_cannot_be_put_in_place(
 
     with monkeypatch.context() as patch:
         if step == "write":
-            patch.setattr(Path, "replace", killed)
+            patch.setattr("os.replace", killed)
         else:
             patch.setattr(RunFolder, step, killed)
         with contextlib.suppress(KeyboardInterrupt):
@@ -179,3 +179,31 @@ def test_the_digest_of_a_model_depends_on_every_bit_name_type_and_shape() -> Non
     assert model_digest(base) == model_digest(dict(reversed(list(base.items()))))
     assert model_digest(base) == model_digest({**base, "a": np.asfortranarray(base["a"])})
     assert len({model_digest(model) for model in [base, *others]}) == 6
+
+
+LINKED = ["rounds.jsonl", "reconstructions.jsonl", "manifest.json", "checkpoint.safetensors", "captures", "images"]
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_nothing_is_written_through_a_link_in_the_folder(folder: RunFolder, tmp_path: Path, name: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    place = folder.path / name
+    if place.is_dir():
+        place.rmdir()
+        elsewhere.mkdir()
+    else:
+        place.unlink(missing_ok=True)
+        elsewhere.write_text("{}")
+    place.symlink_to(elsewhere)
+    before = sorted(elsewhere.iterdir()) if elsewhere.is_dir() else elsewhere.read_bytes()
+    writings = (
+        lambda: folder.append(name, [{"round": 1}]),
+        lambda: folder.note_stop("interrupted"),
+        lambda: folder.save_checkpoint(1, {"model/w": np.zeros(1)}, {}),
+        lambda: folder.save_capture(seen(1)),
+        lambda: folder.save_image("r001-c000-truth-0", torch.zeros(3, 4, 4)),
+    )
+    for writing in writings:
+        with contextlib.suppress(FedleakError):
+            writing()
+    assert (sorted(elsewhere.iterdir()) if elsewhere.is_dir() else elsewhere.read_bytes()) == before

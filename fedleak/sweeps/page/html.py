@@ -14,6 +14,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from fedleak.printable import plural
+from fedleak.process.files import write_whole
 from fedleak.report import formats
 from fedleak.report.gallery import Cell, Gallery, Place
 from fedleak.report.pages import asset, render
@@ -69,11 +70,7 @@ def write_sweep_report(path: Path) -> Path:
     """
     folder = SweepFolder.open(Path(path))
     page = render("sweep.html.j2", _context(folder))
-    target = folder.path / "sweep.html"
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8", errors="replace")
-    temporary.chmod(0o600)
-    return temporary.replace(target)
+    return write_whole(folder.path, "sweep.html", page.encode(errors="replace"), sync=False)
 
 
 def _context(folder: SweepFolder) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedleak.errors import ScenarioError
 from fedleak.printable import plural
+from fedleak.process.files import write_whole
 from fedleak.report import formats
 from fedleak.report.pages import asset, render
 from fedleak.runs.folder import Row
@@ -52,7 +53,7 @@ def write_page(lines: Sequence[Line], unfinished: Sequence[str], target: Path) -
     }
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(render("leaderboard.html.j2", context), encoding="utf-8", errors="replace")
+        write_whole(target.parent, target.name, render("leaderboard.html.j2", context).encode(errors="replace"), sync=False)
     except OSError as error:
         raise ScenarioError(f"--out {target}: cannot be written ({error.strerror}); expected the name of an HTML file") from error
 
