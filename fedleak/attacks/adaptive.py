@@ -87,6 +87,12 @@ class Adaptive(Attack):
         """Whether its base does."""
         return self._base.takes_rounds
 
+    def refuses(self, defenses: Sequence[str]) -> str | None:
+        """Return which defense has no counter."""
+        unknown = next((name for name in defenses if name not in counters.names()), None)
+        known = ", ".join(counters.names())
+        return unknown and f"'{self.name}' has no counter to the defense '{unknown}'; it has one for each of {known}"
+
     @property
     def remembers(self) -> bool:
         """Whether rounds are matched together."""

@@ -32,6 +32,8 @@ class Analytic(Attack):
     """
 
     name: ClassVar[str] = "analytic"
+    exact: ClassVar[bool] = True
+    own_labels: ClassVar[bool] = True
     suits: ClassVar[dict[str, Any]] = {"name": "mlp"}
 
     def reconstruct(

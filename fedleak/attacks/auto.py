@@ -31,8 +31,6 @@ _KINKED = (nn.ReLU, nn.LeakyReLU, nn.MaxPool2d)
 _SMOOTH = (nn.Sigmoid, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU, nn.Softplus)
 _SOLVED = 1e-3
 """Misfit of the gradient, relative to its norm, up to which a closed form counts as the solution."""
-_OWN_LABELS = frozenset({"exact", "closed-form", "mmse"})
-"""Attacks that read the labels off the update in a way of their own."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +121,12 @@ class Auto(Attack):
     requires: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.LOCAL_TRAINING})
     models_local_steps: ClassVar[bool] = True
 
+    def foresee(
+        self, model: nn.Module, input: InputSpec, local: LocalTraining, kind: UpdateKind, defenses: Sequence[str]
+    ) -> str | None:
+        """Return its plan."""
+        return "; if that fails, ".join(str(step) for step in plan(model, input, local, kind, defenses))
+
     def reconstruct(
         self, observation: Observation, model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget
     ) -> Reconstruction:
@@ -134,7 +138,8 @@ class Auto(Attack):
         for step in plan(model, observation.input, observation.local, observation.kind, defenses):
             if kept is not None and budget.exhausted:
                 break
-            attack = attacks.get(step.attack)(**self._parameters(step, observation, model))
+            plugin = attacks.get(step.attack)
+            attack = plugin(**self._parameters(plugin, step, observation, model))
             try:
                 result = attack.reconstruct(
                     observation, model, rng=rng.derive(step.attack), device=device, budget=self._rest(budget, attack, observation)
@@ -147,7 +152,7 @@ class Auto(Attack):
                 failures.append(f"{step.attack} failed: {result.error}")
                 continue
             result = replace(result, method="; ".join(part for part in (str(step), result.method, *failures) if part))
-            if kept is None and (step.attack not in ("exact", "closed-form") or _solved(result)):
+            if kept is None and (not plugin.exact or _solved(result)):
                 return replace(result, iterations=iterations)
             if kept is not None:
                 best = min(kept, result, key=lambda found: _misfit(found, observation, model, device))
@@ -158,9 +163,9 @@ class Auto(Attack):
             raise AttackError("; ".join(failures))
         return replace(kept, iterations=iterations)
 
-    def _parameters(self, step: Step, observation: Observation, model: nn.Module) -> dict[str, Any]:
+    def _parameters(self, plugin: type[Attack], step: Step, observation: Observation, model: nn.Module) -> dict[str, Any]:
         given = self.config.model_dump(include=self.config.model_fields_set - {"budget_seconds"})
-        if "labels" not in given and (observation.labels is not None or step.attack not in _OWN_LABELS):
+        if "labels" not in given and (observation.labels is not None or not plugin.own_labels):
             given["labels"] = _label_rule(observation, model)
         if step.base is not None:
             given["base"] = step.base

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from fedleak.errors import AttackError, ParameterError
-from fedleak.observation import Observation, UpdateKind
+from fedleak.modalities.image import InputSpec
+from fedleak.observation import LocalTraining, Observation, UpdateKind
 from fedleak.process.abandoned import process_time
 from fedleak.registry import Registry
 from fedleak.scenario.validation import read_parameters
@@ -161,6 +162,10 @@ class Attack(ABC):
     name: ClassVar[str]
     requires: ClassVar[frozenset[Knowledge]] = frozenset()
     kinds: ClassVar[frozenset[UpdateKind]] = frozenset({"gradient", "weights"})
+    exact: ClassVar[bool] = False
+    """Whether it solves equations, so that a result whose gradient fits is the solution and one that does not fit is none."""
+    own_labels: ClassVar[bool] = False
+    """Whether it reads labels off the update in a way of its own where no rule is named."""
     models_local_steps: ClassVar[bool] = False
     """Whether several local steps are told apart, instead of being read as one averaged gradient."""
     joint_labels: ClassVar[bool] = False
@@ -200,6 +205,30 @@ class Attack(ABC):
 
         After an interrupt the rounds before are shown again, in order.
         """
+
+    def refuses(self, defenses: Sequence[str]) -> str | None:
+        """Return why it cannot attack clients with these defenses, by name, or ``None`` where it can; it can by default."""
+        return None
+
+    def foresee(
+        self, model: nn.Module, input: InputSpec, local: LocalTraining, kind: UpdateKind, defenses: Sequence[str]
+    ) -> str | None:
+        """Return what it would do, in words, where that depends on the case; ``None`` by default.
+
+        Parameters
+        ----------
+        model : Module
+            Of the clients' architecture.
+        input : InputSpec
+            What it takes.
+        local : LocalTraining
+            How the client trains.
+        kind : {"gradient", "weights"}
+            What it sends.
+        defenses : sequence of str
+            Which the attacker knows to be on.
+        """
+        return None
 
     @classmethod
     def needs(cls, kind: UpdateKind) -> frozenset[Knowledge]:

@@ -42,6 +42,8 @@ class ClosedForm(Attack):
     """
 
     name = "closed-form"
+    exact = True
+    own_labels = True
     models_local_steps = True
 
     def reconstruct(

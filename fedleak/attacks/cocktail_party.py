@@ -36,6 +36,8 @@ class CocktailParty(Attack):
     """Approximate, for batches up to the width of the first layer, whatever the activation; no labels needed."""
 
     name: ClassVar[str] = "cocktail-party"
+    exact: ClassVar[bool] = True
+    own_labels: ClassVar[bool] = True
     suits: ClassVar[dict[str, Any]] = {"name": "mlp"}
     Config: ClassVar[type[AttackConfig]] = CocktailPartyConfig
     config: CocktailPartyConfig

@@ -31,6 +31,8 @@ class Exact(Attack):
     """Exact where linear algebra suffices; ``method`` says which attack gave the result and how well its gradient fits."""
 
     name: ClassVar[str] = "exact"
+    exact: ClassVar[bool] = True
+    own_labels: ClassVar[bool] = True
 
     def reconstruct(
         self, observation: Observation, model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget

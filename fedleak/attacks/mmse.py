@@ -79,6 +79,7 @@ class MMSE(Attack):
     """fedleak's own estimation of few images, for ReLU networks."""
 
     name: ClassVar[str] = "mmse"
+    own_labels: ClassVar[bool] = True
     requires: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.LOCAL_TRAINING})
     suits: ClassVar[Mapping[str, Any]] = {"name": "resnet20", "width": 8}
     Config: ClassVar[type[AttackConfig]] = MMSEConfig

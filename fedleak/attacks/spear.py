@@ -51,6 +51,8 @@ class Spear(Attack):
     """
 
     name: ClassVar[str] = "spear"
+    exact: ClassVar[bool] = True
+    own_labels: ClassVar[bool] = True
     suits: ClassVar[dict[str, Any]] = {"name": "mlp"}
     Config: ClassVar[type[AttackConfig]] = SpearConfig
     config: SpearConfig

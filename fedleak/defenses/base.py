@@ -97,6 +97,10 @@ class Defense:
     """Whether it writes into :attr:`Situation.memory`, which an interrupt loses where clients live in the server's process."""
     protects_alone: ClassVar[bool] = True
     """Whether a client's update changes by itself; false where only the protocol around it does."""
+    only_sums: ClassVar[bool] = False
+    """Whether the server is left with one sum of each round in place of the clients' updates."""
+    flags: ClassVar[tuple[str, ...]] = ()
+    """Names in :data:`fedleak.evaluation.flags.FLAGS` that every update of a client with it raises."""
     excludes: ClassVar[Mapping[str, str]] = {}
     """Defenses that it cannot be combined with, its own name for no second one of it; each with the reason."""
     not_before: ClassVar[Mapping[str, str]] = {}
@@ -127,6 +131,10 @@ class Defense:
     def mechanism(self) -> Mechanism | None:
         """Return the mechanism of differential privacy that the defense is, or ``None`` if it is none."""
         return None
+
+    def removed_share(self) -> float:
+        """Return which share of an update's entries it sets to zero, in [0, 1], as far as its parameters say it; 0 by default."""
+        return 0.0
 
     def on_architecture(self, model: nn.Module, input: InputSpec, seed: Seed) -> nn.Module:
         """Return the network that the whole federation trains in place of ``model``, which may be changed in place.

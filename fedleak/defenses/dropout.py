@@ -34,6 +34,7 @@ class Dropout(Defense):
 
     name = "dropout"
     identity = {"p": 0.0}
+    flags = ("dropout-on",)
     not_before = {"precode": "dropout is put before layers of the network that has the bottleneck already"}
 
     class Config(DefenseConfig):

@@ -46,6 +46,10 @@ class GradientPruning(Defense):
 
     config: Config
 
+    def removed_share(self) -> float:
+        """Return the share, up to whole entries."""
+        return self.config.ratio
+
     def on_update(self, update: Tensors, situation: Situation) -> Tensors:
         """Return the update with its smallest entries at zero."""
         floats = finite_floats(self.name, update)

@@ -45,6 +45,10 @@ class RandomMasking(Defense):
 
     config: Config
 
+    def removed_share(self) -> float:
+        """Return the expected share."""
+        return self.config.p
+
     def on_update(self, update: Tensors, situation: Situation) -> Tensors:
         """Return the masked update."""
         p = self.config.p

@@ -24,11 +24,12 @@ class SecAggView(Defense):
     name = "secagg-view"
     identity = {}
     protects_alone = False
+    only_sums = True
 
 
 def only_sums(scenario: Scenario) -> bool:
     """Say whether the attacker sees one sum for each round in place of each client's update."""
-    return any(issubclass(defenses.get(spec.name), SecAggView | SecureAggregation) for spec in scenario.defenses)
+    return any(defenses.get(spec.name).only_sums for spec in scenario.defenses)
 
 
 def check_sums(scenario: Scenario, largest_shard: int) -> None:
@@ -46,11 +47,7 @@ def check_sums(scenario: Scenario, largest_shard: int) -> None:
     ScenarioError
         With one line: what is wrong, where, what to do.
     """
-    summing = [
-        number
-        for number, spec in enumerate(scenario.defenses)
-        if issubclass(defenses.get(spec.name), SecAggView | SecureAggregation)
-    ]
+    summing = [number for number, spec in enumerate(scenario.defenses) if defenses.get(spec.name).only_sums]
     if not summing:
         return
     where, name = f"defenses[{summing[0]}]", scenario.defenses[summing[0]].name

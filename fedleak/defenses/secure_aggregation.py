@@ -42,6 +42,7 @@ class SecureAggregation(Defense):
     name = "secure-aggregation"
     identity = {}
     protects_alone = False
+    only_sums = True
 
     class Config(DefenseConfig):
         """Parameters."""

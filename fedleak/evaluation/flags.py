@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from fedleak.attacks.base import Reconstruction
+from fedleak.defenses.base import defenses
 from fedleak.evaluation.grade import ImageGrade
 from fedleak.observation import Observation, Tensors
 
@@ -122,12 +123,13 @@ def update_flags(observation: Observation, model: nn.Module) -> tuple[str, ...]:
     local = observation.local
     training = local is not None and local.mode == "train"
     layers = list(model.modules())
-    defenses = [defense["name"] for defense in observation.defenses or ()]
+    defended = {flag for defense in observation.defenses or () for flag in defenses.get(defense["name"]).flags}
     return _raised(
-        {
+        dict.fromkeys(defended, True)
+        | {
             "zero-update": norm == 0,
             "tiny-update": 0 < norm < TINY_UPDATE * _norm(observation.parameters),
-            "dropout-on": "dropout" in defenses or (training and any(_drops(layer) for layer in layers)),
+            "dropout-on": "dropout-on" in defended or (training and any(_drops(layer) for layer in layers)),
             "batchnorm-train-mode": any(_uses_batch_statistics(layer, training) for layer in layers),
             "several-local-steps": observation.kind == "weights" and local is not None and local.steps > 1,
             "labels-given": observation.labels is not None,

@@ -8,19 +8,17 @@ from math import prod
 import numpy as np
 from torch import nn
 
-from fedleak.attacks.auto import Auto, plan
+from fedleak.attacks.base import attacks
 from fedleak.attacks.exact.count import LayerCount, count_update
 from fedleak.data.batches import private_batch
-from fedleak.defenses.gradient_pruning import GradientPruning
-from fedleak.defenses.random_masking import RandomMasking
+from fedleak.defenses.base import defenses
 from fedleak.defenses.secagg_view import only_sums
 from fedleak.experiment.check import Checked
+from fedleak.observation import UpdateKind
 from fedleak.positions.observing import local_training
 from fedleak.printable import plural
 from fedleak.scenario.schema import Scenario
 from fedleak.threat import Knowledge
-
-_REMOVED = {RandomMasking.name: "p", GradientPruning.name: "ratio"}  # share of the entries, in the defense's parameters
 
 
 @dataclass(frozen=True)
@@ -78,10 +76,12 @@ def difficulty(checked: Checked) -> Difficulty:
         ("attacker knows", f"{', '.join(sorted(scenario.threat.granted)) or 'the updates alone'} ({scenario.threat.preset})"),
         ("attacks", ", ".join(spec.result_name for spec in scenario.attacks) if scenario.server.curious else "none: not curious"),
     ]
-    if any(spec.name == Auto.name for spec in scenario.attacks):
-        known = [defense.name for defense in scenario.defenses if Knowledge.DEFENSE in scenario.threat.granted]
-        chosen = plan(model, data.input, local, "gradient" if scenario.federation.protocol == "fedsgd" else "weights", known)
-        facts.append(("auto would run", "; if that fails, ".join(str(step) for step in chosen)))
+    known = [defense.name for defense in scenario.defenses if Knowledge.DEFENSE in scenario.threat.granted]
+    kind: UpdateKind = "gradient" if scenario.federation.protocol == "fedsgd" else "weights"
+    for spec in scenario.attacks:
+        attack = attacks.get(spec.name)(**spec.parameters)
+        if said := attack.foresee(model, data.input, local, kind, known):
+            facts.append((f"{spec.result_name} would run", said))
     blurs = {
         plural(local.steps, "local step"): local.steps > 1,
         "BatchNorm in train mode": batchnorm and mode == "train",
@@ -94,8 +94,8 @@ def difficulty(checked: Checked) -> Difficulty:
 
 def _kept(scenario: Scenario) -> float:
     """Return the share of an update's entries that the defenses leave, as far as they say it."""
-    removed = [spec.parameters.get(_REMOVED[spec.name], 0.0) for spec in scenario.defenses if spec.name in _REMOVED]
-    return float(prod(1 - share for share in removed))
+    built = [defenses.get(spec.name)(**spec.parameters) for spec in scenario.defenses]
+    return prod(1 - defense.removed_share() for defense in built)
 
 
 def _update(scenario: Scenario, steps: int) -> str:

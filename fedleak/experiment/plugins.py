@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from fedleak.attacks.adaptive import Adaptive
 from fedleak.attacks.base import JOINT, Attack, attacks
-from fedleak.attacks.counters.base import counters
 from fedleak.attacks.labels.base import label_rules
 from fedleak.defenses.base import defenses
 from fedleak.defenses.chain import check_combination
@@ -85,13 +83,15 @@ def check_plugins(scenario: Scenario) -> None:
     protocol = scenario.federation.protocol
     _check_client_resources(scenario)
     titles: dict[str, int] = {}
+    built: list[Attack] = []
     for number, spec in enumerate(scenario.attacks):
         if (other := titles.setdefault(spec.result_name, number)) != number:
             raise ScenarioError(
                 f"attacks[{number}]: attacks[{other}] is called '{spec.result_name}' in the results too; "
                 f'give one of them a name of its own, such as title = "{spec.result_name}-2"'
             )
-        build_attack(spec, f"attacks[{number}]", "gradient" if protocol == "fedsgd" else "weights", scenario.threat.granted)
+        kind: UpdateKind = "gradient" if protocol == "fedsgd" else "weights"
+        built.append(build_attack(spec, f"attacks[{number}]", kind, scenario.threat.granted))
         late = [r for r in spec.rounds if r > scenario.federation.rounds] if spec.rounds != "all" else []
         if late:
             raise ScenarioError(
@@ -99,20 +99,16 @@ def check_plugins(scenario: Scenario) -> None:
                 f"{scenario.federation.rounds}; leave it out, or run more rounds"
             )
     for number, defense in enumerate(scenario.defenses):
-        built = _build(defenses, defense, f"defenses[{number}]")
-        if protocol not in built.protocols:
-            fitting = " or ".join(f"'{name}'" for name in sorted(built.protocols))
+        protocols = _build(defenses, defense, f"defenses[{number}]").protocols
+        if protocol not in protocols:
+            fitting = " or ".join(f"'{name}'" for name in sorted(protocols))
             raise ScenarioError(
                 f"defenses[{number}]: defense '{defense.name}' cannot be used with federation.protocol = '{protocol}'; "
                 f"leave it out, or set the protocol to {fitting}"
             )
-    unknown = [defense.name for defense in scenario.defenses if defense.name not in counters.names()]
-    for number, spec in enumerate(scenario.attacks if unknown else ()):
-        if spec.name == Adaptive.name:
-            raise ScenarioError(
-                f"attacks[{number}]: '{spec.name}' has no counter to the defense '{unknown[0]}'; it has one for each of "
-                f"{', '.join(counters.names())}"
-            )
+    for number, attack in enumerate(built):
+        if reason := attack.refuses([defense.name for defense in scenario.defenses]):
+            raise ScenarioError(f"attacks[{number}]: {reason}")
     try:
         check_combination([defenses.get(spec.name) for spec in scenario.defenses])
     except DefenseError as error:

@@ -96,7 +96,7 @@ class Poor(Attack):
 
 @pytest.fixture
 def planned(monkeypatch):
-    """Let the plan be of the given attacks; the first one stands for an exact one."""
+    """Let the plan be of the given attacks."""
 
     def set_plan(*classes):
         found = {cls.name: cls for cls in classes}
@@ -120,11 +120,29 @@ def test_a_solution_with_a_misfit_is_compared_with_the_next_and_the_better_one_k
     model, real = network(channels=24), attacks.get("closed-form")
     auto_attack = attacks.get("auto")()
     observation, images = seen(model)
-    poor = type("Exact", (Poor,), {"name": "exact"})
-    planned(poor, real)
+    planned(type("Theirs", (Poor,), {"name": "theirs", "exact": True}), real)
     [result] = auto_attack([observation], model)
-    assert "exact left a misfit" in result.method
+    assert "theirs left a misfit" in result.method
     assert float((result.images - images).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_an_attack_that_says_that_it_reads_labels_itself_is_given_no_rule(planned, own):
+    model, given = network(), []
+
+    class Theirs(Poor):
+        name = "theirs"
+        own_labels = own
+
+        def __init__(self, **parameters):
+            super().__init__(**parameters)
+            given.append(self.config.labels)
+
+    auto_attack = attacks.get("auto")()
+    planned(Theirs)
+    [result] = auto_attack([seen(model)[0]], model)
+    assert given == [None if own else "idlg"]
+    assert result.method == "theirs: a reason"
 
 
 def test_where_all_fail_each_reason_is_told(planned):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fedleak.attacks.base import Reconstruction
+from fedleak.defenses.base import Defense, defenses
 from fedleak.evaluation.flags import FLAGS, grade_flags, result_flags, update_flags
 from fedleak.evaluation.grade import ImageGrade
 from fedleak.modalities.image import InputSpec
@@ -151,3 +152,14 @@ def test_duplicate_labels():
 
 def test_fewer_images():
     assert grade_flags([GRADE, replace(GRADE, image=1, matched=None, psnr=None)]) == ("fewer-images",)
+
+
+def test_a_defense_says_itself_which_flags_it_raises(monkeypatch):
+    class Theirs(Defense):
+        name = "theirs"
+        identity = {}
+        flags = ("dropout-on",)
+
+    monkeypatch.setitem(defenses._plugins, "theirs", Theirs)
+    assert update_flags(observed(defenses=({"name": "theirs"},)), PLAIN) == ("dropout-on",)
+    assert update_flags(observed(defenses=({"name": "clipping", "max_norm": 1.0},)), PLAIN) == ()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from fedleak.attacks.base import Attack, attacks
 from fedleak.data.samples import foolbox_images
+from fedleak.defenses.base import Defense, DefenseConfig, defenses
 from fedleak.errors import ScenarioError
 from fedleak.experiment.check import check
 from fedleak.experiment.difficulty import difficulty
@@ -117,3 +119,60 @@ def test_a_rule_that_reads_a_bias_is_refused_for_a_network_without(rule):
 def test_auto_says_beforehand_what_it_would_run():
     found = difficulty(check(parse_scenario({"name": "x", "attacks": [{"name": "auto"}]})))
     assert "exact: a chain of layers" in dict(found.facts)["auto would run"]
+
+
+class Halving(Defense):
+    """Says of itself how much it removes, and that the server sees only a sum."""
+
+    name = "halving"
+    identity = {"share": 0.0}
+    only_sums = True
+
+    class Config(DefenseConfig):
+        """Parameters."""
+
+        share: float = 0.5
+
+    config: Config
+
+    def removed_share(self):
+        return self.config.share
+
+
+class Foreseeing(Attack):
+    """Says beforehand what it would do, and what it cannot attack."""
+
+    name = "foreseeing"
+
+    def foresee(self, model, input, local, kind, defenses):
+        return f"{kind} of {local.num_examples}"
+
+    def refuses(self, defenses):
+        return "'foreseeing' halves nothing" if "halving" in defenses else None
+
+    def reconstruct(self, observation, model, *, rng, device, budget):
+        raise NotImplementedError
+
+
+@pytest.fixture
+def theirs(monkeypatch):
+    """Register both."""
+    monkeypatch.setitem(defenses._plugins, "halving", Halving)
+    monkeypatch.setitem(attacks._plugins, "foreseeing", Foreseeing)
+
+
+def test_equations_are_counted_without_what_any_defense_says_that_it_removes(theirs):
+    whole, half = (
+        asked(defenses=defended, federation={"clients": 4}, attacks=[])
+        for defended in ([{"name": "secagg-view"}], [{"name": "halving"}])
+    )
+    masked = asked(defenses=[{"name": "random-masking", "p": 0.5}, {"name": "secagg-view"}], federation={"clients": 4})
+    assert half.layers[-1].equations == masked.layers[-1].equations < whole.layers[-1].equations
+    assert fact(half, "images in the sum of 4 clients") == fact(whole, "images in the sum of 4 clients")
+
+
+def test_any_attack_can_say_beforehand_what_it_would_run_and_what_it_cannot_attack(theirs):
+    found = asked(attacks=[{"name": "foreseeing", "title": "mine"}])
+    assert fact(found, "mine would run").startswith("gradient of ")
+    with pytest.raises(ScenarioError, match=r"attacks\[0\]: 'foreseeing' halves nothing"):
+        asked(attacks=[{"name": "foreseeing"}], defenses=[{"name": "halving"}], federation={"clients": 4})
