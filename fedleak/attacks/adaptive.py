@@ -3,6 +3,9 @@
 Formula: that of ``base``, with what it matches changed by one counter for each defense (``fedleak list`` names them)
 Source: Balunovic et al. 2022, "Bayesian Framework for Gradient Leakage", arXiv 2111.04706; Yue et al. 2023, "Gradient Obfuscation
 Gives a False Sense of Security in FL", arXiv 2206.04055; each counter names its own
+For: defended clients
+Limits: counters were measured on LeNet at initialisation; on ReLU networks, with inverting-gradients as base, they gained
+little or nothing (tests/benchmarks/defenses_on_update.py)
 
 Where no defense is on, it is its base, bit for bit: the sanity check without which a comparison of the two says nothing. A
 defense without a counter is a named failure. With ``joined`` above 1 the last updates of the same client are matched together,

@@ -3,6 +3,10 @@
 Formula: exact where the equations can suffice; unrolled, then natural, for several local steps; natural for smooth networks;
 mmse for networks with ReLU; Inverting Gradients last; adaptive, and nothing else, where defenses are known to be on
 Source: fedleak's own; the order is that of what was measured for each attack
+For: any network and any batch
+Limits: goes on to the next attack only where one fails or leaves a misfit, as nobody tells it how good an image is: behind five
+epochs at a rate of 0.001 its first choice ends 3.7 dB above the mean image, where natural has 18.5
+(scenarios/claims/training-regime.toml)
 """
 
 from __future__ import annotations

@@ -4,6 +4,11 @@ Formula: classifier dW = d h^T, d = p - y; then, layer by layer, activation inve
 forward equations K u + b = z stacked on its weight-gradient equations sum_l d_l u_patch(l)^T = dK.
 Source: R-GAP (Zhu and Blaschko, "Recursive Gradient Attack on Privacy", ICLR 2021, arXiv 2010.07733), with both kinds of
 equations solved together by preconditioned conjugate gradients in float64; batches are fedleak's own (``exact/batch.py``).
+For: feed-forward networks of linear layers, convolutions and activations that can be inverted, or ReLU; one image, or a batch
+of fewer images than classes
+Limits: refuses pooling, residual connections, LayerNorm and BatchNorm in train mode by name, and batches of as many images as
+classes, or whose labels do not satisfy the equations. A layer with few equations to spare can fail without a flag: look at the
+loss. Of one image behind five local steps at a rate of 0.01 it has over 70 dB on tanh networks, on sigmoid ones not
 """
 
 from __future__ import annotations

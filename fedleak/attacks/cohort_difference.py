@@ -2,6 +2,9 @@
 
 Formula: n_t S_t = sum over k in C_t of n_k u_k; with memberships M, the least c with c M = e_k gives n_k u_k = sum_t c_t n_t S_t
 Source: fedleak's own; that sums over changing cohorts leak is So et al. 2023, "Securing Secure Aggregation", arXiv 2106.03328
+For: secure aggregation over several rounds, and a model that moves little
+Limits: with four cohorts of three clients, single images come out at 65 dB once the model stands still; at a learning rate of
+1e-6 it moves too far already for the closed form (tests/benchmarks/secure_aggregation.py)
 
 It presumes that a client's update is about the same in every round: the model moved little (a tiny or decayed learning rate, or a
 model that has converged), which the server can see and ``drift`` bounds, and the client trains on the same images each time,

@@ -2,6 +2,9 @@
 
 Formula: x, y = argmin sum_l |grad_l L(f(x), softmax(y)) - g_l|^2 / sum_l |g_l|^2, from x, y ~ N(0, 1)
 Source: Zhu, Liu, Han 2019, "Deep Leakage from Gradients", arXiv 1906.08935
+For: smooth networks and small batches
+Limits: on ReLU networks it stays near the mean image, as all gradient matching does; behind several local steps it takes the
+update for one gradient, and can fall below the mean image where the weights drift (tests/benchmarks/local_steps.py)
 
 Unlike the authors' code it searches along each direction (strong Wolfe) instead of taking full steps, optimises scaled
 cosine frequencies instead of pixels, starting near grey, and stops when the loss has converged. ``coordinates = "pixel"``

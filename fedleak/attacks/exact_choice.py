@@ -3,6 +3,9 @@
 Formula: the first of analytic, closed-form, spear whose relative misfit |grad(x) - g| / |g| is that of rounding; otherwise the
 one of least misfit, cocktail-party included.
 Source: fedleak; each attack names its own. That the misfit tells a right solution is R-GAP's check (arXiv 2010.07733).
+For: where linear algebra suffices: feed-forward networks, one image or a small batch
+Limits: leaves each attack a part of the budget only, and so misses batches that one of them alone has (one of three at B = 16,
+tests/benchmarks/linear_first_layer.py)
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 Formula: u = argmin mean_k ((grad_k L(f(x), y) - g_k) / s_k)^2 + lambda |u|^2 / n + box * mean max(-x, x - 1, 0)^2, x = decode(u),
 s_k the standard deviation of gradient entry k over synthetic natural batches of the same labels, lambda falling in stages
 Source: fedleak's own; coordinates as in attacks.images.coordinates, box and labels as in Inverting Gradients (arXiv 2003.14053)
+For: smooth networks, batches, and FedAvg with little drift
+Limits: on ReLU networks it stays near the mean image, as all gradient matching does; four steps at a rate of 0.01 drift so far
+that 14.9 dB are left, where unrolled has 30.4 (tests/benchmarks/local_steps.py)
 
 A FedAvg update is matched as the mean gradient at the mean of the points where its steps were taken; after each stage the
 drift between the steps is estimated from the images found so far (fedleak.attacks.victims.mean_point).

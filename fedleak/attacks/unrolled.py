@@ -4,6 +4,9 @@ Formula: u = argmin mean_k ((g_k(x, y) - (W_0 - W_T)_k / (eta T)) / s_k)^2 + lam
 epochs of |q(X_e) - q(X_e')|^2, x = decode(u), g the mean gradient of simulated steps, q mean or maximum over an epoch's images
 Source: Dimitrov et al. 2022, "Data Leakage in Federated Averaging", TMLR, arXiv 2206.12395, and the simulation of Inverting
 Gradients (arXiv 2003.14053); loss, coordinates and optimiser are those of ``natural``, the order of the steps is fedleak's own
+For: FedAvg with drift: several local steps at a rate at which the weights move
+Limits: differentiates through every step, so that time and memory grow with their number; measured on two batches of LeNet
+(sigmoid), with two and four steps (tests/benchmarks/local_steps.py)
 
 With ``copies`` every epoch has images of its own, tied by a prior that no order changes; at the end they are matched across
 epochs by linear assignment and averaged. Without, all epochs share the images, which needs each epoch's order to be right.

@@ -2,6 +2,8 @@
 
 Downloaded once through flwr-datasets from Hugging Face (uoft-cs/cifar10), into Hugging Face's own cache; or, if
 ``data.path`` is given, read from Parquet files there, as the source ``parquet`` reads them.
+
+Limits: without ``data.path`` its first use needs the network
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 ``data.path`` is the folder that holds the class folders or the splits. Where there is only one split, it is the
 training split and there is no test split. Images are resized and centre-cropped to ``data.image_size``, 64 pixels
 by default. Channel statistics are measured on at most 1,000 test images; without a test split they are 0.5 and 0.5.
+
+Limits: the folders are the classes, in the order of their names; of ``val/`` and ``test/`` only the first is read
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 ``data.path`` is a folder with ``train*.parquet`` and perhaps ``test*.parquet``; several files are taken in the order
 of their names, and the encoded bytes are held in memory. Class names come from the schema's metadata, or are the
 numbers. Channel statistics are measured on at most 1,000 test images; without a test split they are 0.5 and 0.5.
+
+Limits: the encoded bytes of both splits are held in memory; other columns than these two are not read
 """
 
 from __future__ import annotations

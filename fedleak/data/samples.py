@@ -1,6 +1,8 @@
 """The 20 CIFAR-10 test images, lossless PNGs of 32 x 32 pixels, that come with the package foolbox: nothing to download.
 
-Enough for attacks on single images and small batches; too few to train on. There is no test split.
+Enough for attacks on single images and small batches.
+
+Limits: too few to train on, and no test split, so that reports show no accuracy
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """The 20 ImageNet validation images that come with the package foolbox: nothing to download.
 
 Labels are renumbered from 0 in the order of their ImageNet index, which stays in the class's name
-("imagenet-243"). Images are 64 x 64 pixels unless ``data.image_size`` says otherwise. There is no test split.
+("imagenet-243"). Images are 64 x 64 pixels unless ``data.image_size`` says otherwise.
+
+Limits: too few to train on, and no test split, so that reports show no accuracy
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ Formula: g <- g * min(1, max_norm / ||g||_2) + N(0, (noise_multiplier * max_norm
 Source: McMahan et al. 2018, arXiv 1710.06963; Geyer, Klein, Nabi 2017, arXiv 1712.07557 (there the server adds the noise)
 Cost: the noise of each client is as large as its whole update, so that it takes the mean of many clients to learn from
 Broken by: at little noise, attacks that know it: Balunovic et al. 2022, arXiv 2111.04706; a cosine loss does not see the clipping
+Limits: epsilon counts each round; noise is PyTorch's, for experiments and not for deployment. At an epsilon of 5,612 who knows
+it has 16.5 dB, mean image 13 (scenarios/sweeps/defenses.toml)
 
 What is guaranteed: a client's update is present or zero (to exchange a client for any other, halve the noise multiplier).
 The noise is added by the client itself, so the guarantee holds against the server; it pays once for each round that it

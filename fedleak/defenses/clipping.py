@@ -4,6 +4,8 @@ Formula: g <- g * min(1, max_norm / ||g||_2), over all or for each tensor; by va
 Source: Kim, Park 2024, arXiv 2408.08430 (as a defense against DLG); Abadi et al. 2016, arXiv 1607.00133 (norm clipping)
 Cost: smaller steps where it is active; Kim and Park report next to no loss of accuracy at the strength that stops DLG
 Broken by: any attack with a cosine loss, to which a global clip is invisible (Geiping et al. 2020, arXiv 2003.14053)
+Limits: stops only who matches values: natural falls to 7.5 dB at norm 0.1, who knows it has 44 as without
+(scenarios/sweeps/defenses.toml)
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ Formula: g <- (sum_i g_i * min(1, max_norm / ||g_i||_2) + N(0, (noise_multiplier
 Source: Abadi et al. 2016, "Deep Learning with Differential Privacy", arXiv 1607.00133; epsilon by Opacus, arXiv 2109.12298
 Cost: a gradient for each image, 2.4 to 3.3 times the time of training LeNet; noise that grows as batches get small
 Broken by: at little noise, attacks that know it: Balunovic et al. 2022, arXiv 2111.04706; Dimitrov et al. 2024, arXiv 2403.03945
+Limits: epsilon counts each use of an image, without amplification by shuffling; noise is PyTorch's, for experiments and not for
+deployment. At an epsilon of 5,612 who knows it has 16 dB, mean image 13 (scenarios/sweeps/defenses.toml)
 
 What is guaranteed: neighbouring datasets differ in one image, whose gradient is present or zero (to exchange an image for
 any other, halve the noise multiplier). Clients shuffle and cut batches of a fixed size; this is not Poisson sampling, so its

@@ -5,6 +5,8 @@ drawn uniformly from those of sum 1 that are at most max_coefficient; s_i is +1 
 Source: Huang, Song, Li, Arora 2020, "InstaHide: Instance-hiding Schemes for Private Distributed Learning", arXiv 2010.02772
 Cost: accuracy falls by 1 to 3 points on CIFAR-10 in the paper, and training is longer; next to no computation
 Broken by: Carlini et al. 2020, arXiv 2011.05315: encodings of the same image are found and solved together, signs by |x|
+Limits: mixes within the batch alone; stops the attackers tried, at 12 dB of four images, mean image 12
+(scenarios/sweeps/batches.toml), who do not recover its signs: others may
 
 This is Intra-InstaHide: partners come from the private batch itself, as no public images are at hand here. Signs are those of
 model inputs, (pixel - mean) / std; without normalisation these are never negative, and the signs hide nothing. The encoded

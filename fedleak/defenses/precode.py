@@ -4,6 +4,8 @@ Formula: z = mu(h) + softplus(s(h)) * e with e ~ N(0, I), h <- decoder(z); loss 
 Source: Scheliga, Maeder, Seeland 2022, "PRECODE", arXiv 2108.04725; their code for softplus, bits, K and beta
 Cost: 3 F K + 2 K + F more parameters for F features, to be sent and trained; the server tests at e = 0
 Broken by: Balunovic et al. 2022, arXiv 2111.04706 (its tensors left out); for one image its own gradients give e in closed form
+Limits: who solves for the draws of one image has 39 dB (scenarios/sweeps/defenses.toml); leaving its tensors out does not help
+(scenarios/claims/representation-defenses.toml)
 """
 
 from __future__ import annotations

@@ -7,6 +7,9 @@ Cost: four exchanges a round in place of one, and rounding; masked numbers trave
 and CPU seconds grow with the square of the clients (tests/benchmarks/secure_aggregation.py)
 Broken by: any attack that reads the sum as one large batch; several sums with different cohorts (cohort-difference); and as flwr
 1.41 has it by trying all masks, because its generator folds each seed to 32 bits, and that of two clients' common mask to 28
+Limits: hides each update and not the sum: of three clients with one image each the closed form has 32 dB of the sum alone, and
+65 of differences of sums once the model stands still, against 97 without (tests/benchmarks/secure_aggregation.py). A masked
+vector by itself gives attacks nothing
 
 Whose is what: the client's side is Flower's own ``secaggplus_mod``, unchanged, with Flower's keys, Shamir shares, encryption,
 masks and stochastic quantiser. The server's side (:mod:`fedleak.secagg.protocol`) is ours, because Flower's

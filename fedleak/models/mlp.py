@@ -1,4 +1,7 @@
-"""A multilayer perceptron on flattened pixels; its first layer gives the image away in closed form (Phong et al., 2017)."""
+"""A multilayer perceptron on flattened pixels; its first layer gives the image away in closed form (Phong et al., 2017).
+
+Limits: made for attacks on its first layer, not for accuracy
+"""
 
 from __future__ import annotations
 

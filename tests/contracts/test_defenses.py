@@ -178,10 +178,10 @@ def test_what_is_not_finite_is_refused(name: str, broken: float) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_module_says_formula_source_cost_and_what_breaks_it(name: str) -> None:
+def test_module_says_formula_source_cost_what_breaks_it_and_its_limits(name: str) -> None:
     lines = (importlib.import_module(defenses.get(name).__module__).__doc__ or "").splitlines()
     assert lines[0].endswith(".")
-    for key in ("Formula: ", "Source: ", "Cost: ", "Broken by: "):
+    for key in ("Formula: ", "Source: ", "Cost: ", "Broken by: ", "Limits: "):
         assert sum(line.startswith(key) and len(line) > len(key) for line in lines) == 1, key
 
 

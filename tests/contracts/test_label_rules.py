@@ -163,8 +163,8 @@ def test_a_model_without_a_linear_classifier_is_restored_or_a_named_failure(name
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_module_says_formula_and_source(name):
+def test_module_says_formula_source_what_it_is_for_and_its_limits(name):
     lines = (importlib.import_module(label_rules.get(name).__module__).__doc__ or "").splitlines()
     assert lines[0].endswith(".")
-    for key in ("Formula: ", "Source: "):
+    for key in ("Formula: ", "Source: ", "For: ", "Limits: "):
         assert sum(line.startswith(key) and len(line) > len(key) for line in lines) == 1, key

@@ -4,6 +4,9 @@ Formula: db_n = (sum_i p_in - count_n) / B. All classes with db_n < 0 are labels
 is taken off each of them; then, until there are B labels, take n = argmin db and db_n <- db_n - impact.
 Source: the default of the breaching framework (Geiping et al.), after Wainakh et al., "User-Level Label Leakage from
 Gradients in Federated Learning" (arXiv 2105.09369).
+For: batches whose labels repeat
+Limits: exact only while all classes are about as likely: of 64 labels it has 78 % on LeNet and 49 % on an MLP at
+initialisation, and 84 and 67 % of 4 and 8 on a trained ResNet-20 (tests/benchmarks/label_rules.py)
 """
 
 from __future__ import annotations

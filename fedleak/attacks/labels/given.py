@@ -2,6 +2,8 @@
 
 Formula: labels = those of the observation.
 Source: the assumption of most published attacks, such as Geiping et al., "Inverting Gradients" (arXiv 2003.14053).
+For: any batch, where the threat model grants the labels
+Limits: restores nothing: a figure made with it says what images leak to who has the labels already
 """
 
 from __future__ import annotations

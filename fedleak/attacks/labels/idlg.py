@@ -3,6 +3,8 @@
 Formula: label = argmin_n sum_m dW[n, m], as dL/dlogit_n = p_n - 1{n = label} is negative for the label only and
 dW[n] = dL/dlogit_n * h^T with features h >= 0.
 Source: Zhao, Mopuri, Bilen, "iDLG: Improved Deep Leakage from Gradients", 2020 (arXiv 2001.02610).
+For: one image
+Limits: refuses batches; certain for cross-entropy with a hard label and features that sum to more than zero
 """
 
 from __future__ import annotations

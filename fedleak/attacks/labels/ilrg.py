@@ -4,6 +4,9 @@ Formula: e_j = dW[j] / db_j, P_ji = softmax(W e_j + b)_i; least squares for sum_
 sum_j n_j = B; clipped to [0, B] and rounded to counts that sum to B. A class with db_j = 0, whose probability is below the
 precision, holds no image.
 Source: Ma et al., "Instance-wise Batch Label Restoration via Gradients in Federated Learning", ICLR 2023.
+For: batches whose labels repeat
+Limits: needs a classifier with a bias; at initialisation 93 to 100 %, worst for 4 labels on ResNet-20 and 64 on LeNet
+(tests/benchmarks/label_rules.py)
 """
 
 from __future__ import annotations

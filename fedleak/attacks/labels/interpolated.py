@@ -4,6 +4,9 @@ Formula: count_n = mean_t B (p_n(t) - g_n / O(t)), with g_n = sum_m dW[n, m] of 
 and O(t), the mean probability and sum of features of random inputs, linear in t = 0, 1/T, ..., (T - 1)/T between their values
 at W0 and at WT; rounded to counts that sum to B. One step, or a gradient, makes it Geng's rule 'zero-shot'.
 Source: Dimitrov et al., "Data Leakage in Federated Averaging", TMLR 2022 (arXiv 2206.12395).
+For: FedAvg, whatever the batch
+Limits: no rule is exact behind local steps: of 8, 16 and 64 labels behind four steps 88, 88 and 81 % on LeNet, 54, 75 and 75 %
+on ResNet-20 (tests/benchmarks/label_rules.py)
 """
 
 from __future__ import annotations

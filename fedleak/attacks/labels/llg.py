@@ -3,6 +3,9 @@
 Formula: g_n = sum_m dW[n, m]; impact = (1 + 1/N) / B * sum_{g_n < 0} g_n for N classes. Each class with g_n < 0 gets one
 label; then, until there are B, n = argmin g gets one. Each label taken raises its g_n by -impact.
 Source: Wainakh et al., "User-Level Label Leakage from Gradients in Federated Learning", PoPETs 2022 (arXiv 2105.09369).
+For: batches whose labels repeat
+Limits: needs features that sum to more than zero, and grows worse with the batch: 85 % of 4 labels and 78 % of 64 on LeNet at
+initialisation, 53 % on an MLP (tests/benchmarks/label_rules.py)
 """
 
 from __future__ import annotations

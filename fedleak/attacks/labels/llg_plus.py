@@ -4,6 +4,9 @@ Formula: with O_k = sum_m h_km and p_k the features' sum and the probabilities o
 g_n = mean_k O_k (p_kn - 1{n = i}). So offset_n = mean over i != n of g_n = mean_k O_k p_kn, and impact = (1 + 1/N) / B *
 mean over i of g_i = (1 + 1/N) / B * mean_n(offset_n - mean_k O_k). Then LLG's steps on g_n - offset_n, for N classes.
 Source: Wainakh et al., "User-Level Label Leakage from Gradients in Federated Learning", PoPETs 2022 (arXiv 2105.09369).
+For: batches whose labels repeat
+Limits: 93 to 100 % of 4 labels at initialisation, 83 % of 64 on ResNet-20; 69 and 56 % of 4 and 8 on a trained one
+(tests/benchmarks/label_rules.py)
 """
 
 from __future__ import annotations

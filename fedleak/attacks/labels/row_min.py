@@ -3,6 +3,9 @@
 Formula: labels = argsort_n(min_m dW[n, m])[:B], as dW[n] = (1/B) sum_k (p_kn - 1{n = y_k}) h_k with features h >= 0, so that
 an entry below zero needs a label n.
 Source: Yin et al., "See through Gradients: Image Batch Recovery via GradInversion", CVPR 2021 (arXiv 2104.07586).
+For: batches of distinct labels
+Limits: refuses more images than classes and features that can be negative, and is wrong where labels repeat: 60 to 78 % of 8
+labels at initialisation (tests/benchmarks/label_rules.py)
 """
 
 from __future__ import annotations

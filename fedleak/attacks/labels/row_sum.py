@@ -3,6 +3,9 @@
 Formula: g_n = sum_m dW[n, m]; B <= N: the B classes of the lowest g; B > N: counts round(B (g_n - max g) / sum_j (g_j - max g)),
 what is missing given to argmin g
 Source: Fan et al. 2025, FedLeak (arXiv 2506.08435), as re-implemented by others: the paper was not at hand
+For: batches of distinct labels, or of far more images than classes
+Limits: needs features that sum to more than zero; wrong where labels repeat in a batch of no more images than classes; not in
+the table of tests/benchmarks/label_rules.py
 """
 
 from __future__ import annotations
