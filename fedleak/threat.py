@@ -2,6 +2,16 @@
 
 The levels follow the published systematisations of gradient inversion (Carletti et al., USENIX Security 2025;
 Huang et al., arXiv 2112.00059): each preset grants all that the one before it grants, and one thing more.
+
+    updates-only           the model as sent, and the update as received
+    local-training-known   batch size, number of examples, local steps, learning rate, train or eval mode
+    labels-known           the labels of the images, without their order
+    batchnorm-known        the BatchNorm statistics that clients send back
+    surrogate-data         public images of the same kind: the test split of the data
+
+``threat.defense_known = true`` grants the defenses and their parameters, beside any preset. An attack that needs more than is
+granted is refused before anything starts. It is handed an observation that holds these facts and nothing else: it never sees
+the truth, and an import rule keeps its code away from it.
 """
 
 from __future__ import annotations

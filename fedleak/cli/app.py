@@ -211,26 +211,38 @@ def report(folder: Annotated[Path, typer.Argument(show_default=False)]) -> None:
 
 
 @app.command("list")
-def list_() -> None:
+def list_(
+    wide: Annotated[
+        bool, typer.Option("--wide", help="With what each needs to know, is for, costs, is broken by, and its source.")
+    ] = False,
+) -> None:
     """List what a scenario can name: attacks, defenses, label rules, data sources, models, strategies."""
     quieten(False)
     from fedleak.cli.catalogue import catalogue
 
+    more: dict[str, dict[str, list[tuple[str, str]]]] = {}
+    if wide:
+        from fedleak.cli.reference import details
+
+        more = details()
     for heading, entries in catalogue().items():
         console.print(f"[bold]{heading}[/bold]")
         width = max(len(name) for name in entries)
         for name, line in entries.items():
             console.print(f"  {name:<{width}}  {escape(line)}", highlight=False, soft_wrap=True)
-    console.print("\n[dim]fedleak explain NAME tells the formula, source and parameters of one.[/dim]")
+            for label, text in more.get(heading, {}).get(name, []):
+                console.print(f"  {'':<{width}}    [dim]{label}:[/dim] {escape(text)}", highlight=False, soft_wrap=True)
+    console.print("\n[dim]fedleak explain NAME tells the formula, source, limits and parameters of one.[/dim]")
 
 
 @app.command()
 def explain(
     name: Annotated[str, typer.Argument(show_default=False)],
 ) -> None:
-    """Explain one plugin: what it does, its formula and source, its parameters with their defaults, and what it needs.
+    """Explain one plugin: what it does, its formula, source and limits, its parameters with their defaults, and what it needs.
 
-    NAME is one that `fedleak list` prints, or verdicts: the rules by which `fedleak sweep` judges a defense.
+    NAME is one that `fedleak list` prints; or scenario: every key of a scenario's file; threat: what an attacker may know;
+    verdicts: the rules by which `fedleak sweep` judges a defense.
     """
     quieten(False)
     from fedleak.cli.catalogue import explanation

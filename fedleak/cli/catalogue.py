@@ -12,17 +12,15 @@ from pydantic import BaseModel
 from fedleak.attacks.base import Attack, attacks
 from fedleak.attacks.counters.base import counters
 from fedleak.attacks.labels.base import label_rules
+from fedleak.cli.parameters import rows_of
+from fedleak.cli.topics import TOPICS
 from fedleak.data.base import sources
 from fedleak.defenses.base import defenses
 from fedleak.errors import ScenarioError, nearest
 from fedleak.models import models
 from fedleak.registry import Registry
-from fedleak.scenario.validation import expectation
 from fedleak.server.strategies import strategy_names, strategy_parameters
-from fedleak.sweeps import verdicts
 from fedleak.threat import Knowledge, presets_granting
-
-_VERDICTS = "verdicts"  # the rules of a sweep, which are no plugin
 
 
 def _registries() -> dict[str, Registry[Any]]:
@@ -47,15 +45,15 @@ def catalogue() -> dict[str, dict[str, str]]:
 
 
 def explanation(name: str) -> str:
-    """Return what there is to know of the plugin called ``name``, or the rules of a sweep's verdicts for ``"verdicts"``.
+    """Return what there is to know of the plugin called ``name``, or of one of :data:`~fedleak.cli.topics.TOPICS`.
 
     Raises
     ------
     ScenarioError
         If no plugin of any kind has that name.
     """
-    if name.casefold() == _VERDICTS:
-        return inspect.cleandoc(verdicts.__doc__ or "")
+    if topic := TOPICS.get(name.casefold()):
+        return topic()
     parts = []
     for kind, registry in _registries().items():
         if name in registry.names():
@@ -71,7 +69,7 @@ def explanation(name: str) -> str:
         )
     if not parts:
         known = [known for registry in _registries().values() for known in registry.names()]
-        raise ScenarioError(f"unknown plugin '{name}'; {nearest(name, [*known, *strategy_names(), _VERDICTS])}")
+        raise ScenarioError(f"unknown plugin '{name}'; {nearest(name, [*known, *strategy_names(), *TOPICS])}")
     return "\n\n\n".join("\n\n".join(part) for part in parts)
 
 
@@ -90,23 +88,7 @@ def _first_line(document: str) -> str:
 
 
 def _parameters(config: type[BaseModel] | None) -> list[str]:
-    if config is None or not config.model_fields:
-        return []
-    rows = []
-    for name, field in config.model_fields.items():
-        default = "required" if field.is_required() else _default(field.default)
-        rows.append((name, default, "; ".join(text for text in (field.description, expectation(field)) if text)))
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    lines = [f"  {name:<{widths[0]}}  {default:<{widths[1]}}  {what}".rstrip() for name, default, what in rows]
-    return ["\n".join(["Parameters", *lines])]
-
-
-def _default(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(list(value)) if isinstance(value, tuple) else str(value)
+    return ["\n".join(["Parameters", *rows_of(config)])] if config is not None and config.model_fields else []
 
 
 def _needs(plugin: Any) -> list[str]:

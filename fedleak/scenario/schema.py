@@ -53,9 +53,11 @@ Rounds = Literal["all"] | Annotated[tuple[Annotated[int, Field(ge=1)], ...], Fie
 class Data(Section):
     """Where the private images come from, and how they are split into shards."""
 
-    source: str = "samples"
-    path: Path | None = None
-    partition: NameOrTable = Field(default=Named(name="iid"), description="a name, or a table with its parameters")
+    source: str = Field(default="samples", description="a data source by name, or your own as package.module:Class")
+    path: Path | None = Field(default=None, description="folder of the sources that read files")
+    partition: NameOrTable = Field(
+        default=Named(name="iid"), description="'order', which keeps the files' order, or any partitioner of flwr-datasets"
+    )
     shard_size: int | None = Field(default=None, ge=1, description="at most so many images in a client's shard")
     image_size: int | None = Field(default=None, ge=4, description="images are resized and centre-cropped to this side, pixels")
     normalize: bool = Field(default=False, description="subtract the source's channel means and divide by its deviations")
@@ -67,7 +69,7 @@ class Data(Section):
 class Model(Named):
     """The network; its parameters stand beside the name."""
 
-    name: str = "lenet"
+    name: str = Field(default="lenet", description="a network by name, or your own as package.module:function")
     weights: Path | None = Field(
         default=None, description="safetensors to start from: a state dict, or a run's checkpoint.safetensors; by default fresh"
     )
@@ -104,12 +106,16 @@ class ClientResources(Section):
 class Federation(Section):
     """Who takes part, for how long, and where it runs."""
 
-    clients: int = Field(default=4, ge=1)
+    clients: int = Field(default=4, ge=1, description="how many there are")
     clients_per_round: int | None = Field(default=None, ge=1, description="sampled each round; all of them by default")
     rounds: int = Field(default=3, ge=1)
-    protocol: Literal["fedsgd", "fedavg"] = "fedsgd"
-    strategy: NameOrTable = Field(default=Named(name="FedAvg"), description="a name, or a table with its parameters")
-    engine: Literal["inprocess", "ray", "deployment"] = "inprocess"
+    protocol: Literal["fedsgd", "fedavg"] = Field(default="fedsgd", description="clients send the gradient itself, or weights")
+    strategy: NameOrTable = Field(
+        default=Named(name="FedAvg"), description="with fedavg, any of flwr.serverapp.strategy that takes weights"
+    )
+    engine: Literal["inprocess", "ray", "deployment"] = Field(
+        default="inprocess", description="one process, Ray's actors, or a SuperLink; the model trained is the same"
+    )
     client_resources: ClientResources | None = Field(
         default=None, description="of the machine or cluster, what each client takes up; engine 'ray' only; by default one core"
     )

@@ -1,0 +1,40 @@
+"""What ``fedleak explain`` knows beside plugins: the keys of a scenario, what an attacker may know, a sweep's verdicts."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+
+from pydantic import BaseModel
+
+from fedleak.cli.parameters import rows_of
+
+
+def _of_module(name: str) -> Callable[[], str]:
+    return lambda: inspect.cleandoc(importlib.import_module(name).__doc__ or "").replace("``", "'")
+
+
+def _scenario() -> str:
+    from fedleak.attacks.base import AttackConfig
+    from fedleak.scenario.schema import AttackSpec, Scenario
+
+    parts = ["Every key of a scenario's file, by table. Plugins' own parameters stand beside their names: fedleak explain NAME."]
+    for name, field in Scenario.model_fields.items():
+        if inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel):
+            parts.append(_table(f"[{name}]", field.annotation))
+    parts.append(_table("[[attacks]]", AttackSpec, AttackConfig))
+    parts.append("[[defenses]]\n  name and the defense's own parameters; they run in the order of the list")
+    return "\n\n".join(parts)
+
+
+def _table(heading: str, *sections: type[BaseModel]) -> str:
+    return "\n".join([heading, *rows_of(*sections)])
+
+
+TOPICS: dict[str, Callable[[], str]] = {
+    "scenario": _scenario,
+    "threat": _of_module("fedleak.threat"),
+    "verdicts": _of_module("fedleak.sweeps.verdicts"),
+}
+"""By name, what makes the text."""
