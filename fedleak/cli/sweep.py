@@ -11,10 +11,11 @@ import typer
 from rich.markup import escape
 
 from fedleak.cli.terminal import Device, Overrides, Quiet, Verbose, console, errors, interrupted, quieten
+from fedleak.errors import ScenarioError
 
 if TYPE_CHECKING:
     from fedleak.experiment.check import Checked
-    from fedleak.sweeps.plan import Cell
+    from fedleak.sweeps.plan import Cell, Plan
 
 
 def sweep(
@@ -32,6 +33,7 @@ def sweep(
         str | None, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: auto, local or HOST:PORT.", show_default=False)
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list all runs, start none.")] = False,
+    found: Annotated[bool, typer.Option("--found", help="Show what the run behind FILE found, start none.")] = False,
     device: Device = "auto",
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -80,8 +82,12 @@ def sweep(
     from fedleak.sweeps.sweep import sweep as run_sweep
 
     form: Literal["small", "full"] = "full" if full else "small"
+    plan = load_sweep(file, form, set_ or [])
+    if found:
+        _show_found(file, plan)
+        return
     if dry_run:
-        checked = check_cells(load_sweep(file, form, set_ or []), str(file))
+        checked = check_cells(plan, str(file))
         if not full:
             _try_full(file, set_ or [])
         _list_cells(checked)
@@ -104,6 +110,9 @@ def sweep(
             live.stop()
             interrupted(place, _again(file, full, set_ or [], out, ray))
     console.print(verdict_table(result.verdicts))
+    if plan.found is not None:
+        told = f"What the run behind the file found: fedleak sweep {file} --found"
+        console.print(f"[dim]{escape(told)}[/dim]", highlight=False, soft_wrap=True)
     console.print(f"Report: {escape(str(result.report))}", highlight=False, soft_wrap=True)
     if result.failed:
         cells = len({row["cell"] for row in result.failed})
@@ -133,9 +142,19 @@ def leaderboard(
     console.print(f"{len(board.lines)} lines: {escape(str(board.page))}", highlight=False, soft_wrap=True)
 
 
+def _show_found(file: Path, plan: Plan) -> None:
+    """Show what the file says that its run found."""
+    from fedleak.cli.sweep_live import found_table
+
+    if plan.found is None:
+        raise ScenarioError(f"{file}: does not say what its run found; expected a table [found] in it")
+    console.print(f"[bold]{escape(plan.about)}[/bold]\n{escape(plan.found.about.strip())}", highlight=False, soft_wrap=True)
+    console.print(found_table(plan.found))
+    console.print(f"{plan.found.when}: {escape(plan.found.command)}", highlight=False, soft_wrap=True)
+
+
 def _try_full(file: Path, overrides: list[str]) -> None:
     """Refuse a file whose full form does not read, though it is the small one that was asked for; its data is not opened."""
-    from fedleak.errors import ScenarioError
     from fedleak.experiment.plugins import check_plugins
     from fedleak.sweeps.plan import load_sweep
 

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from fedleak.report.formats import decimals, percent
 from fedleak.runs.folder import Row
+from fedleak.sweeps.found import Found
 from fedleak.sweeps.verdicts import Verdict
 
 _COLOURS = {"leaks": "red", "degrades": "yellow", "blocks": "green", "inconclusive": "dim"}
@@ -124,6 +125,23 @@ def verdict_table(judged: Sequence[Verdict]) -> Table:
         setting: list[Any] = [Text(verdict.setting)] if several else []
         word = Text(verdict.word, style=_COLOURS[verdict.word])
         grid.add_row(name, *setting, word, Text(best.attack if best else "-"), *figures)
+    return grid
+
+
+def found_table(found: Found) -> Table:
+    """Return what a sweep's file says that its run found: mean PSNR in dB by attack, accuracy, verdict and note."""
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    accuracy, judged, noted = (any(getattr(line, key) for line in found.lines) for key in ("accuracy", "verdict", "note"))
+    grid.add_column("defense", overflow="fold", min_width=16)
+    for heading in (*found.attacks, *(["accuracy %"] if accuracy else [])):
+        grid.add_column(heading, justify="right")
+    for heading in (*(["verdict"] if judged else []), *(["note"] if noted else [])):
+        grid.add_column(heading)
+    for line in found.lines:
+        cells: list[Any] = [decimals(line.psnr[attack]) if attack in line.psnr else "-" for attack in found.attacks]
+        cells += [", ".join(decimals(share) for share in line.accuracy)] if accuracy else []
+        cells += [Text(line.verdict or "", style=_COLOURS[line.verdict] if line.verdict else "")] if judged else []
+        grid.add_row(Text(line.defense, style="bold"), *cells, *([Text(line.note)] if noted else []))
     return grid
 
 

@@ -199,6 +199,20 @@ def read_claim(path: str | Path) -> Claim:
     return claim
 
 
+def read_claims(place: str | Path) -> list[tuple[Path, Claim]]:
+    """Read all claims of a folder, in the order of their names, or the one of a file; each with its path.
+
+    Raises
+    ------
+    ScenarioError
+        If there is none, or a key or a value is wrong.
+    """
+    paths = sorted(Path(place).glob("*.toml")) if Path(place).is_dir() else [Path(place)]
+    if not paths:
+        raise ScenarioError(f"{place}: no claim in it; expected files in TOML, such as scenarios/claims/dlg.toml")
+    return [(path, read_claim(path)) for path in paths]
+
+
 def run_claim(
     path: str | Path,
     *,

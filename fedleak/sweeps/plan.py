@@ -18,6 +18,7 @@ from fedleak.errors import ScenarioError, nearest
 from fedleak.scenario.schema import DefenseSpec, Scenario, Section, parse_scenario
 from fedleak.scenario.tables import apply_override, read_table
 from fedleak.scenario.validation import explain, read
+from fedleak.sweeps.found import Found, check_found
 
 CONTROL = "none"
 """What the undefended control is called in every table."""
@@ -104,6 +105,7 @@ class SweepFile(Section):
     scenario: dict[str, Any]
     axes: tuple[Axis, ...] = ()
     defenses: tuple[DefenseEntry, ...] = ()
+    found: Found | None = Field(default=None, description="what the run behind this file showed")
 
 
 @dataclass(frozen=True)
@@ -170,11 +172,14 @@ class Plan:
         As in the file.
     cells : tuple of Cell
         In order: the controls first.
+    found : Found or None
+        What the run behind the file showed, in its small form.
     """
 
     name: str
     about: str
     cells: tuple[Cell, ...]
+    found: Found | None = None
 
 
 def load_sweep(path: str | Path, form: Literal["small", "full"] = "small", overrides: Sequence[str] = ()) -> Plan:
@@ -209,7 +214,10 @@ def load_sweep(path: str | Path, form: Literal["small", "full"] = "small", overr
         _cell(file, strength, combination, before, overrides, str(path)) for strength in strengths for combination in combinations
     ]
     _check_distinct(cells, str(path))
-    return Plan(file.name + ("-full" if form == "full" else ""), file.about, tuple(cells))
+    if file.found:
+        titles = [str(table.get("title") or table.get("name")) for table in file.scenario.get("attacks", [])]
+        check_found(file.found, [strength.label for strength in strengths], titles, str(path))
+    return Plan(file.name + ("-full" if form == "full" else ""), file.about, tuple(cells), file.found)
 
 
 def _check_titles(file: SweepFile, path: str) -> None:

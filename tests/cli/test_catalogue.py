@@ -38,7 +38,7 @@ def test_every_line_of_the_list_says_something():
 def test_attacks_are_explained_with_formula_source_parameters_and_needs(name):
     text = explanation(name)
     for label in ("Formula:", "Source:", "Parameters", "restarts", "budget_seconds", "Needs"):
-        assert label in text, part
+        assert label in text, label
 
 
 def test_parameters_stand_with_default_and_what_is_expected():

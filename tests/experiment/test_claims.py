@@ -7,7 +7,7 @@ import pytest
 
 from fedleak.errors import ScenarioError
 from fedleak.experiment import resumable
-from fedleak.experiment.claims import Expectation, load_claim, measure, run_claim
+from fedleak.experiment.claims import Expectation, load_claim, measure, read_claims, run_claim
 
 TEXT = """
 claim = "The closed form rebuilds one image."
@@ -90,6 +90,15 @@ def test_a_folder_of_another_experiment_is_refused(file, tmp_path):
     run_claim(file, out=out, device="cpu")
     with pytest.raises(ScenarioError, match="another experiment"):
         run_claim(file, out=out, overrides=["seed=9"], device="cpu")
+
+
+def test_the_claims_of_a_folder_are_read_in_order_and_an_empty_one_is_refused(file, tmp_path):
+    (tmp_path / "another.toml").write_text(TEXT)
+    assert [path.name for path, _ in read_claims(tmp_path)] == ["another.toml", "closed.toml"]
+    assert [path for path, _ in read_claims(file)] == [file]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ScenarioError, match="no claim in it"):
+        read_claims(tmp_path / "empty")
 
 
 def test_overrides_of_form_case_and_caller_apply_in_this_order(file):

@@ -40,6 +40,33 @@ def test_dry_run_lists_every_cell_and_starts_none(command, tiny, tmp_path, here)
     assert not (tmp_path / "out").exists()
 
 
+FOUND = """
+[found]
+when = 2026-11-25
+command = "fedleak sweep tiny.toml"
+about = "Two images."
+lines = [
+  {defense = "none", psnr = {closed-form = 80.25}, verdict = "leaks"},
+  {defense = "gaussian-noise std=0.1", psnr = {}, accuracy = [33.1, 30.5], verdict = "blocks", note = "these attackers"},
+]
+"""
+
+
+def test_what_a_files_run_found_is_shown_and_nothing_started(command, tiny, tmp_path, here):
+    code, _, err = command("sweep", tiny, "--found")
+    assert code == 2
+    assert "expected a table [found]" in err
+    tiny.write_text(tiny.read_text() + FOUND)
+    code, out, _ = command("sweep", tiny, "--found", "--out", tmp_path / "out")
+    assert code == 0
+    lines = [line.split() for line in out.splitlines()]
+    assert ["none", "80.2", "leaks"] in lines
+    assert ["gaussian-noise", "std=0.1", "-", "33.1,", "30.5", "blocks", "these", "attackers"] in lines
+    assert "2026-11-25: fedleak sweep tiny.toml" in out
+    assert here == []
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("more", [["--dry-run"], []])
 def test_one_bad_cell_refuses_all_with_one_line(command, tiny, tmp_path, here, more):
     tiny.write_text(tiny.read_text().replace("[1e-4, 0.1]", "[1e-4, -1.0]"))
