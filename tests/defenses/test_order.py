@@ -3,11 +3,17 @@
 from typing import Any
 
 import pytest
+import torch
 
+from fedleak.defenses.chain import DefenseChain
 from fedleak.errors import ScenarioError
 from fedleak.experiment.check import check
+from fedleak.modalities.image import InputSpec
+from fedleak.observation import Tensors
 from fedleak.scenario.schema import parse_scenario
+from fedleak.seeding import Seed
 
+INPUT = InputSpec((3, 8, 8), 10)
 NOISE: dict[str, Any] = {"name": "gaussian-noise", "std": 1e-3}
 LAPLACE: dict[str, Any] = {"name": "laplacian-noise", "scale": 1e-3}
 CLIP: dict[str, Any] = {"name": "clipping", "max_norm": 1.0}
@@ -40,6 +46,17 @@ def test_two_of_a_kind_are_refused_in_either_order(chain: list[dict[str, Any]]) 
         assert found.endswith("leave one out")
 
 
+def sent(chain: list[dict[str, Any]]) -> Tensors:
+    """Return what a client of a scenario with these defenses sends of the same gradient in its second round."""
+    scenario = parse_scenario({"name": "x", "defenses": chain})
+    drawn = torch.randn(40, 30, generator=torch.Generator().manual_seed(2))
+    defended = DefenseChain(scenario.defenses, INPUT, Seed(1))
+    memory = defended.no_memory()
+    for server_round in (1, 2):
+        update = defended.at(server_round, 0, memory).on_update({"weight": drawn.clone(), "bias": drawn[0] / 3})
+    return update
+
+
 @pytest.mark.parametrize("chain", WRONG, ids=lambda chain: "+".join(one["name"] for one in chain))
 def test_an_order_that_makes_no_sense_is_refused_and_the_other_runs(chain: list[dict[str, Any]]) -> None:
     found = refusal(chain)
@@ -47,7 +64,19 @@ def test_an_order_that_makes_no_sense_is_refused_and_the_other_runs(chain: list[
     assert found.startswith(f"defenses: '{chain[0]['name']}' must not come before '{chain[1]['name']}': ")
     assert found.endswith("exchange the two")
     check(parse_scenario({"name": "x", "defenses": chain[::-1]}))
+    both, wrong = sent(chain[::-1]), sent(chain)
+    assert all(bool(value.isfinite().all()) for value in both.values())
+    assert not torch.equal(both["weight"], sent(chain[:1])["weight"]), "the first of the two did nothing"
+    assert not torch.equal(both["weight"], wrong["weight"]), "the order changes nothing, so that it need not be refused"
 
 
 def test_a_chain_of_all_kinds_runs_in_its_order() -> None:
-    check(parse_scenario({"name": "x", "defenses": [CLIP, NOISE, LAPLACE, PRUNE, INT8]}))
+    chain = [CLIP, NOISE, LAPLACE, PRUNE, INT8]
+    check(parse_scenario({"name": "x", "defenses": chain}))
+    weight = sent(chain)["weight"]
+    clipped, noised = sent(chain[:1])["weight"], sent(chain[:3])["weight"]
+    kept = weight != 0
+    assert float(kept.float().mean()) == pytest.approx(0.1, abs=0.02), "pruning came after the noise"
+    assert len(weight.unique()) <= 256, "int8 came last"
+    assert 0 < float((noised - clipped).std()) < 0.01, "the noise was not clipped, and is that of both"
+    assert torch.allclose(weight[kept], noised[kept], atol=float(noised.abs().max()) / 127), "what is left is the noised gradient"
