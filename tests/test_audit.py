@@ -86,5 +86,7 @@ def test_packages_that_do_not_agree_fail(audit: Any, monkeypatch: pytest.MonkeyP
 
 
 def test_every_advisory_says_why() -> None:
-    for advisory in tomllib.loads((ROOT / ".ci" / "advisories.toml").read_text()).values():
+    advisories = tomllib.loads((ROOT / ".ci" / "advisories.toml").read_text())
+    assert advisories
+    for advisory in advisories.values():
         assert "CVE-" in advisory["why"]

@@ -131,7 +131,9 @@ def test_no_file_of_a_run_is_a_pickle(tmp_path: Path) -> None:
     result = api.run(scenario, out=tmp_path / "run", device="cpu")
     kinds = {path.suffix for path in result.path.rglob("*") if path.is_file()}
     assert kinds == {".json", ".jsonl", ".safetensors", ".png", ".html", ".lock"}
-    for path in result.path.rglob("*.safetensors"):
+    tensors = list(result.path.rglob("*.safetensors"))
+    assert tensors
+    for path in tensors:
         size = int.from_bytes(path.read_bytes()[:8], "little")
         assert path.read_bytes()[8:9] == b"{"
         assert size < path.stat().st_size

@@ -23,7 +23,14 @@ def ask(nodes: Iterable[int]) -> list[Message]:
 
 
 def serve(app: Any, use: Any) -> None:
-    InProcess(app).run(SCENARIO, use)
+    used = []
+
+    def called(grid: OrderedGrid, directory: Any) -> None:
+        use(grid, directory)
+        used.append(grid)
+
+    InProcess(app).run(SCENARIO, called)
+    assert len(used) == 1, "what is asserted inside was not reached"
 
 
 def test_clients_answer_by_partition_and_keep_their_state_between_messages() -> None:
@@ -71,7 +78,7 @@ def test_what_is_no_message_becomes_an_error(answer: Any) -> None:
         return answer if message.metadata.message_type == "query.x" else who(message, context)
 
     def use(grid: OrderedGrid, directory: Any) -> None:
-        assert all(reply.has_error() for reply in grid.send_and_receive(ask(grid.get_node_ids())))
+        assert [reply.has_error() for reply in grid.send_and_receive(ask(grid.get_node_ids()))] == [True] * 3
 
     serve(app, use)
 

@@ -148,6 +148,7 @@ def test_images_stay_with_a_client_that_does_not_reveal_them(tmp_path: Path) -> 
         )
         serve(app, strategy, 2, 1, 0.01)
         rows = RunFolder(tmp_path / truth).rows("reconstructions.jsonl")
+        assert len(rows) == 4
         assert all(row["label"] is None and row["truth_png"] is None and row["psnr"] for row in rows)
         assert not list((tmp_path / truth / "images").glob("*truth*"))
 

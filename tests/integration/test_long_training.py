@@ -143,6 +143,7 @@ def test_each_client_pays_what_it_sent(build: Build, start: Start, protocol: str
     federation = {"protocol": protocol, "clients": 4, "clients_per_round": 2}
     plain, defended = start(build(federation=federation)), start(build(federation=federation, defenses=defenses))
     for result in (plain, defended):
+        assert [len(row["clients"]) for row in rows(result)[1:]] == [2, 2]
         for row in rows(result)[1:]:
             assert [int(client) for client in row["by_client"]] == row["clients"]
             assert sum(costs["bytes"] for costs in row["by_client"].values()) == row["bytes_received"]

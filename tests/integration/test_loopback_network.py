@@ -186,7 +186,9 @@ def test_a_client_that_is_ten_times_slower_is_waited_for_as_long_as_the_scenario
         went_on = api.run(scenario(services, seconds=6.0, timeout=45.0), out=tmp_path / "went-on", device="cpu")
         assert not [service.name for service in services.services.values() if service.ended]
 
-    for row in RunFolder(waited.path).rows("rounds.jsonl")[1:]:
+    rows = RunFolder(waited.path).rows("rounds.jsonl")[1:]
+    assert [row["round"] for row in rows] == [1, 2]
+    for row in rows:
         assert row["failures"] == []
         slow, fast = (row["by_client"][client]["seconds"] for client in ("1", "0"))
         assert slow > 20.0

@@ -33,6 +33,7 @@ def test_an_update_that_gave_no_images_is_counted_too(build: Build, start: Start
 def test_auto_says_in_its_rows_what_it_ran_and_why(build: Build, start: Start) -> None:
     scenario = build(model=LENET, federation={"rounds": 1}, attacks=[{"name": "auto"}, {"name": "closed-form"}])
     rows = start(scenario).reconstructions
+    assert sorted(row["attack"] for row in rows) == ["auto"] * 3 + ["closed-form"] * 3
     assert all("equations suffice" in row["method"] for row in rows if row["attack"] == "auto")
     assert all(row["method"] == "" for row in rows if row["attack"] == "closed-form")
     assert min(row["psnr"] for row in rows) > 60

@@ -72,6 +72,7 @@ def test_with_score_nothing_private_leaves_the_clients_or_enters_the_folder(
 ) -> None:
     scenario = build(evaluation={"truth": "score"}, local={"batch_size": 2}, attacks=[{"name": grey}])
     result = start(scenario)
+    assert replies
     assert not leaked(scenario, replies)
     assert not any("truth" in reply.content or "images" in reply.content for reply in replies)
     assert not list((result.path / "images").iterdir())
