@@ -38,6 +38,28 @@ def clean_log() -> None:
         logger.addFilter(_clean)
 
 
+def quiet_log(level: int = logging.ERROR) -> None:
+    """Keep what is below ``level`` out of Flower's log, and have it clean as by :func:`clean_log`.
+
+    A filter, as Flower sets its logger's own level when it is imported: it need not be imported for this.
+    """
+    _quiet.level = level
+    logger = logging.getLogger("flwr")
+    if _quiet not in logger.filters:
+        logger.addFilter(_quiet)
+    clean_log()
+
+
+class _Quiet(logging.Filter):
+    level = logging.NOTSET
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= self.level
+
+
+_quiet = _Quiet()
+
+
 def _clean(record: logging.LogRecord) -> bool:
     # A wrong call, or an object that cannot be shown, is logging's to report: it does so where it formats the record, and the
     # program goes on. An object's own text may raise anything.

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from fedleak.cli.catalogue import _document, _registries
+from fedleak.cli.catalogue import KINDS, document, registry_of
 
 _LABELS = ("For", "Cost", "Broken by", "Source")
 """What of a plugin's docstring stands in the wide list, in this order."""
@@ -40,17 +40,18 @@ def details() -> dict[str, dict[str, list[tuple[str, str]]]]:
 
     Defenses say what they cost and what breaks them. Of each only what its docstring says; a heading and a line each.
     """
+    registries = {kind: registry_of(kind) for kind in KINDS}
     return {
-        kind: {name: list(_details(registry.get(name))) for name in registry.names()} for kind, registry in _registries().items()
+        kind: {name: list(_details(registry.get(name))) for name in registry.names()} for kind, registry in registries.items()
     }
 
 
 def _details(plugin: Any) -> Iterator[tuple[str, str]]:
-    document = _document(plugin)
+    text_of = document(plugin)
     if inspect.isclass(plugin) and (needs := _needed(plugin)):
         yield "needs", needs
     for label in _LABELS:
-        if text := part(document, label):
+        if text := part(text_of, label):
             yield label.lower(), text
 
 

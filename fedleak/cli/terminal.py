@@ -12,7 +12,7 @@ from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook,
 from rich.markup import escape
 from rich.segment import Segment
 
-from fedleak.printable import clean_log, printable
+from fedleak.printable import printable, quiet_log
 
 
 class _Printable(RenderHook):
@@ -67,7 +67,4 @@ def interrupted(place: list[Path], command: str) -> NoReturn:
 
 def quieten(verbose: bool) -> None:
     """Keep Flower's log out of the way, unless asked for."""
-    import flwr.app  # noqa: F401 (its import sets the level, so it must come first)
-
-    logging.getLogger("flwr").setLevel(logging.INFO if verbose else logging.ERROR)
-    clean_log()
+    quiet_log(logging.INFO if verbose else logging.ERROR)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from fedleak.errors import FedleakError
-from fedleak.printable import clean_log
+from fedleak.printable import quiet_log
 
 Work = Callable[[str, Callable[[str], None]], None]
 
@@ -31,7 +31,7 @@ def main() -> None:
     threading.Thread(target=_read, args=(jobs,), daemon=True).start()
     module, _, function = sys.argv[1].partition(":")
     work: Work = getattr(importlib.import_module(module), function)
-    _quieten()
+    quiet_log()
     _answer(answers, kind="ready")
     while True:
         _serve(work, jobs.get(), answers)
@@ -58,15 +58,6 @@ def _serve(work: Work, job: str, answers: TextIO) -> None:
 def _answer(answers: TextIO, **facts: Any) -> None:
     answers.write(json.dumps(facts) + "\n")
     answers.flush()
-
-
-def _quieten() -> None:
-    import logging
-
-    import flwr.app  # noqa: F401 (its import sets the level, so it must come first)
-
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    clean_log()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
@@ -13,10 +13,12 @@ from flwr.serverapp.strategy import Strategy
 from pydantic import BaseModel, ConfigDict, create_model
 
 from fedleak.errors import ParameterError, ScenarioError, nearest
-from fedleak.runs.folder import Arrays, Row
 from fedleak.scenario.schema import Scenario
 from fedleak.scenario.validation import read_parameters
 from fedleak.server.fedsgd import FedSGD
+
+if TYPE_CHECKING:  # imports torch
+    from fedleak.runs.folder import Arrays, Row
 
 _TREES = "aggregates boosted trees, not weights"
 _CLIENT_CLIPPING = (

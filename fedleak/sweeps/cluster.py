@@ -6,12 +6,11 @@ cluster. Keep it in a network of its own.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from contextlib import closing
 
 from fedleak.errors import FedleakError
-from fedleak.printable import clean_log
+from fedleak.printable import quiet_log
 from fedleak.process import cluster
 from fedleak.process.pool import Watcher
 from fedleak.sweeps.cell import Job, run_cell
@@ -49,8 +48,7 @@ class Cluster:
 
 def _task(text: str) -> str | None:
     """Run one cell; return why it failed, or nothing."""
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    clean_log()
+    quiet_log()
     try:
         run_cell(Job.from_json(text))
     except FedleakError as error:

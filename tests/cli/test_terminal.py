@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -27,8 +28,7 @@ from fedleak.evaluation.summary import summarise
 from fedleak.events import Event
 from fedleak.experiment import run as api
 from fedleak.experiment.attack_again import attack_run
-from fedleak.printable import clean_log, one_line, printable
-from fedleak.process import worker
+from fedleak.printable import clean_log, one_line, printable, quiet_log
 from fedleak.report.faults import Fault
 from fedleak.sweeps import cluster as sweeps_cluster
 from fedleak.sweeps.verdicts import Verdict
@@ -117,6 +117,22 @@ def test_a_hostile_scenario(where: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert ended.value.code == (0 if where == "name" else 2)
     assert told.out + told.err
     assert not CONTROL.search(told.out + told.err)
+
+
+@pytest.mark.parametrize(("level", "told"), [(logging.ERROR, ["error"]), (logging.INFO, ["info", "error"])])
+def test_flowers_log_is_quiet_though_flower_sets_its_level_later(level: int, told: list[str]) -> None:
+    code = f"""
+import logging, sys
+from fedleak.printable import quiet_log
+quiet_log(30)
+quiet_log({level})
+assert "flwr" not in sys.modules
+from flwr.common.logger import log
+for said in (10, 20, 40):
+    log(said, logging.getLevelName(said).lower())
+"""
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert [line.split()[-1] for line in (printed.stdout + printed.stderr).splitlines()] == told
 
 
 def test_flowers_log_is_clean(caplog: pytest.LogCaptureFixture) -> None:
@@ -212,10 +228,10 @@ def test_a_wrong_log_call_ends_nothing(call: tuple[Any, ...], monkeypatch: pytes
     [
         lambda: api.run("no-such.toml"),
         lambda: attack_run("no-such-folder", ["dlg"]),
-        worker._quieten,
+        quiet_log,
         lambda: sweeps_cluster._task("no job"),
     ],
-    ids=["run", "attack_run", "worker", "ray task"],
+    ids=["run", "attack_run", "command line and worker", "ray task"],
 )
 def test_the_log_is_clean_wherever_flower_is_started_from(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     logger = logging.getLogger("flwr")

@@ -29,7 +29,7 @@ _STEPS = 100
 class AtsCounter(Counter):
     """Knows the policy, and not what was drawn for which image."""
 
-    name: ClassVar[str] = Ats.name
+    name: ClassVar[str] = "ats"
     config: Ats.Config
 
     def restore(self, images: Tensor, others: Sequence[Tensor]) -> Tensor:

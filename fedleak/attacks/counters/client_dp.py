@@ -22,7 +22,7 @@ from fedleak.defenses.client_dp import ClientDP, noise_std
 class ClientDPCounter(NoiseCounter):
     """Knows the largest norm and the noise."""
 
-    name: ClassVar[str] = ClientDP.name
+    name: ClassVar[str] = "client-dp"
     config: ClientDP.Config
 
     def variances(self, observed: Sequence[Tensor]) -> list[Tensor]:

@@ -24,7 +24,7 @@ _REACHED = 1 - 1e-5  # of max_norm: single precision, and the rounding of weight
 class ClippingCounter(Counter):
     """Knows the largest norm or value."""
 
-    name: ClassVar[str] = Clipping.name
+    name: ClassVar[str] = "clipping"
     config: Clipping.Config
 
     def observe(self, victim: Countered) -> None:

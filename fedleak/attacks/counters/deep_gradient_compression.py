@@ -27,7 +27,7 @@ from fedleak.defenses.deep_gradient_compression import DeepGradientCompression, 
 class DeepGradientCompressionCounter(Counter):
     """Knows the recursion, and from the zeros what each round has left for later."""
 
-    name: ClassVar[str] = DeepGradientCompression.name
+    name: ClassVar[str] = "deep-gradient-compression"
     config: DeepGradientCompression.Config
 
     def observe(self, victim: Countered) -> None:

@@ -24,7 +24,7 @@ from fedleak.defenses.dp_sgd import DPSGD, noise_std
 class DPSGDCounter(NoiseCounter):
     """Knows the largest norm of an image's gradient and the noise of a step."""
 
-    name: ClassVar[str] = DPSGD.name
+    name: ClassVar[str] = "dp-sgd"
     config: DPSGD.Config
 
     def variances(self, observed: Sequence[Tensor]) -> list[Tensor]:

@@ -36,7 +36,7 @@ class DropoutCounter(Counter):
     and drops the gradient of the layers that it acts on.
     """
 
-    name: ClassVar[str] = Dropout.name
+    name: ClassVar[str] = "dropout"
     ways = ("read", "optimise", "leave-out")
     config: Dropout.Config
 

@@ -21,7 +21,7 @@ from fedleak.defenses.gaussian_noise import GaussianNoise
 class GaussianNoiseCounter(NoiseCounter):
     """Knows the noise's standard deviation."""
 
-    name: ClassVar[str] = GaussianNoise.name
+    name: ClassVar[str] = "gaussian-noise"
     config: GaussianNoise.Config
 
     def variances(self, observed: Sequence[Tensor]) -> list[Tensor]:

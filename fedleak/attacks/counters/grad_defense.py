@@ -26,7 +26,7 @@ QUIET = 0.6
 class GradDefenseCounter(NoiseCounter):
     """Knows the noise's standard deviation and that it lies on runs of entries, but not on which."""
 
-    name: ClassVar[str] = GradDefense.name
+    name: ClassVar[str] = "grad-defense"
     config: GradDefense.Config
 
     def variances(self, observed: Sequence[Tensor]) -> list[Tensor]:

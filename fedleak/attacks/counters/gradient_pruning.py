@@ -21,7 +21,7 @@ from fedleak.defenses.gradient_pruning import GradientPruning
 class GradientPruningCounter(Counter):
     """Knows which entries were pruned, and below which magnitude."""
 
-    name: ClassVar[str] = GradientPruning.name
+    name: ClassVar[str] = "gradient-pruning"
     config: GradientPruning.Config
 
     def observe(self, victim: Countered) -> None:

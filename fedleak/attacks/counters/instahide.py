@@ -28,7 +28,7 @@ _WEIGHT = 0.1
 class InstaHideCounter(Counter):
     """Knows how many images were mixed and how often signs were flipped; neither the coefficients nor the signs."""
 
-    name: ClassVar[str] = InstaHide.name
+    name: ClassVar[str] = "instahide"
     config: InstaHide.Config
 
     def start(self, victim: Countered, generator: torch.Generator) -> list[Tensor]:

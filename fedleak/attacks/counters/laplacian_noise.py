@@ -23,7 +23,7 @@ _ROUNDED = 2.0  # scales, within which differences are squared: 4 scale / (2 * t
 class LaplacianNoiseCounter(NoiseCounter):
     """Knows the noise's scale."""
 
-    name: ClassVar[str] = LaplacianNoise.name
+    name: ClassVar[str] = "laplacian-noise"
     config: LaplacianNoise.Config
 
     def variances(self, observed: Sequence[Tensor]) -> list[Tensor]:

@@ -27,7 +27,7 @@ _ROUNDS = 20  # of scaling rows and columns
 class MixupCounter(Counter):
     """Knows that pairs were mixed; neither who with whom nor in which shares."""
 
-    name: ClassVar[str] = Mixup.name
+    name: ClassVar[str] = "mixup"
     config: Mixup.Config
 
     def start(self, victim: Countered, generator: torch.Generator) -> list[Tensor]:

@@ -23,7 +23,7 @@ from fedleak.defenses.oasis import Oasis, extend
 class OasisCounter(Counter):
     """Knows which copies were added."""
 
-    name: ClassVar[str] = Oasis.name
+    name: ClassVar[str] = "oasis"
     config: Oasis.Config
 
     def batch(self, inputs: Tensor, targets: Tensor, others: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ _SLACK = 0.01
 class OutpostCounter(NoiseCounter):
     """Knows the rule, and computes the risk from the weights that were sent."""
 
-    name: ClassVar[str] = Outpost.name
+    name: ClassVar[str] = "outpost"
     config: Outpost.Config
 
     def observe(self, victim: Countered) -> None:

@@ -33,7 +33,7 @@ class PrecodeCounter(Counter):
     the gradients of the bottleneck and of the classifier behind it.
     """
 
-    name: ClassVar[str] = Precode.name
+    name: ClassVar[str] = "precode"
     ways = ("draws", "means", "leave-out")
     config: Precode.Config
 

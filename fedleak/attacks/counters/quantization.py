@@ -31,7 +31,7 @@ _AVERAGE = 0.2113  # share of a step whose variance is that of a random share, 1
 class QuantizationCounter(NoiseCounter):
     """Knows the format, and reads steps, norms and mean magnitudes from what was received."""
 
-    name: ClassVar[str] = Quantization.name
+    name: ClassVar[str] = "quantization"
     config: Quantization.Config
 
     def observe(self, victim: Countered) -> None:

@@ -21,7 +21,7 @@ from fedleak.observation import Observation
 class RandomMaskingCounter(Counter):
     """Knows with which probability entries were dropped, and whether the others were rescaled."""
 
-    name: ClassVar[str] = RandomMasking.name
+    name: ClassVar[str] = "random-masking"
     config: RandomMasking.Config
 
     def clean(self, observation: Observation) -> Observation:

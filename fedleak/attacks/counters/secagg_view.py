@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from fedleak.attacks.counters.base import Counter, counters
-from fedleak.defenses.secagg_view import SecAggView
 
 
 @counters.register
 class SecAggViewCounter(Counter):
     """Has nothing to undo: the observation is the sum, and says how many images are behind it."""
 
-    name: ClassVar[str] = SecAggView.name
+    name: ClassVar[str] = "secagg-view"

@@ -9,11 +9,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from fedleak.attacks.counters.base import Counter, counters
-from fedleak.defenses.secure_aggregation import SecureAggregation
 
 
 @counters.register
 class SecureAggregationCounter(Counter):
     """Has nothing to undo: the observation is the sum, and says how many images are behind it."""
 
-    name: ClassVar[str] = SecureAggregation.name
+    name: ClassVar[str] = "secure-aggregation"

@@ -25,7 +25,7 @@ class SoteriaCounter(Counter):
     Ways: ``columns`` leaves out the columns that are zero; ``leave-out`` the classifier's weight.
     """
 
-    name: ClassVar[str] = Soteria.name
+    name: ClassVar[str] = "soteria"
     ways = ("columns", "leave-out")
     config: Soteria.Config
 
