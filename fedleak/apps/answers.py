@@ -28,7 +28,8 @@ def answer(app: ClientApp, batch: Batch, *, reveal: bool = True) -> ClientApp:
         Given the client's context and the round (from 1), returns the images (B, C, H, W) in [0, 1], before any
         normalisation, that the client's update of this round was made from, and their labels (B,) of class indices.
     reveal : bool
-        Whether images and labels may leave the client, for the report's pictures. With ``False`` only metrics do.
+        Whether images and labels may leave the client, for the report's pictures. With ``False`` only metrics do; these still
+        tell a server that asks without end how near it came.
 
     Returns
     -------

@@ -59,7 +59,12 @@ def curious(
 ) -> Curious:
     """Wrap a strategy, so that its server looks into the updates that it receives; training stays bit for bit the same.
 
-    The clients need one line too, :func:`fedleak.answer`; without it, nobody can say how good a reconstruction is.
+    The clients need one line too, :func:`fedleak.answer`; without it, nobody can say how good a reconstruction is. It leaves the
+    same run folder and report as a scenario, but one that cannot be resumed or attacked again.
+
+    On the network of Flower's quickstart with CIFAR-10, batches of 32 and three local epochs, the server learnt how often each
+    class occurs and no image (1.1 dB below the mean image); of one image and one step it had 2.8 dB above it
+    (tests/integration/test_dropin.py).
 
     Parameters
     ----------

@@ -52,9 +52,23 @@ def run(
 ) -> None:
     """Run a scenario: train the federation, attack it in every round, write the run folder and its report.
 
-    SCENARIO is a TOML file, such as scenarios/quickstart.toml; leave it out with --resume.
+    SCENARIO is a TOML file, such as scenarios/quickstart.toml; leave it out
+    with --resume. Its keys: fedleak explain scenario.
 
-    Exit code: 0 done; 1 done, but clients failed or the run broke off; 2 wrong input, nothing started; 130 interrupted.
+    The folder holds manifest.json, rounds.jsonl, reconstructions.jsonl (one
+    line an image), captures/ (what the server saw, as safetensors), images/,
+    summary.json and report.html; problems.jsonl where an attack could not be
+    shown a round. Lines are flushed as they happen. It holds private images,
+    and is readable by its owner only.
+
+    A client that fails costs its reply, is named, and decides the exit code. An
+    attack that raises, runs out of memory or hangs is a failed row; what counts
+    as hanging says server.attack_limit, or ten times its budget_seconds and a
+    minute. Ctrl-C keeps all that is done; on Ray it waits for the attack at
+    hand for at most 20 s.
+
+    Exit code: 0 done; 1 done, but clients failed or the run broke off; 2 wrong
+    input, nothing started; 130 interrupted.
     """
     quieten(verbose)
     from fedleak.cli.live import Live
@@ -103,11 +117,21 @@ def attack(
 ) -> None:
     """Attack a run's captures again, without the federation; an attack that it already holds is replaced.
 
-    FOLDER is that of a finished or interrupted run. An attack with --set title=NAME stands beside those of other names.
+    FOLDER is that of a finished or interrupted run. An attack with --set
+    title=NAME stands beside those of other names.
 
-    With --jobs or --ray the reconstructions are spread out, with the same results. Start the same command again after an
-    interrupt or a kill, and it makes only those that are missing. An attack that takes a round's updates together is spread by
-    rounds (by updates with --set together=1); one that must see the rounds in order runs as one task.
+    With --jobs or --ray the reconstructions are spread out, with the same
+    results. Start the same command again after an interrupt or a kill, and it
+    makes only those that are missing; a worker that dies is a failed row, and
+    is tried again alone. An attack that takes a round's updates together is
+    spread by rounds (by updates with --set together=1); one that must see the
+    rounds in order (dlg-fb, cohort-difference, adaptive with joined) runs as
+    one task.
+
+    The cluster's machines are sent captures and see no private image. Rows,
+    images and summary are those of one process bit for bit, but for clocks and
+    memory, without budget_seconds and on processors of one kind. GPUs of a
+    cluster are untested.
     """
     quieten(verbose)
     from fedleak.cli.live import Live
@@ -135,7 +159,14 @@ app.command()(sweeps.leaderboard)
 
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(show_default=False)]) -> None:
-    """Write the summary.json and report.html of the run in FOLDER again, from the rows that it holds; or a sweep's page."""
+    """Write the summary.json and report.html of the run in FOLDER again, from the rows that it holds; or a sweep's page.
+
+    A report shows each image beside what was rebuilt of it and both guesses
+    that saw no update, leakage over accuracy over epsilon by round, for each
+    client seconds, bytes and what a plain sparse coding would take, and every
+    fault: when, who, what, and what the run did. Results that are not above the
+    guesses are flagged.
+    """
     quieten(False)
     from fedleak.experiment.manifest import write_summary
     from fedleak.experiment.result import Result
@@ -183,8 +214,9 @@ def explain(
 ) -> None:
     """Explain one plugin: what it does, its formula, source and limits, its parameters with their defaults, and what it needs.
 
-    NAME is one that `fedleak list` prints; or scenario: every key of a scenario's file; threat: what an attacker may know;
-    verdicts: the rules by which `fedleak sweep` judges a defense.
+    NAME is one that `fedleak list` prints; or scenario: every key of a
+    scenario's file; threat: what an attacker may know; verdicts: the rules by
+    which `fedleak sweep` judges a defense.
     """
     quieten(False)
     from fedleak.cli.catalogue import explanation
@@ -195,6 +227,9 @@ def explain(
 @app.command()
 def check(scenario: ScenarioFile, set_: Overrides = None) -> None:
     """Validate a scenario, and say how hard its case is, before anything is spent.
+
+    It counts equations against unknowns, layer by layer: whether any attack can
+    be exact. Every row of a run carries the count.
 
     SCENARIO is a TOML file, such as scenarios/quickstart.toml.
     """

@@ -41,7 +41,8 @@ def claim(
     in all they say. Three of the files need CIFAR-10, which is downloaded, or
     read from Parquet files that are there: --set data.path=FOLDER.
 
-    Exit code: 0 all figures are in their ranges; 1 one is not; 2 wrong input, nothing started; 130 interrupted.
+    Exit code: 0 all figures are in their ranges; 1 one is not; 2 wrong input,
+    nothing started; 130 interrupted.
     """
     quieten(verbose)
     from fedleak.cli.live import Live

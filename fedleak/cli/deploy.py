@@ -23,7 +23,14 @@ app = typer.Typer(
     "On one machine: [bold]fedleak deploy certs --clients 4[/bold], then [bold]fedleak deploy up[/bold], and in a second "
     "terminal [bold]fedleak deploy submit scenarios/quickstart.toml[/bold]. Across machines: "
     "[bold]fedleak deploy bundle SCENARIO --name HOST[/bold] makes a folder for each; `superlink`, `server`, `client` and "
-    "`register` start from it, as docker-compose.yml does.",
+    '`register` start from it, as docker-compose.yml does. A SuperLink that runs already: `engine = "deployment"` and '
+    '`superlink = { address = "HOST:8000", root_certificates = "ca.crt" }` in a scenario\'s federation.\n\n'
+    "A client that is killed, cut off or slow costs its rounds and no more; a server that dies goes on with --resume. Each "
+    "message starts a new process on its client, which imports torch: seconds a message. With a federation.timeout below an "
+    "hour, keep the machines' clocks within ten minutes of each other, as a round's messages expire.\n\n"
+    "What this protects from: keys and separate folders keep strangers out, and images from a server that looks at what it was "
+    "sent. They do not protect one machine of the federation from another: whoever reaches the SuperLink's port may admit "
+    "nodes and submit apps. Let the federation's machines alone reach it.",
 )
 
 _PLACE = "superlink.json"  # where `up` says how its SuperLink is reached
@@ -43,8 +50,8 @@ def certs(
 ) -> None:
     """Make an authority, the SuperLink's certificate, a key for each client, and the secret between the servers.
 
-    One folder for each service: superlink/, server/, client-0/ ...; give each its own and nothing else. Keep ca.key
-    off all of them.
+    One folder for each service: superlink/, server/, client-0/ ...; give each
+    its own and nothing else. Keep ca.key off all of them.
     """
     from fedleak.deploy.certificates import make_certificates
 
@@ -61,9 +68,10 @@ def shards(
 ) -> None:
     """Split SCENARIO's data into one folder for each client, and one for the server that holds no private image.
 
-    Give client 0's node the folder client-0, by --node-config 'partition-id=0 num-partitions=N data-dir="..."', and the
-    server's process the folder server, by the variable FEDLEAK_SERVER_DATA. A client that holds its folder alone trains
-    on the same bits as one that opened the whole.
+    Give client 0's node the folder client-0, by --node-config 'partition-id=0
+    num-partitions=N data-dir="..."', and the server's process the folder
+    server, by the variable FEDLEAK_SERVER_DATA. A client that holds its folder
+    alone trains on the same bits as one that opened the whole.
     """
     from fedleak.data.parts import write_shards
     from fedleak.scenario.schema import load_scenario
@@ -89,7 +97,8 @@ def up(
 ) -> None:
     """Start a SuperLink, the server's process and a SuperNode for each client on this machine, until Ctrl-C.
 
-    Over TLS; a node whose key was not made by `fedleak deploy certs` in DIR is refused.
+    Over TLS; a node whose key was not made by `fedleak deploy certs` in DIR is
+    refused.
     """
     from fedleak.deploy.services import Layout, Services
 
@@ -151,10 +160,12 @@ def submit(
 ) -> None:
     """Run SCENARIO on a SuperLink, and wait for its result; Ctrl-C stops the run there.
 
-    The run folder is written where the server's process runs. The same as `fedleak run` with engine = "deployment" and
-    federation.superlink in the scenario.
+    The run folder is written where the server's process runs. The same as
+    `fedleak run` with engine = "deployment" and federation.superlink in the
+    scenario.
 
-    Exit code: 0 done; 1 done, but clients failed or the run broke off; 2 refused, nothing started; 130 interrupted.
+    Exit code: 0 done; 1 done, but clients failed or the run broke off; 2
+    refused, nothing started; 130 interrupted.
     """
     from fedleak.cli.ending import finish
     from fedleak.cli.live import Live

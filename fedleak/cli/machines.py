@@ -37,8 +37,10 @@ def bundle(
 ) -> None:
     """Make one folder for each machine: its keys, and its own part of SCENARIO's data.
 
-    Copy superlink/, server/, client-0/ ... each to its machine and nothing else; operator/ is for who admits nodes
-    and submits scenarios. Called again, keys stay, those of more clients are added, and the data are split anew.
+    Copy superlink/, server/, client-0/ ... each to its machine and nothing
+    else, and start it there; operator/ holds what `register` and `submit` need.
+    Called again, keys stay, those of more clients are added, and the data are
+    split anew.
     """
     from fedleak.deploy.bundle import make_bundle
     from fedleak.scenario.schema import load_scenario
@@ -58,8 +60,11 @@ def superlink(
 ) -> None:
     """Become the SuperLink, over TLS; a node whose key was not admitted is refused.
 
-    Whoever reaches its port may admit nodes and submit apps, which run on every client and on the server: that is Flower's
-    way. Open it to the federation's machines only.
+    Whoever reaches its port may admit nodes and submit apps, which run on every
+    client and on the server: that is Flower's way. Open it to the federation's
+    machines only. It keeps its runs and nodes in memory: when it dies, its runs
+    break off, nodes are to be admitted again by `register`, and those that were
+    connected end and must be started anew.
     """
     from fedleak.deploy.commands import become, superlink_command
 
@@ -97,7 +102,11 @@ def client(
     address: Address,
     port: Annotated[int, typer.Option(min=1, max=65535, help="For the node's own use, on this machine only.")] = _NODE_PORT,
 ) -> None:
-    """Become a client's SuperNode: it trains on the images in its folder, and asks the SuperLink for work."""
+    """Become a client's SuperNode: it trains on the images in its folder, and asks the SuperLink for work.
+
+    One that was killed is refused for up to a minute, until the SuperLink has
+    missed its heartbeat.
+    """
     from fedleak.deploy.commands import become, client_command, client_settings
 
     _link(address)

@@ -24,7 +24,8 @@ def _scenario() -> str:
         if inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel):
             parts.append(_table(f"[{name}]", field.annotation))
     parts.append(_table("[[attacks]]", AttackSpec, AttackConfig))
-    parts.append("[[defenses]]\n  name and the defense's own parameters; they run in the order of the list")
+    order = "they run in the order of the list, and one that makes no sense is refused"
+    parts.append(f"[[defenses]]\n  name and the defense's own parameters; {order}")
     return "\n\n".join(parts)
 
 

@@ -15,6 +15,7 @@ Whose is what: the client's side is Flower's own ``secaggplus_mod``, unchanged, 
 masks and stochastic quantiser. The server's side (:mod:`fedleak.secagg.protocol`) is ours, because Flower's
 ``SecAggPlusWorkflow`` drives only strategies of the older kind. It goes through the same four stages with Flower's messages and
 primitives, and unlike the workflow it leaves out a client that is lost before all keys were shared, instead of ending the round.
+One that is lost later is survived too, as the protocol has it.
 What travels in the vector is ours too: gradients as they are, weights and buffers as their change, so that values stay small.
 
 A client refuses to take part in a round, with an error, where Flower would clip a value or let a weight overflow: the sum

@@ -1,5 +1,7 @@
 """The run folder: everything a run did, appended and flushed as it happens, so that a killed run keeps all it had.
 
+It holds private images: folders have mode 0700, files 0600. Nothing in it is a pickle, and none is read.
+
 ::
 
     manifest.json            scenario, digest, versions, machine, threat; interruptions, if there were any

@@ -1,4 +1,8 @@
-"""Flower's strategies by name, and their state between rounds, so that a run can stop and go on."""
+"""Flower's strategies by name, and their state between rounds, so that a run can stop and go on.
+
+A strategy is given parameters alone: buffers, such as BatchNorm's statistics, are averaged beside it, so that Flower's robust or
+private aggregation does not cover them.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ found, on the CPU (torch 2.14.1):
     lenet      0.0026       0.0022            6.1      15,300 iterations
     resnet20   0.0231       0.0197           41.2      12,300 iterations
 
-That is several times what attacks run for here, so that they have no such switch. Not measured on a GPU.
+That is several times what attacks run for here, so that they have no such switch, and none for CUDA graphs. Not measured on a
+GPU.
 """
 
 from __future__ import annotations

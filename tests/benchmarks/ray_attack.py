@@ -8,6 +8,13 @@ rows and images are compared bit by bit. Run it on two idle cores: where others 
 which is why the load (processes that want to run, over the last minute, the measured ones included) is printed beside it, and a
 ratio of CPU seconds: of the one process, over those of the driver and of one node's workers (the mean of the two) together, as if
 the driver never worked while they do.
+
+found on two idle cores, seconds of the whole command:
+
+    command                one process   two nodes   ratio
+    ray_attack.py 2 1000          94.8        53.8     1.8
+                                  90.4        59.7     1.5
+    ray_attack.py 1 1500         140.6        82.8     1.7
 """
 
 from __future__ import annotations
