@@ -11,24 +11,26 @@ import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
 from flwr.serverapp import Grid
+from torch import Tensor
 
 from fedleak.again.identity import attack_digest, text_digest
 from fedleak.again.worker import PLACE, SHARED, WORK, Made, Order, Step, decode, tensors_digest, work_on_ray
 from fedleak.events import Event
 from fedleak.observation import Observation
-from fedleak.positions.spy import Spy
+from fedleak.positions.campaign import Campaign
 from fedleak.process.cluster import Cluster, Lost, Need
 from fedleak.process.pool import Pool, Watcher
 from fedleak.runs.folder import Row, RunFolder
 from fedleak.sandbox.strike import failures, groups
 from fedleak.server.app import Serving
-from fedleak.wire.replies import Failure
+from fedleak.wire.received import Failure
 
 ROWS = "again.jsonl"
 """Takes the rows of such an attack until it ends, so that an interrupt loses no earlier ones."""
@@ -121,16 +123,19 @@ def runner_for(*, jobs: int | None, ray: str | None, threads: int, device: str) 
         yield OnCores(jobs, threads) if jobs is not None else None
 
 
-def attack_here(spy: Spy, folder: RunFolder, grid: Grid) -> None:
-    """Attack all captures in this process, round by round, and append the rows to ``again.jsonl``."""
+def attack_here(campaign: Campaign, folder: RunFolder, grid: Grid, public: Tensor | None) -> None:
+    """Attack all captures in this process, round by round, and append the rows to ``again.jsonl``.
+
+    ``public`` are the images (N, C, H, W) in [0, 1] that the threat model grants, if it does.
+    """
     captured, failed = _rounds(folder)
     for server_round in sorted({*captured, *failed}):
-        spy.record_failures(server_round, failed.get(server_round, []))
-        observations = [spy.complete(Observation.load(path)) for path in captured.get(server_round, [])]
-        spy.attack(server_round, observations, grid)
+        campaign.record_failures(server_round, failed.get(server_round, []))
+        observations = [replace(Observation.load(path), surrogate=public) for path in captured.get(server_round, [])]
+        campaign.attack(server_round, observations, grid)
 
 
-def attack_spread(spy: Spy, serving: Serving, grid: Grid, shared: bytes, threads: int, runner: Runner) -> bool:
+def attack_spread(campaign: Campaign, serving: Serving, grid: Grid, shared: bytes, threads: int, runner: Runner) -> bool:
     """Attack all captures by ``runner``, and append the rows to ``again.jsonl`` in the order that :func:`attack_here` has.
 
     An order whose process died, or that could not start, gets failed rows; it alone is done when the same attack is asked for
@@ -138,7 +143,7 @@ def attack_spread(spy: Spy, serving: Serving, grid: Grid, shared: bytes, threads
 
     Parameters
     ----------
-    spy : Spy
+    campaign : Campaign
         Knows the attacks, and has their results graded.
     serving : Serving
         The scenario with these attacks, and its run folder.
@@ -158,7 +163,7 @@ def attack_spread(spy: Spy, serving: Serving, grid: Grid, shared: bytes, threads
     """
     folder = serving.folder
     captured, failed = _rounds(folder)
-    orders = _orders(spy, serving, captured, sorted({*captured, *failed}), threads, tensors_digest(shared))
+    orders = _orders(campaign, serving, captured, sorted({*captured, *failed}), threads, tensors_digest(shared))
     place = folder.path / PLACE
     place.mkdir(mode=0o700, exist_ok=True)
     kept = {f"{order.name}.safetensors" for order in orders}
@@ -166,9 +171,9 @@ def attack_spread(spy: Spy, serving: Serving, grid: Grid, shared: bytes, threads
         if path.name not in kept:
             path.unlink()
     folder.replace_file(f"{PLACE}/{SHARED}", shared)
-    desk = _Desk(spy, serving, grid, orders)
+    desk = _Desk(campaign, serving, grid, orders)
     for server_round, missing in failed.items():
-        desk.keep((server_round, -1, 0), spy.failed(server_round, missing))
+        desk.keep((server_round, -1, 0), campaign.failed(server_round, missing))
     try:
         desk.begin()
         if desk.left:
@@ -190,8 +195,8 @@ def forget_orders(folder: RunFolder) -> None:
 class _Desk:
     """Has results graded as they come, and keeps the rows in their order."""
 
-    def __init__(self, spy: Spy, serving: Serving, grid: Grid, orders: Sequence[Order]) -> None:
-        self._spy, self._serving, self._grid = spy, serving, grid
+    def __init__(self, campaign: Campaign, serving: Serving, grid: Grid, orders: Sequence[Order]) -> None:
+        self._campaign, self._serving, self._grid = campaign, serving, grid
         self._orders = {order.name: order for order in orders}
         self._rows: dict[tuple[int, int, int], list[Row]] = {}
         self._problems: dict[tuple[int, int], Row] = {}
@@ -241,14 +246,14 @@ class _Desk:
         return made if made is None or len(made.results) == len(order.struck) else None
 
     def _grade(self, order: Order, made: Made | None, error: str = "") -> None:
-        spec, attack = self._spy.attacks[order.attack]
+        spec, attack = self._campaign.attacks[order.attack]
         for number, (server_round, name) in enumerate(order.struck):
             observation = Observation.load(self._serving.folder.path / "captures" / name)
             result = made.results[number] if made is not None else failures([observation], error)[0]
             place = (server_round, order.attack, observation.client)
-            self._spy.grade(spec, attack, observation, result, self._grid, partial(self.keep, place))
+            self._campaign.grade(spec, attack, observation, result, self._grid, partial(self.keep, place))
         for server_round, problem in made.problems if made is not None else ():
-            self._spy.report(spec, server_round, problem, partial(self._problems.__setitem__, (server_round, order.attack)))
+            self._campaign.report(spec, server_round, problem, partial(self._problems.__setitem__, (server_round, order.attack)))
         self._done.add(order.name)
 
     def _tell(self) -> None:
@@ -265,11 +270,11 @@ def _rounds(folder: RunFolder) -> tuple[dict[int, list[Path]], dict[int, list[Fa
 
 
 def _orders(
-    spy: Spy, serving: Serving, captured: dict[int, list[Path]], rounds: Sequence[int], threads: int, tensors: str
+    campaign: Campaign, serving: Serving, captured: dict[int, list[Path]], rounds: Sequence[int], threads: int, tensors: str
 ) -> list[Order]:
     """Return what can be done apart, round by round, so that those of one round are done at about the same time."""
     content = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for paths in captured.values() for path in paths}
-    given = [attack_digest(serving.scenario, spec, attack, tensors) for spec, attack in spy.attacks]
+    given = [attack_digest(serving.scenario, spec, attack, tensors) for spec, attack in campaign.attacks]
     found: list[tuple[int, Order]] = []
 
     def add(number: int, name: str, steps: tuple[Step, ...]) -> None:
@@ -279,7 +284,7 @@ def _orders(
         if order.struck:
             found.append((steps[0].round, order))
 
-    for number, (spec, attack) in enumerate(spy.attacks):
+    for number, (spec, attack) in enumerate(campaign.attacks):
         struck = {
             server_round: groups(spec, attack, [path.name for path in captured.get(server_round, [])])
             for server_round in rounds

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
@@ -18,20 +18,29 @@ from fedleak.data.base import Source
 from fedleak.data.federated import FederatedData
 from fedleak.data.shards import Withheld
 from fedleak.errors import FedleakError
-from fedleak.evaluation.resources import memory
-from fedleak.events import Event, Listener, silent
+from fedleak.events import Listener, silent
 from fedleak.experiment.check import Checked, pick_device
 from fedleak.experiment.manifest import default_folder, make_manifest, write_summary
 from fedleak.experiment.plugins import build_attack
 from fedleak.modalities.image import InputSpec
-from fedleak.positions.spy import Spy
+from fedleak.models.base import buffer_names
+from fedleak.positions.base import Honest
+from fedleak.positions.books import Books
+from fedleak.positions.campaign import Campaign
+from fedleak.positions.door import Door
+from fedleak.positions.grading import Grader
+from fedleak.positions.honest_but_curious import HonestButCurious
+from fedleak.positions.oracle import LabelOracle
+from fedleak.positions.recorder import Recorder
+from fedleak.positions.terms import Terms
 from fedleak.printable import clean_log
 from fedleak.report.html import write_report
-from fedleak.runs.folder import OWN_APP, Row, RunFolder, refuse_existing
+from fedleak.runs.folder import OWN_APP, RunFolder, refuse_existing
 from fedleak.scenario.schema import Scenario, parse_scenario
+from fedleak.server.ledger import Ledger
 from fedleak.threat import Preset
 from fedleak.wire.directory import Directory
-from fedleak.wire.replies import sift
+from fedleak.wire.received import Received
 from fedleak.wire.strategy import StrategyWrapper
 
 _PATIENCE = 600.0  # seconds that a node is given to say which partition it holds
@@ -145,7 +154,7 @@ class Curious(StrategyWrapper):
         strategy: Strategy,
         model: nn.Module,
         input: InputSpec,
-        scenario: Scenario,
+        asked: Scenario,
         place: Path,
         device: str,
         class_names: tuple[str, ...],
@@ -153,17 +162,10 @@ class Curious(StrategyWrapper):
     ) -> None:
         super().__init__(strategy)
         self.folder: RunFolder | None = None
-        self._model, self._input, self._scenario = model, input, scenario
+        self._own = strategy
+        self._model, self._input, self._asked = model, input, asked
         self._place, self._device, self._listener = place, device, listener
         self._class_names = class_names or tuple(str(number) for number in range(input.num_classes))
-        self._directory: Directory | None = None
-        self._spy: Spy | None = None
-        self._grid: Grid | None = None
-        self._sent = ArrayRecord()
-        self._asked: list[int] = []
-        self._rounds, self._most_examples, self._since = 1, 0, 0.0
-        self._row: Row = {}
-        self._waiting: list[Row] = []  # what happened before there was a folder
 
     def start(
         self,
@@ -177,12 +179,20 @@ class Curious(StrategyWrapper):
     ) -> Result:
         """Run the rounds, as the wrapped strategy would; leave the run folder and its report."""
         clean_log()  # a user's strategy is shown what clients said as they said it, and may log it
-        self._rounds, self._since = num_rounds, time.perf_counter()
-        self._directory = Directory([], 0, lambda messages: grid.send_and_receive(messages, timeout=_PATIENCE))
+        directory = Directory([], 0, lambda messages: grid.send_and_receive(messages, timeout=_PATIENCE))
+
+        def begin(clients: int, most_examples: int) -> tuple[HonestButCurious, Grader]:
+            self.folder = self._make_folder(clients, most_examples, num_rounds)
+            ledger.open(self.folder)
+            return self._attack_side(self.folder, directory, most_examples)
+
+        door = Door(self._own, directory, most_examples=_PLAUSIBLE, position=_Latecomer(directory, begin))
+        ledger = Ledger(door, listener=self._listener)
+        self.strategy = door
 
         def close(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             metrics = evaluate_fn(server_round, arrays) if evaluate_fn is not None else None
-            self._close(server_round, arrays, metrics)
+            ledger.close(server_round, arrays, {key: _number(metrics, key) for key in ("accuracy", "loss")})
             return metrics
 
         try:
@@ -193,84 +203,66 @@ class Curious(StrategyWrapper):
                 report = write_report(self.folder.path)
                 print(f"fedleak: {report.resolve()}")
 
-    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """Keep what goes out, and to whom."""
-        self._sent, self._grid = arrays, grid
-        messages = list(super().configure_train(server_round, arrays, config, grid))
-        self._asked = [message.metadata.dst_node_id for message in messages]
-        return messages
+    def _make_folder(self, clients: int, most_examples: int, rounds: int) -> RunFolder:
+        federation = self._asked.federation.model_copy(update={"clients": clients, "clients_per_round": None, "rounds": rounds})
+        shards = (np.arange(most_examples, dtype=np.int64),) * clients
+        data = FederatedData(_Own(self._input, self._class_names), self._input, shards)
+        described = self._asked.model_copy(update={"federation": federation})
+        manifest = make_manifest(Checked(described, data, self._model), self._device)
+        return RunFolder.create(self._place, manifest | {"engine": OWN_APP})
 
-    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Record and attack what came in, and delegate."""
-        received = list(replies)
-        assert self._directory is not None
-        assert self._grid is not None
-        self._directory.learn(self._asked)
-        known = [reply for reply in received if self._directory.knows(reply.metadata.src_node_id)]
-        asked = [node for node in self._asked if self._directory.knows(node)]
-        clients = [self._directory.partition(node) for node in asked]
-        good, failures = sift(known, self._sent, self._directory, clients, _PLAUSIBLE)
-        contents = [reply.content for reply in received if not reply.has_error()]
-        self._row = {
-            "clients": sorted(clients),
-            "failures": [vars(failure) for failure in failures],
-            "bytes_received": sum(record.count_bytes() for content in contents for record in content.array_records.values()),
-            "attack_seconds": 0.0,
-        }
-        if not known:
+    def _attack_side(self, folder: RunFolder, directory: Directory, most_examples: int) -> tuple[HonestButCurious, Grader]:
+        terms = Terms.of(self._asked)
+        flat = torch.full(self._input.shape, 0.5)  # nothing public is known of the user's images
+        grader = Grader(terms, folder, directory, flat, most_examples)
+        campaign = Campaign(
+            self._asked.attacks,
+            self._model,
+            grader,
+            Books(folder),
+            seed=self._asked.seed,
+            device=self._device,
+            listener=self._listener,
+        )
+        buffers = buffer_names(self._model)
+        recorder = Recorder(terms, folder, LabelOracle(terms, directory), input=self._input, buffers=buffers)
+        return HonestButCurious(recorder, campaign), grader
+
+
+class _Latecomer(Honest):
+    """Curious from the first usable reply on: only then is it known how many clients there are, and how much they hold.
+
+    Parameters
+    ----------
+    directory : Directory
+        Says why a client did not say which partition it holds.
+    begin : callable
+        Given the number of clients and the most images that one trained on, returns who looks from then on, and its grader.
+    """
+
+    def __init__(self, directory: Directory, begin: Callable[[int, int], tuple[HonestButCurious, Grader]]) -> None:
+        self._directory = directory
+        self._begin = begin
+        self._begun: tuple[HonestButCurious, Grader] | None = None
+
+    def see(self, received: Received, grid: Grid) -> None:
+        """Name the clients that cannot be attacked, and have the others looked at."""
+        self.seconds = 0.0
+        asked = len(received.sent) + len(received.strangers)
+        if received.strangers:
             print(
-                f"fedleak: no client of round {server_round} said which partition it holds, so none is attacked; add "
-                f"fedleak.answer(app, ...) to the ClientApp ({'; '.join(self._directory.silent[:1]) or 'no answer'})"
+                f"fedleak: {len(received.strangers)} of {asked} clients of round {received.round} did not say which partition "
+                "they hold, so they are not attacked; add fedleak.answer(app, ...) to the ClientApp "
+                f"({'; '.join(self._directory.silent[:1]) or 'no answer'})"
             )
-        if good:
-            most = max(int(next(iter(reply.content.metric_records.values()))["num-examples"]) for reply in good.values())  # type: ignore[arg-type]
-            spy = self._spy_for(most)
-            spy.look(server_round, self._sent, asked, known, self._grid)
-            self._row["attack_seconds"] = round(spy.seconds, 4)
-        return super().aggregate_train(server_round, received)
-
-    def _spy_for(self, most_examples: int) -> Spy:
-        if self._spy is None or most_examples > self._most_examples:
-            self._most_examples = max(most_examples, self._most_examples)
-            data = self._data()
-            if self.folder is None:
-                federation = {"clients": len(self._asked), "clients_per_round": None, "rounds": self._rounds}
-                updated = self._scenario.federation.model_copy(update=federation)
-                self._scenario = self._scenario.model_copy(update={"federation": updated})
-                data = self._data()
-                manifest = make_manifest(Checked(self._scenario, data, self._model), self._device)
-                self.folder = RunFolder.create(self._place, manifest | {"engine": OWN_APP})
-                self.folder.append("rounds.jsonl", self._waiting)
-            assert self._directory is not None
-            self._spy = Spy(
-                self._scenario,
-                self.folder,
-                self._directory,
-                self._model,
-                input=self._input,
-                mean_image=data.mean_image(),
-                most_examples=self._most_examples,
-                device=self._device,
-                listener=self._listener,
-            )
-        return self._spy
-
-    def _data(self) -> FederatedData:
-        sizes = (np.arange(max(1, self._most_examples), dtype=np.int64),) * self._scenario.federation.clients
-        return FederatedData(_Own(self._input, self._class_names), self._input, sizes)
-
-    def _close(self, server_round: int, arrays: ArrayRecord, metrics: MetricRecord | None) -> None:
-        row: Row = {"round": server_round, **{key: _number(metrics, key) for key in ("accuracy", "loss")}, "memory": memory()}
-        if server_round:
-            spent = self._row.get("attack_seconds", 0.0)
-            row |= {"seconds": round(time.perf_counter() - self._since - spent, 4), **self._row}
-        self._since, self._row = time.perf_counter(), {}
-        if self.folder is None:
-            self._waiting.append(row)
-            return
-        self.folder.append("rounds.jsonl", [row])
-        self.folder.save_checkpoint(server_round, {f"model/{key}": array.numpy() for key, array in arrays.items()}, {})
-        self._listener(Event("round-done", row))
+        if received.good:
+            most = max(reply.examples for reply in received.good.values())
+            if self._begun is None:
+                self._begun = self._begin(asked, most)
+            position, grader = self._begun
+            grader.most_examples = max(most, grader.most_examples)
+            position.see(received, grid)
+            self.seconds = position.seconds
 
 
 class _Own(Source):

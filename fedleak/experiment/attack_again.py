@@ -23,7 +23,7 @@ from fedleak.printable import clean_log
 from fedleak.report.html import write_report
 from fedleak.runs.folder import PROBLEMS, Row, RunFolder
 from fedleak.scenario.schema import AttackSpec
-from fedleak.server.app import Serving, make_spy, public_images
+from fedleak.server.app import Serving, make_campaign, public_images
 from fedleak.wire.directory import Directory
 
 
@@ -98,17 +98,17 @@ def _attack_again(serving: Serving, checked: Checked, threads: int, runner: Runn
     """Attack the captures, and put the rows in place of earlier ones, even those of an attack that breaks off."""
     folder, wanted = serving.folder, serving.scenario.attacks
     shared, whole = b"", False
+    public = public_images(serving.scenario, checked.data)
     if runner is not None:
-        public = public_images(serving.scenario, checked.data)
         shared = pack(serving.scenario, checked.model, checked.data.input, public)
 
     def again(grid: Grid, directory: Directory) -> None:
         nonlocal whole
-        spy = make_spy(serving, directory, checked.model, checked.data, rows=ROWS, problems=AGAIN_PROBLEMS)
+        campaign = make_campaign(serving, directory, checked.model, checked.data, rows=ROWS, problems=AGAIN_PROBLEMS)
         if runner is None:
-            attack_here(spy, folder, grid)
+            attack_here(campaign, folder, grid, public)
         else:
-            whole = attack_spread(spy, serving, grid, shared, threads, runner)
+            whole = attack_spread(campaign, serving, grid, shared, threads, runner)
 
     for name in (ROWS, AGAIN_PROBLEMS):  # of an attack that was killed
         (folder.path / name).unlink(missing_ok=True)

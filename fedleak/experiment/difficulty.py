@@ -15,7 +15,7 @@ from fedleak.defenses.base import defenses
 from fedleak.defenses.secagg_view import only_sums
 from fedleak.experiment.check import Checked
 from fedleak.observation import UpdateKind
-from fedleak.positions.observing import local_training
+from fedleak.positions.terms import Terms
 from fedleak.printable import plural
 from fedleak.scenario.schema import Scenario
 from fedleak.threat import Knowledge
@@ -48,7 +48,7 @@ def difficulty(checked: Checked) -> Difficulty:
     shards = [data.shard(client) for client in range(clients)]
     batches = [shard[private_batch(scenario, len(shard), client, 1)] for client, shard in enumerate(shards)]
     positions = np.concatenate(batches)
-    local = replace(local_training(scenario, len(positions), clients), num_examples=len(positions))
+    local = replace(Terms.of(scenario).local_training(len(positions), clients), num_examples=len(positions))
     parameters = sum(p.numel() for p in model.parameters())
     unknowns = len(positions) * prod(data.input.shape)
     # On the server of a deployment nobody knows the labels.

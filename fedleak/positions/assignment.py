@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fedleak.errors import ReplyError
 from fedleak.evaluation.pairing import assign
+from fedleak.wire.arrays import decoded
 from fedleak.wire.directory import Directory
-from fedleak.wire.replies import decoded
 
 
 def assign_over(

@@ -20,11 +20,10 @@ from fedleak.evaluation.grade import ImageGrade
 from fedleak.evaluation.wire import grades_from_record
 from fedleak.observation import Observation
 from fedleak.positions.assignment import assign_over
-from fedleak.positions.observing import local_training
+from fedleak.positions.terms import Terms
 from fedleak.runs.folder import Row, RunFolder, stem
-from fedleak.scenario.schema import Scenario
+from fedleak.wire.arrays import decoded
 from fedleak.wire.directory import Directory
-from fedleak.wire.replies import decoded
 
 _METRICS = ("psnr", "ssim", "mse", "lpips")
 _Answer = tuple[list[ImageGrade], list[int] | None, dict[str, float | None]]
@@ -35,8 +34,8 @@ class Grader:
 
     Parameters
     ----------
-    scenario : Scenario
-        Says whether clients reveal their batches to the report.
+    terms : Terms
+        How clients train, and whether they reveal their batches to the report.
     folder : RunFolder
         Takes the images.
     directory : Directory
@@ -45,16 +44,19 @@ class Grader:
         (C, H, W), the public baseline.
     most_examples : int
         Images in the largest shard: what local training looks like where an observation does not say.
+
+    Attributes
+    ----------
+    terms, most_examples
+        As given; the number may be raised when a larger shard shows.
     """
 
-    def __init__(
-        self, scenario: Scenario, folder: RunFolder, directory: Directory, mean_image: Tensor, most_examples: int
-    ) -> None:
-        self._scenario = scenario
+    def __init__(self, terms: Terms, folder: RunFolder, directory: Directory, mean_image: Tensor, most_examples: int) -> None:
+        self.terms = terms
+        self.most_examples = most_examples
         self._folder = folder
         self._directory = directory
         self._mean_image = mean_image
-        self._most_examples = most_examples
         self._counts: dict[tuple[int, ...], Row] = {}
 
     def grade(
@@ -86,7 +88,7 @@ class Grader:
     def _ask(self, observation: Observation, result: Reconstruction, grid: Grid) -> dict[int, _Answer | str]:
         """Return each client's grades, true labels where they came, and facts of its batch; or why there are none."""
         assert result.images is not None
-        timeout = self._scenario.federation.timeout
+        timeout = self.terms.timeout
         assigned: dict[int, list[int]] = {}
         answers: dict[int, _Answer | str] = dict.fromkeys(observation.cohort, "no answer")
         if observation.clients:
@@ -119,8 +121,8 @@ class Grader:
     def _told(self, observation: Observation) -> Observation:
         """Fill in what the scenario's author knows: flags are for the reader of the report, not for the attacker."""
         clients = len(observation.cohort)
-        local = observation.local or local_training(self._scenario, self._most_examples * clients, clients)
-        return replace(observation, local=local, defenses=tuple(spec.model_dump() for spec in self._scenario.defenses))
+        local = observation.local or self.terms.local_training(self.most_examples * clients, clients)
+        return replace(observation, local=local, defenses=self.terms.defenses)
 
     def _question(self, observation: Observation, result: Reconstruction, client: int, assigned: list[int] | None) -> Message:
         assert result.images is not None
@@ -162,10 +164,10 @@ class Grader:
 
     def _row(self, result: Reconstruction, grade: ImageGrade, labels: list[int] | None, flags: list[str]) -> Row:
         png = None
-        if grade.matched is not None and result.images is not None and self._scenario.evaluation.truth == "reveal":
+        if grade.matched is not None and result.images is not None and self.terms.truth == "reveal":
             name = f"{stem(result.round, result.client)}-{result.attack}-{grade.image}"
             png = self._folder.save_image(name, result.images[grade.matched])
-        return base_row(self._scenario, result) | {
+        return base_row(self.terms, result) | {
             "image": grade.image,
             **{metric: _finite(getattr(grade, metric)) for metric in _METRICS},
             "label": labels[grade.image] if labels is not None else None,
@@ -185,18 +187,18 @@ class Grader:
         }
 
     def _failed(self, result: Reconstruction, error: str, flags: list[str]) -> Row:
-        row = failed_row(self._scenario, result.attack, result.round, result.client, error, flags)
-        return row | {key: value for key, value in base_row(self._scenario, result).items() if key in row}
+        row = failed_row(self.terms, result.attack, result.round, result.client, error, flags)
+        return row | {key: value for key, value in base_row(self.terms, result).items() if key in row}
 
 
-def base_row(scenario: Scenario, result: Reconstruction) -> Row:
+def base_row(terms: Terms, result: Reconstruction) -> Row:
     """Return the facts that all rows of one attacked update share."""
     return {
         "round": result.round,
         "client": result.client,
         "attack": result.attack,
-        "threat": scenario.threat.preset,
-        "defenses": [defense.name for defense in scenario.defenses],
+        "threat": terms.threat.preset,
+        "defenses": [defense["name"] for defense in terms.defenses],
         "seconds": round(result.seconds, 4),
         "cpu_seconds": round(result.cpu_seconds, 4),
         "iterations": result.iterations,
@@ -206,12 +208,12 @@ def base_row(scenario: Scenario, result: Reconstruction) -> Row:
     }
 
 
-def failed_row(scenario: Scenario, attack: str, server_round: int, client: int, error: str, flags: list[str]) -> Row:
+def failed_row(terms: Terms, attack: str, server_round: int, client: int, error: str, flags: list[str]) -> Row:
     """Return the row of an update that gave no images."""
     empty = Reconstruction(None, attack=attack, round=server_round, client=client, stop_reason="failed")
     missing = dict.fromkeys(("image", *_METRICS, "label", "label_restored", "label_correct", "label_counts", "identified"))
     missing |= dict.fromkeys(("identified_features", "truth_png", "png", "unknowns", "equations", "weakest_layer", "cohort"))
-    return base_row(scenario, empty) | missing | {"flags": list(dict.fromkeys(flags)), "error": error, "baseline": None}
+    return base_row(terms, empty) | missing | {"flags": list(dict.fromkeys(flags)), "error": error, "baseline": None}
 
 
 def _share(metrics: MetricRecord, key: str) -> float | None:

@@ -1,55 +1,54 @@
-"""The honest-but-curious server: follows the protocol to the letter, and keeps what it legitimately received."""
+"""The honest-but-curious server: follows the protocol to the letter, keeps what it legitimately received, and attacks that."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
+import time
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 
-from fedleak.wire.strategy import StrategyWrapper
-
-
-class Onlooker(Protocol):
-    """Who is shown each round's messages."""
-
-    def look(self, server_round: int, sent: ArrayRecord, asked: list[int], replies: list[Message], grid: Grid) -> None:
-        """See the global model as sent, to which nodes, and the replies as received; must not change them, nor raise."""
+from fedleak.observation import Observation
+from fedleak.positions.base import Honest
+from fedleak.positions.campaign import Campaign
+from fedleak.positions.recorder import Recorder
+from fedleak.wire.received import Received
 
 
-class HonestButCurious(StrategyWrapper):
-    """Wrap any Flower strategy; show each round to an onlooker, then delegate.
+class HonestButCurious(Honest):
+    """Send what the strategy says; record what comes back, and run the attacks on it.
 
-    The wrapper is outermost, because Flower's own wrappers replace the content of replies in place. The model trained
-    with it is bit-identical to the one trained without it.
+    The model trained with it is bit-identical to the one trained without it.
 
     Parameters
     ----------
-    strategy : Strategy
-        The strategy that trains.
-    onlooker : Onlooker
-        Usually a :class:`fedleak.positions.spy.Spy`, which records and attacks.
+    recorder : Recorder
+        Makes observations of what came back.
+    campaign : Campaign
+        The attacks.
+    every_round : bool
+        Whether rounds in which no attack strikes are recorded too.
     """
 
-    def __init__(self, strategy: Strategy, onlooker: Onlooker) -> None:
-        super().__init__(strategy)
-        self._onlooker = onlooker
-        self._sent = ArrayRecord()
-        self._asked: list[int] = []
-        self._grid: Grid | None = None
+    def __init__(self, recorder: Recorder, campaign: Campaign, *, every_round: bool = True) -> None:
+        self._recorder = recorder
+        self._campaign = campaign
+        self._every_round = every_round
 
-    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """Keep the global model that goes out, and delegate."""
-        self._sent, self._grid = arrays, grid
-        messages = list(super().configure_train(server_round, arrays, config, grid))
-        self._asked = [message.metadata.dst_node_id for message in messages]
-        return messages
+    def see(self, received: Received, grid: Grid) -> None:
+        """Record and attack one round; whatever goes wrong becomes a row, never an exception."""
+        started = time.perf_counter()
+        campaign, server_round = self._campaign, received.round
+        campaign.record_failures(server_round, received.failures)
+        if self._every_round or campaign.remembers or campaign.due(server_round):
+            most = campaign.wanted(server_round)
+            observations: list[Observation] = []
+            for observation in self._recorder.record(received, grid):
+                if most is None or len(observations) < most:  # the others are written, and not held
+                    observations.append(observation)
+            campaign.attack(server_round, observations, grid)
+        self.seconds = time.perf_counter() - started
 
-    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Show the replies to the onlooker, and delegate."""
-        received = list(replies)
-        if self._grid is not None:
-            self._onlooker.look(server_round, self._sent, self._asked, received, self._grid)
-        return super().aggregate_train(server_round, received)
+    def recall(self) -> None:
+        """Show the attacks that remember the rounds that an earlier process saw."""
+        if self._campaign.remembers:
+            for observation in self._recorder.recall():
+                self._campaign.remember(observation.round, [observation])

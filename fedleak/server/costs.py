@@ -11,11 +11,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Message
 
 from fedleak.defenses.base import Defense, defenses
 from fedleak.runs.folder import Row
 from fedleak.scenario.schema import Scenario
+from fedleak.wire.arrays import SentModel
+from fedleak.wire.received import Reply
 
 
 class Meter:
@@ -38,14 +39,14 @@ class Meter:
         self._bits = value_bits(scenario)
         self._buffers = frozenset(buffers)
 
-    def read(self, reply: Message, sent: ArrayRecord) -> Row:
+    def read(self, reply: Reply, sent: SentModel) -> Row:
         """Return the costs of a reply that the protocol allows.
 
         Parameters
         ----------
-        reply : Message
-            With one record of arrays, named and shaped as ``sent``.
-        sent : ArrayRecord
+        reply : Reply
+            With arrays named and shaped as ``sent``.
+        sent : SentModel
             The global model that the client was sent.
 
         Returns
@@ -54,16 +55,15 @@ class Meter:
             ``seconds`` and ``cpu_seconds`` as the client measured them, ``None`` if it did not say; ``bytes`` of the serialised
             arrays; ``coded_bytes``.
         """
-        [arrays] = reply.content.array_records.values()
+        [arrays] = reply.message.content.array_records.values()
         bits = 0.0
-        for name, array in arrays.items():
-            values = array.numpy()
+        for name, values in reply.arrays.items():
             if name in self._buffers:
                 bits += 8 * values.nbytes
             else:
-                present = values != (sent[name].numpy() if self._changes else 0)
+                present = values != (sent.values[name] if self._changes else 0)
                 bits += coded_bits(present, self._bits or 8 * values.itemsize)
-        told: Mapping[str, Any] = reply.content.config_records.get("fedleak", {})
+        told: Mapping[str, Any] = reply.message.content.config_records.get("fedleak", {})
         return {
             "seconds": _seconds(told.get("seconds")),
             "cpu_seconds": _seconds(told.get("cpu_seconds")),

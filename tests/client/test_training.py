@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fedleak.positions.observing import local_training
 from torch import nn
 from torch.nn import functional
 
@@ -11,7 +12,6 @@ from fedleak.client.training import gradient_of, train
 from fedleak.data.batches import client_data, local_steps, private_batch
 from fedleak.defenses.chain import DefenseChain
 from fedleak.models import build_model
-from fedleak.positions.observing import local_training
 from fedleak.scenario.schema import Scenario, parse_scenario
 from fedleak.seeding import Seed
 

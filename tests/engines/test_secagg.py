@@ -18,7 +18,7 @@ from fedleak.scenario.schema import Scenario, parse_scenario
 from fedleak.secagg.grid import SecureGrid
 from fedleak.secagg.vector import pack, unpack
 from fedleak.seeding import Seed
-from fedleak.wire.cohort import COHORT, LOST, cohort_of, mean_reply
+from fedleak.wire.cohort import LOST, cohort_of
 
 SENT = {"weight": np.ones((2, 3), np.float32), "count": np.array(7), "bias": np.zeros(3, np.float32)}
 RECORD = "secaggplus_configs"
@@ -203,19 +203,6 @@ def test_what_is_packed_comes_back_and_counters_fit_the_range() -> None:
         assert found[name].dtype == value.dtype
         assert np.allclose(found[name], value, atol=1e-6)
     assert found["n"] == 1_060_000
-
-
-def test_the_mean_reply_leaves_the_replies_as_they_were() -> None:
-    def reply(client: int) -> Message:
-        asked = Message(RecordDict({}), dst_node_id=client, message_type="train")
-        context = Context(1, client, {"partition-id": client}, RecordDict(), {})
-        return reply_of(asked, context)
-
-    replies = {client: reply(client) for client in (0, 3)}
-    mean = mean_reply(replies)
-    check_mean(mean, [0, 3], 1e-6)
-    assert all(COHORT not in one.content for one in replies.values())
-    assert np.array_equal(replies[3].content.array_records["arrays"]["weight"].numpy(), np.full((2, 3), 4, np.float32))
 
 
 def test_flowers_masks_are_seeded_with_32_bits_and_a_pairs_with_28() -> None:

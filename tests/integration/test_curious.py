@@ -6,7 +6,7 @@ import torch
 
 from fedleak.attacks.base import Attack, Reconstruction
 from fedleak.experiment.result import Result
-from fedleak.positions.spy import Spy
+from fedleak.positions.campaign import Campaign
 from fedleak.scenario.schema import Scenario
 
 Build, Start = Callable[..., Scenario], Callable[..., Result]
@@ -61,9 +61,11 @@ def test_observations_that_no_attack_looks_at_are_written_and_not_held(
     build: Build, start: Start, grey: str, monkeypatch: pytest.MonkeyPatch, attacked: list[dict[str, object]], held: list[int]
 ) -> None:
     given: list[list[int]] = []
-    attack = Spy.attack
+    attack = Campaign.attack
     monkeypatch.setattr(
-        Spy, "attack", lambda self, at, seen, grid: given.append([one.client for one in seen]) or attack(self, at, seen, grid)
+        Campaign,
+        "attack",
+        lambda self, at, seen, grid: given.append([o.client for o in seen]) or attack(self, at, seen, grid),
     )
     result = start(build(attacks=[{"name": grey, **spec} for spec in attacked]))
     assert given == [list(range(number)) for number in held]

@@ -24,13 +24,13 @@ from fedleak.cli.app import main
 from fedleak.server.referee import Referee
 
 if sys.argv.pop(1) == "leaky":
-    kept, aggregate = [], Referee.aggregate_train
+    kept, aggregate = [], Referee.aggregate
 
-    def keep(self, server_round, replies):
-        kept.append([array.numpy() for reply in replies for array in reply.content.array_records["arrays"].values()])
-        return aggregate(self, server_round, replies)
+    def keep(self, received):
+        kept.append([values.copy() for reply in received.good.values() for values in reply.arrays.values()])
+        return aggregate(self, received)
 
-    Referee.aggregate_train = keep
+    Referee.aggregate = keep
 main()
 """
 

@@ -9,6 +9,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, Record
 
 from fedleak.scenario.schema import parse_scenario
 from fedleak.server.costs import Meter, coded_bits, value_bits
+from fedleak.wire.arrays import SentModel
+from fedleak.wire.received import Reply
 
 DENSE = np.arange(1, 101, dtype=np.float32).reshape(10, 10)
 
@@ -17,14 +19,15 @@ def scenario(protocol: str = "fedsgd", **tables: Any) -> Any:
     return parse_scenario({"name": "x", "federation": {"protocol": protocol}, **tables})
 
 
-def reply(arrays: dict[str, Any], **facts: Any) -> Message:
+def reply(arrays: dict[str, Any], **facts: Any) -> Reply:
     record = ArrayRecord({name: Array(np.asarray(value)) for name, value in arrays.items()})
     content = RecordDict({"arrays": record, "fedleak": ConfigRecord({"buffers": [], **facts})})
-    return Message(content, metadata=Metadata(1, "1", 0, 1, "", "", 0.0, 3600.0, "train"))
+    message = Message(content, metadata=Metadata(1, "1", 0, 1, "", "", 0.0, 3600.0, "train"))
+    return Reply(message, {name: np.asarray(value) for name, value in arrays.items()}, 1)
 
 
-def sent(arrays: dict[str, Any]) -> ArrayRecord:
-    return ArrayRecord({name: Array(np.asarray(value)) for name, value in arrays.items()})
+def sent(arrays: dict[str, Any]) -> SentModel:
+    return SentModel(ArrayRecord({name: Array(np.asarray(value)) for name, value in arrays.items()}))
 
 
 def test_a_dense_gradient_is_coded_as_it_is() -> None:
@@ -90,6 +93,6 @@ def test_seconds_are_the_clients_word_and_nonsense_is_none(said: Any) -> None:
 
 
 def test_a_client_of_another_kind_may_say_nothing() -> None:
-    message = reply({"w": DENSE})
-    del message.content["fedleak"]
-    assert Meter(scenario(), set()).read(message, sent({"w": DENSE}))["cpu_seconds"] is None
+    silent = reply({"w": DENSE})
+    del silent.message.content["fedleak"]
+    assert Meter(scenario(), set()).read(silent, sent({"w": DENSE}))["cpu_seconds"] is None

@@ -8,6 +8,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedleak.positions.door import Door
 from fedleak.seeding import Seed
 from fedleak.server.fedsgd import FedSGD
 from fedleak.server.referee import Referee
@@ -52,12 +53,12 @@ def reply(message: Message, gradient: Any, mean: float, counter: int, examples: 
     return replying(message, RecordDict({"arrays": record, "metrics": MetricRecord({"num-examples": examples})}))
 
 
-def referee(rate: float = 0.1) -> Referee:
+def referee(rate: float = 0.1) -> Door:
     strategy = FedSGD(rate, min_available_nodes=2, fraction_evaluate=0.0)
-    return Referee(strategy, Directory([10, 11], 2, whoami), Seed(1), buffers=BUFFERS, most_examples=10)
+    return Door(Referee(strategy, Seed(1), buffers=BUFFERS), Directory([10, 11], 2, whoami), most_examples=10)
 
 
-def asked(one: Referee) -> list[Message]:
+def asked(one: Door) -> list[Message]:
     sent = ArrayRecord({name: Array(value) for name, value in MODEL.items()})
     messages = list(one.configure_train(1, sent, ConfigRecord(), TwoNodes()))  # type: ignore[arg-type]
     for message in messages:
@@ -79,7 +80,7 @@ def test_the_step_is_the_learning_rate_times_the_weighted_mean_gradient() -> Non
     counter = arrays["num_batches_tracked"].numpy()
     assert (counter.dtype, counter.shape, int(counter)) == (np.int64, (), 4)
     assert {arrays[name].numpy().dtype for name in ("weight", "running_mean")} == {np.dtype(np.float32)}
-    assert one.failures == []
+    assert one.failures == ()
     assert one.asked == [0, 1]
 
 

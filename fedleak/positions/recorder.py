@@ -1,0 +1,109 @@
+"""From what came back to observations: what the threat model grants, and nothing more; kept as captures."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from fedleak.modalities.image import InputSpec
+from fedleak.observation import Observation, Tensors
+from fedleak.positions.oracle import LabelOracle, together
+from fedleak.positions.terms import Terms
+from fedleak.runs.folder import Arrays, RunFolder
+from fedleak.threat import Knowledge
+from fedleak.wire.cohort import mean_reply
+from fedleak.wire.received import Received, Reply
+
+
+class Recorder:
+    """Makes an observation of each reply, and saves it.
+
+    Parameters
+    ----------
+    terms : Terms
+        What the attacker is granted, and how clients train.
+    folder : RunFolder
+        Takes the captures.
+    oracle : LabelOracle
+        Asks for labels.
+    input : InputSpec
+        What the model takes.
+    buffers : collection of str
+        Names of the model's buffers; all other names are parameters.
+    surrogate : Tensor, optional
+        Public images (N, C, H, W) in [0, 1].
+    """
+
+    def __init__(
+        self,
+        terms: Terms,
+        folder: RunFolder,
+        oracle: LabelOracle,
+        *,
+        input: InputSpec,
+        buffers: Collection[str],
+        surrogate: Tensor | None = None,
+    ) -> None:
+        self._terms = terms
+        self._folder = folder
+        self._oracle = oracle
+        self._input = input
+        self._buffers = frozenset(buffers)
+        self._surrogate = surrogate
+
+    def record(self, received: Received, grid: Grid) -> Iterator[Observation]:
+        """Yield the observations of a round by client, each saved before; where only sums are shown, the one of all clients."""
+        good = self._shown(received)
+        labels = self._oracle.ask(
+            received.round, [one for client, reply in good.items() for one in reply.clients or (client,)], grid
+        )
+        # The observations of a round share the model that was sent.
+        sent = {id(model): _tensors(model.values) for model in received.sent.values()}
+        for client, reply in good.items():
+            told = together([labels.get(one) for one in reply.clients or (client,)])
+            observation = self._observation(received.round, client, reply, sent[id(received.sent[client])], told)
+            self._folder.save_capture(observation)
+            yield observation
+
+    def recall(self) -> Iterator[Observation]:
+        """Yield what is saved, by round and client, with the public images that are granted, which are not saved."""
+        for path in self._folder.captures():
+            yield replace(Observation.load(path), surrogate=self._surrogate)
+
+    def _shown(self, received: Received) -> Mapping[int, Reply]:
+        good = received.good
+        if not self._terms.sums or any(reply.clients for reply in good.values()):
+            return good
+        # With fewer than a majority, SecAgg+ by its default threshold would have no sum to show either.
+        return {min(good): mean_reply(good)} if len(good) > len(received.sent) // 2 else {}
+
+    def _observation(
+        self, server_round: int, client: int, reply: Reply, sent: Tensors, labels: tuple[int, ...] | None
+    ) -> Observation:
+        terms, granted, buffers = self._terms, self._terms.granted, self._buffers
+        received = _tensors(reply.arrays)
+        local = terms.local_training(reply.examples, max(1, len(reply.clients)))
+        return Observation(
+            kind="gradient" if terms.protocol == "fedsgd" else "weights",
+            parameters={name: value for name, value in sent.items() if name not in buffers},
+            buffers={name: value for name, value in sent.items() if name in buffers},
+            update={name: value for name, value in received.items() if name not in buffers},
+            input=self._input,
+            round=server_round,
+            client=client,
+            clients=reply.clients,
+            local=local if Knowledge.LOCAL_TRAINING in granted else None,
+            labels=labels if Knowledge.LABELS in granted else None,
+            received_buffers={n: v for n, v in received.items() if n in buffers} if Knowledge.BATCHNORM in granted else None,
+            surrogate=self._surrogate if Knowledge.SURROGATE in granted else None,
+            defenses=terms.defenses if Knowledge.DEFENSE in granted else None,
+        )
+
+
+def _tensors(arrays: Arrays) -> Tensors:
+    """Return the values in memory of their own: those of a reply are not to be written into."""
+    return {name: torch.from_numpy(values.copy()) for name, values in arrays.items()}
