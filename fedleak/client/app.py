@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
+from fedleak.client.known import UNKNOWN, find, keep_sent, keep_trained
 from fedleak.client.mod import chain_for, defense_mod, remembering, scenario_of
 from fedleak.client.timing import timing_mod
 from fedleak.client.training import one_thread, train
@@ -34,9 +35,12 @@ def on_train(msg: Message, context: Context) -> Message:
     """Train on the received model and reply with the gradient or the weights."""
     scenario, client = scenario_of(context), partition_of(context)
     config: dict[str, Any] = dict(_config(msg))
-    received = dict(msg.content.array_records["arrays"].to_torch_state_dict())
+    arrays = msg.content.array_records["arrays"]
+    received = dict(arrays.to_torch_state_dict())
     mu = float(config.get("proximal-mu", 0.0))
     chain, server_round = chain_for(context), int(config["server-round"])
+    if scenario.attacked(server_round):  # only then is a question to come
+        keep_trained(arrays, context, in_state=scenario.federation.engine == "deployment")
     with remembering(context, chain) as memory:
         trained = train(scenario, chain.at(server_round, client, memory), received, client, server_round, mu)
     loss = {} if chain.private else {"train_loss": trained.loss}
@@ -70,9 +74,15 @@ def on_labels(msg: Message, context: Context) -> Message:
 def on_grade(msg: Message, context: Context) -> Message:
     """Grade one attack's reconstruction against the private batch, here where the batch is.
 
-    The reply holds metrics only; with ``evaluation.truth = "reveal"`` and if asked, the batch itself as well.
+    The reply holds metrics only; with ``evaluation.truth = "reveal"`` and if asked, the batch itself as well. A client that does
+    not know the model under attack, in whose feature space it looks for the nearest of its images, says that and nothing else.
     """
     scenario, client = scenario_of(context), partition_of(context)
+    digest = str(_config(msg)["model"])
+    sent = msg.content.array_records.get("model")
+    model = find(context, digest) if sent is None else keep_sent(sent, context, digest)
+    if model is None:
+        return Message(RecordDict({UNKNOWN: ConfigRecord({"model": digest})}), reply_to=msg)
     server_round = int(_config(msg)["server-round"])  # type: ignore[arg-type]
     data = client_data(scenario)
     shard = data.shard(client)
@@ -89,7 +99,7 @@ def on_grade(msg: Message, context: Context) -> Message:
             Seed(scenario.seed).derive("baseline", client, server_round),
             reveal=scenario.evaluation.truth == "reveal",
             lpips=load_lpips(scenario.evaluation.lpips, data.input.shape) if scenario.evaluation.lpips else None,
-            features=_features(msg, scenario),
+            features=_features(model, scenario),
         )
 
 
@@ -188,15 +198,13 @@ def _config(msg: Message) -> ConfigRecord:
     return msg.content.config_records["config"]
 
 
-def _features(msg: Message, scenario: Scenario) -> PenultimateFeatures | None:
-    """Return the features of the global model under attack, if the server sent it along."""
-    if "model" not in msg.content.array_records:
-        return None
+def _features(arrays: ArrayRecord, scenario: Scenario) -> PenultimateFeatures:
+    """Return the features of the global model under attack."""
     from fedleak.evaluation.identification import PenultimateFeatures
 
     input = client_data(scenario).input
     model = defended_model(scenario, input)
-    model.load_state_dict(msg.content.array_records["model"].to_torch_state_dict())
+    model.load_state_dict(arrays.to_torch_state_dict())
     return PenultimateFeatures(model, input)
 
 

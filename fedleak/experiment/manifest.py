@@ -16,7 +16,8 @@ from fedleak.evaluation.summary import summarise
 from fedleak.evaluation.utility import utility
 from fedleak.experiment.check import Checked
 from fedleak.experiment.difficulty import difficulty
-from fedleak.runs.folder import OWN_APP, Row, RunFolder, model_digest
+from fedleak.models.digest import model_digest
+from fedleak.runs.folder import OWN_APP, Row, RunFolder
 from fedleak.scenario.schema import Scenario
 from fedleak.server.app import final_model
 

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from fedleak.attacks.base import Reconstruction
 from fedleak.attacks.exact.count import count_update, weakest
+from fedleak.client.known import UNKNOWN
 from fedleak.errors import ReplyError
 from fedleak.evaluation.flags import grade_flags, result_flags, update_flags
 from fedleak.evaluation.grade import ImageGrade
 from fedleak.evaluation.wire import grades_from_record
+from fedleak.models.digest import model_digest
 from fedleak.observation import Observation
 from fedleak.positions.assignment import assign_over
 from fedleak.positions.terms import Terms
@@ -94,14 +96,27 @@ class Grader:
         if observation.clients:
             assigned, errors = assign_over(observation.clients, result.images, observation.round, self._directory, grid, timeout)
             answers |= errors
-        asked = assigned if observation.clients else answers
-        questions = [self._question(observation, result, client, assigned.get(client)) for client in asked]
-        for reply in grid.send_and_receive(questions, timeout=timeout):
-            client = self._directory.partition(reply.metadata.src_node_id)
-            try:
-                answers[client] = self._read(observation, result, client, reply)
-            except ReplyError as error:
-                answers[client] = str(error)
+        # The model that was attacked, in whose feature space a client looks for the nearest of its images. Most know it.
+        model = {**observation.parameters, **observation.buffers}
+        digest = model_digest({name: value.numpy() for name, value in model.items()})
+        asked = list(assigned if observation.clients else answers)
+        for with_model in (False, True):
+            questions = []
+            for client in asked:
+                question = self._question(observation, result, client, assigned.get(client), digest)
+                if with_model:
+                    question.content["model"] = ArrayRecord(model)
+                questions.append(question)
+            asked = []
+            for reply in grid.send_and_receive(questions, timeout=timeout) if questions else ():
+                client = self._directory.partition(reply.metadata.src_node_id)
+                if not with_model and not reply.has_error() and UNKNOWN in reply.content.config_records:
+                    asked.append(client)
+                    continue
+                try:
+                    answers[client] = self._read(observation, result, client, reply)
+                except ReplyError as error:
+                    answers[client] = str(error)
         return answers
 
     def _counted(self, observation: Observation, model: nn.Module) -> Row:
@@ -124,24 +139,26 @@ class Grader:
         local = observation.local or self.terms.local_training(self.most_examples * clients, clients)
         return replace(observation, local=local, defenses=self.terms.defenses)
 
-    def _question(self, observation: Observation, result: Reconstruction, client: int, assigned: list[int] | None) -> Message:
+    def _question(
+        self, observation: Observation, result: Reconstruction, client: int, assigned: list[int] | None, digest: str
+    ) -> Message:
         assert result.images is not None
         arrays = {"images": result.images, "mean_image": self._mean_image.float()}
         reveal = not self._truth_path(observation.round, client, 0)
-        config: dict[str, Any] = {"server-round": observation.round, "reveal": reveal}
+        config: dict[str, Any] = {"server-round": observation.round, "reveal": reveal, "model": digest}
         if assigned is not None:
             config["assigned"] = assigned
         if result.labels is not None:
             config["labels"] = list(result.labels)
-        # The model that was attacked, in whose feature space the client looks for the nearest of its images.
-        model = ArrayRecord({**observation.parameters, **observation.buffers})
-        content = RecordDict({"reconstruction": ArrayRecord(arrays), "model": model, "config": ConfigRecord(config)})
+        content = RecordDict({"reconstruction": ArrayRecord(arrays), "config": ConfigRecord(config)})
         return Message(content, dst_node_id=self._directory.node(client), message_type="query.grade")
 
     def _read(self, observation: Observation, result: Reconstruction, client: int, reply: Message) -> _Answer:
         """Return the grades, the true labels if they came, and facts of the batch; save the true images, if they came."""
         if reply.has_error():
             raise ReplyError(str(reply.error.reason))
+        if UNKNOWN in reply.content.config_records:
+            raise ReplyError("it does not know the model that came with the question")
         metrics, arrays = reply.content.metric_records, reply.content.array_records
         grades = grades_from_record(metrics.get("grades", MetricRecord()))
         rebuilt = len(result.images) if result.images is not None else 0

@@ -18,7 +18,6 @@ It holds private images: folders have mode 0700, files 0600. Nothing in it is a 
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -309,13 +308,3 @@ def refuse_existing(path: Path) -> None:
 def stem(server_round: int, client: int) -> str:
     """Return the start of the file names that belong to one client in one round."""
     return f"r{server_round:03d}-c{client:03d}"
-
-
-def model_digest(arrays: Arrays) -> str:
-    """Return the SHA-256 of a model: names, types, shapes and bytes, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        value = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {value.dtype} {arrays[name].shape} ".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()

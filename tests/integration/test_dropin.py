@@ -23,7 +23,8 @@ from fedleak.engines.inprocess import InProcessGrid
 from fedleak.errors import FedleakError, ScenarioError
 from fedleak.experiment.attack_again import attack_run
 from fedleak.modalities.image import InputSpec
-from fedleak.runs.folder import RunFolder, model_digest
+from fedleak.models.digest import model_digest
+from fedleak.runs.folder import RunFolder
 from fedleak.scenario.schema import Data
 
 SPEC = InputSpec((3, 32, 32), 10, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
