@@ -68,4 +68,5 @@ def _needed(plugin: type[Any]) -> str:
 
 
 def _facts(needed: frozenset[Any]) -> str:
-    return ", ".join(sorted(fact.value for fact in needed)) or "the update alone"
+    # Who is not told how many images are behind an update takes them for one.
+    return ", ".join(sorted(fact.value for fact in needed)) or "the update alone (for batches local-training)"

@@ -60,9 +60,13 @@ def test_the_wide_list_says_for_needs_and_source_of_attacks_and_label_rules():
         assert wide[kind].keys() == catalogue()[kind].keys()
         for name, lines in wide[kind].items():
             assert {"needs", "for", "source"} <= dict(lines).keys(), name
-    assert dict(wide["attacks"]["closed-form"])["needs"] == "the update alone from gradients; local-training from weights"
+    assert dict(wide["attacks"]["closed-form"])["needs"] == (
+        "the update alone (for batches local-training) from gradients; local-training from weights"
+    )
     assert dict(wide["attacks"]["natural"])["for"] == "smooth networks, batches, and FedAvg with little drift"
-    assert dict(wide["label rules"]["ilrg"])["needs"] == "the update alone, a classifier with a bias"
+    assert dict(wide["label rules"]["ilrg"])["needs"] == (
+        "the update alone (for batches local-training), a classifier with a bias"
+    )
     assert dict(wide["label rules"]["given"])["needs"] == "labels"
 
 

@@ -14,7 +14,8 @@ features that explain dW and db, drawn by Gibbs sampling.
 Source: fedleak; db_c = p_c - n_c / B as in LLG (arXiv 2105.09369), features from rows as in iLRG (Ma et al., ICLR 2023).
 For: batches whose labels repeat
 Limits: needs a classifier with a bias; nearly certain at initialisation, and 75 and 69 % of 4 and 8 labels on a trained
-ResNet-20, where it gains from labels that are balanced (tests/benchmarks/label_rules.py)
+ResNet-20, where it gains from labels that are balanced (tests/benchmarks/label_rules.py); public images help there, and a part
+is still missing
 """
 
 from __future__ import annotations
