@@ -88,17 +88,6 @@ def test_every_command_has_help(command, name):
     assert max(map(len, out.splitlines())) <= 80
 
 
-def test_claims_are_listed_with_what_our_runs_found(command):
-    code, out, _ = command("claim", "--list", SCENARIOS[0].parent / "claims")
-    assert code == 0
-    for path in (SCENARIOS[0].parent / "claims").glob("*.toml"):
-        assert str(path) in out
-    assert out.count("  claim: ") == out.count("  source: ") == out.count("  found: ") > 5
-    code, _, err = command("claim")
-    assert code == 2
-    assert "which claim?" in err
-
-
 def test_the_wide_list_has_a_line_for_each_fact(command):
     code, out, _ = command("list", "--wide")
     assert code == 0

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from fedleak.attacks.base import attacks
 from fedleak.cli.catalogue import catalogue, explanation
-from fedleak.cli.reference import details, part
 from fedleak.errors import ScenarioError
-from fedleak.scenario.schema import Scenario
-from fedleak.threat import PRESETS
 
 OWN = ("attacks", "defenses", "label rules", "data sources", "models")
 NAMES = sorted({name for names in catalogue().values() for name in names})
@@ -52,49 +47,6 @@ def test_parameters_stand_with_default_and_what_is_expected():
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in OWN for name in catalogue()[kind]])
 def test_every_plugin_but_counters_says_its_limits(kind, name):
     assert "Limits: " in explanation(name), kind
-
-
-def test_the_wide_list_says_for_needs_and_source_of_attacks_and_label_rules():
-    wide = details()
-    for kind in ("attacks", "label rules"):
-        assert wide[kind].keys() == catalogue()[kind].keys()
-        for name, lines in wide[kind].items():
-            assert {"needs", "for", "source"} <= dict(lines).keys(), name
-    assert dict(wide["attacks"]["closed-form"])["needs"] == (
-        "the update alone (for batches local-training) from gradients; local-training from weights"
-    )
-    assert dict(wide["attacks"]["natural"])["for"] == "smooth networks, batches, and FedAvg with little drift"
-    assert dict(wide["label rules"]["ilrg"])["needs"] == (
-        "the update alone (for batches local-training), a classifier with a bias"
-    )
-    assert dict(wide["label rules"]["given"])["needs"] == "labels"
-
-
-def test_the_wide_list_says_cost_what_breaks_it_and_source_of_defenses():
-    for name, lines in details()["defenses"].items():
-        assert {"cost", "broken by", "source"} <= dict(lines).keys(), name
-
-
-def test_a_part_of_a_docstring_ends_at_the_next_label_and_at_a_blank_line():
-    document = "One line.\n\nSource: a paper,\nand: another\nLimits: none\nthat: are known\n\nMore: text"
-    assert part(document, "Source") == "a paper, and: another"
-    assert part(document, "Limits") == "none that: are known"
-    assert part(document, "Cost") == ""
-
-
-def test_every_key_of_a_scenario_is_explained_with_its_table():
-    text = explanation("scenario")
-    for name, field in Scenario.model_fields.items():
-        if hasattr(field.annotation, "model_fields"):
-            for key in field.annotation.model_fields:
-                assert re.search(rf"^\[{name}\]\n(  .*\n)*  {key} ", text, re.M), (name, key)
-    assert "budget_seconds" in text
-
-
-def test_every_preset_of_a_threat_is_explained():
-    text = explanation("threat")
-    for preset in PRESETS:
-        assert f"    {preset} " in text
 
 
 def test_needs_name_the_weakest_preset():
