@@ -20,7 +20,6 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -133,6 +132,8 @@ def epoch_difference(epochs: Tensor, pool: str = "mean", features: str = "pixels
 
 def join_copies(epochs: Tensor) -> Tensor:
     """Return images (N, C, H, W): each of the first epoch averaged with its match in every other, of epochs (E, N, C, H, W)."""
+    from scipy.optimize import linear_sum_assignment  # slow to import, and few attacks come here
+
     total = epochs[0].clone()
     for other in epochs[1:]:
         distances = torch.cdist(epochs[0].flatten(1), other.flatten(1)).square()

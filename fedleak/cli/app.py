@@ -16,7 +16,19 @@ from fedleak import __version__
 from fedleak.cli import claim as claims
 from fedleak.cli import deploy, machines
 from fedleak.cli import sweep as sweeps
-from fedleak.cli.terminal import Device, Overrides, Quiet, ScenarioFile, Threads, Verbose, console, errors, interrupted, quieten
+from fedleak.cli.terminal import (
+    Device,
+    Overrides,
+    Quiet,
+    ScenarioFile,
+    Threads,
+    Verbose,
+    console,
+    errors,
+    importing,
+    interrupted,
+    quieten,
+)
 from fedleak.errors import FedleakError, ScenarioError
 from fedleak.process.abandoned import leave
 
@@ -72,10 +84,10 @@ def run(
     input, nothing started; 130 interrupted.
     """
     quieten(verbose)
-    from fedleak.cli.live import Live
-    from fedleak.experiment.run import run as run_scenario
-    from fedleak.scenario.schema import load_scenario
-
+    with importing():
+        from fedleak.cli.live import Live
+        from fedleak.experiment.run import run as run_scenario
+        from fedleak.scenario.schema import load_scenario
     if resume is not None and (scenario is not None or out is not None or set_):
         raise ScenarioError(
             "--resume takes the folder's own scenario and goes on in the folder; leave out SCENARIO, --out and --set"
@@ -135,10 +147,10 @@ def attack(
     cluster are untested.
     """
     quieten(verbose)
-    from fedleak.cli.live import Live
-    from fedleak.experiment.attack_again import attack_run
-    from fedleak.scenario.schema import attack_specs
-
+    with importing():
+        from fedleak.cli.live import Live
+        from fedleak.experiment.attack_again import attack_run
+        from fedleak.scenario.schema import attack_specs
     specs = attack_specs(attack, set_ or [])
     with Live(errors, quiet=quiet) as live:
         try:
@@ -220,9 +232,11 @@ def explain(
     which `fedleak sweep` judges a defense.
     """
     quieten(False)
-    from fedleak.cli.catalogue import explanation
+    with importing():  # a plugin is imported to be explained
+        from fedleak.cli.catalogue import explanation
 
-    console.print(escape(explanation(name)), highlight=False, soft_wrap=True)
+        text = explanation(name)
+    console.print(escape(text), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -235,11 +249,11 @@ def check(scenario: ScenarioFile, set_: Overrides = None) -> None:
     SCENARIO is a TOML file, such as scenarios/quickstart.toml.
     """
     quieten(False)
-    from fedleak.cli.tables import counts_table
-    from fedleak.experiment.check import check as check_scenario
-    from fedleak.experiment.difficulty import difficulty
-    from fedleak.scenario.schema import load_scenario
-
+    with importing():
+        from fedleak.cli.tables import counts_table
+        from fedleak.experiment.check import check as check_scenario
+        from fedleak.experiment.difficulty import difficulty
+        from fedleak.scenario.schema import load_scenario
     checked = check_scenario(load_scenario(scenario, set_ or []))
     found = difficulty(checked)
     console.print(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.markup import escape
 
-from fedleak.cli.terminal import Device, Overrides, Quiet, Verbose, console, errors, interrupted, quieten
+from fedleak.cli.terminal import Device, Overrides, Quiet, Verbose, console, errors, importing, interrupted, quieten
 from fedleak.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -76,11 +76,11 @@ def sweep(
     nothing started; 130 interrupted.
     """
     quieten(verbose)
-    from fedleak.cli.sweep_live import LiveSweep, verdict_table
-    from fedleak.sweeps.plan import load_sweep
-    from fedleak.sweeps.sweep import check_cells
-    from fedleak.sweeps.sweep import sweep as run_sweep
-
+    with importing():
+        from fedleak.cli.sweep_live import LiveSweep, verdict_table
+        from fedleak.sweeps.plan import load_sweep
+        from fedleak.sweeps.sweep import check_cells
+        from fedleak.sweeps.sweep import sweep as run_sweep
     form: Literal["small", "full"] = "full" if full else "small"
     plan = load_sweep(file, form, set_ or [])
     if found:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -63,6 +66,21 @@ def interrupted(place: list[Path], command: str) -> NoReturn:
         on = f"; go on with: fedleak {escape(command)}" if command.startswith(("attack ", "claim ", "sweep ")) else on
         errors.print(f"Interrupted. What is done is kept in {folder}{on}", highlight=False, soft_wrap=True)
     sys.exit(130)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import what a command needs, torch above all, without Python's collector.
+
+    It would go through the hundred thousands of objects of which none is garbage, again and again while they become more
+    (an eighth of the time that torch takes). They are set apart for good, so that later collections pass over them too.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def quieten(verbose: bool) -> None:

@@ -13,7 +13,6 @@ from fedleak.errors import DefenseError, ParameterError, ScenarioError
 from fedleak.observation import UpdateKind
 from fedleak.registry import Registry
 from fedleak.scenario.schema import AttackSpec, Named, Scenario
-from fedleak.server.strategies import build_strategy
 from fedleak.threat import Knowledge, presets_granting
 
 _SENT = {"gradient": "gradients, which FedSGD sends", "weights": "weights, which FedAvg sends"}
@@ -79,7 +78,7 @@ def check_plugins(scenario: Scenario) -> None:
     ScenarioError
         With one line, as :func:`check`.
     """
-    build_strategy(scenario)
+    _check_strategy(scenario)
     protocol = scenario.federation.protocol
     _check_client_resources(scenario)
     titles: dict[str, int] = {}
@@ -118,6 +117,15 @@ def check_plugins(scenario: Scenario) -> None:
             f"local.{'steps' if scenario.local.steps else 'epochs'}: FedSGD sends the gradient of one batch and takes no local "
             "steps; leave it out, or set federation.protocol = 'fedavg'"
         )
+
+
+def _check_strategy(scenario: Scenario) -> None:
+    """Refuse a strategy that cannot be built; Flower, slow to import, is asked for all but its plain default, which fits all."""
+    if scenario.federation.strategy == Named(name="FedAvg"):
+        return
+    from fedleak.server.strategies import build_strategy
+
+    build_strategy(scenario)
 
 
 def _check_client_resources(scenario: Scenario) -> None:

@@ -1,4 +1,7 @@
-"""Charts as inline SVG whose colours are the page's own, so that they follow its light and dark themes."""
+"""Charts as inline SVG whose colours are the page's own, so that they follow its light and dark themes.
+
+matplotlib is imported when the first is drawn: whoever starts a run need not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,17 @@ import io
 import re
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from fedleak.evaluation.utility import epsilon_by_round
 from fedleak.report.gallery import Gallery
 from fedleak.runs.records import baseline_psnr, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TOP_DB = 100.0
 """PSNR in dB at which the chart ends; better images are drawn there."""
@@ -197,6 +199,8 @@ def _curve(rounds: Sequence[dict[str, Any]], key: str) -> dict[int, float]:
 
 
 def _figure(heights: Sequence[float], width: float = 6.4, height: float = 4.2) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_visible(False)
     grid = figure.add_gridspec(len(heights), 1, height_ratios=list(heights))
@@ -213,6 +217,8 @@ def _figure(heights: Sequence[float], width: float = 6.4, height: float = 4.2) -
 
 
 def _label(axes: Axes, title: str, rounds: list[int]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_title(title, loc="left", fontsize=13, color=_INK, pad=10)
     axes.set_xlabel("Round", fontsize=13, color=_TEXT)
     axes.set_xlim(rounds[0] - _margin(rounds), rounds[-1] + _margin(rounds))
@@ -250,6 +256,9 @@ def _flat(axes: Axes, by_round: dict[int, float], axis: list[int], style: dict[s
 
 
 def _render(figure: Figure, name: str, title: str) -> Markup:
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     FigureCanvasSVG(figure)
     text = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):

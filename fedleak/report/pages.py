@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fedleak.printable import printable
 from fedleak.report import formats
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _FILTERS = ("decimals", "scientific", "percent", "count", "duration", "size", "yes_no", "enumerated", "plain")
 
@@ -37,6 +39,8 @@ def asset(name: str) -> Markup:
 
 
 def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # a page is the last that a run writes
+
     environment = Environment(
         loader=PackageLoader("fedleak.report", "templates"),
         autoescape=True,

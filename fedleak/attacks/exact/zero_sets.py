@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import linprog
 from torch import Tensor
 
 THRESHOLDS = (3e-3, 1e-3, 3e-4, 1e-4, 1e-4, 1e-4)
@@ -131,6 +130,8 @@ def zero_set(space: RowSpace, q: Tensor) -> Tensor | None:
 
 def _vertex(space: RowSpace, near: Tensor, weight: float) -> Tensor | None:
     """Return the non-negative feature vector with the least sum, small entries of ``near`` (M,) counting most."""
+    from scipy.optimize import linprog  # slow to import, and few attacks come here
+
     cost = 1 / (near + weight * near.mean()).clamp_min(1e-300)
     columns = space.columns.cpu().numpy()
     solved = linprog(
