@@ -219,6 +219,8 @@ def list_(
             for label, text in more.get(heading, {}).get(name, []):
                 console.print(f"  {'':<{width}}    [dim]{label}:[/dim] {escape(text)}", highlight=False, soft_wrap=True)
     console.print("\n[dim]fedleak explain NAME tells the formula, source, limits and parameters of one.[/dim]")
+    if not wide:
+        console.print("[dim]fedleak list --wide tells what each needs, is for, and costs.[/dim]")
 
 
 @app.command()

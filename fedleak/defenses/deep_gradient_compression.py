@@ -7,9 +7,8 @@ Cost: entries come rounds late; the paper finds no loss of accuracy at 99.9 % sp
 client keeps two copies of the update, and with the momentum steps are up to 1 / (1 - momentum) times as long
 Broken by: Yue et al. 2023, arXiv 2206.04055; in a client's first round it is gradient pruning; over rounds everything is sent
 Limits: who knows it has 21 dB of one round at 99 % (scenarios/sweeps/defenses.toml), and more of several; what it holds back
-lives in the client's Flower context, so that a client that is started anew, as on --resume, begins without. It takes an
-update's size for each client that ever took part. Accuracy is kept with a momentum of 0.5, with the paper's 0.9 not, at the
-learning rates tried (tests/benchmarks/deep_gradient_compression.py)
+lives in the client's Flower context, so that a client that is started anew, as on --resume, begins without. Accuracy is kept
+with a momentum of 0.5, with the paper's 0.9 not, at the learning rates tried (tests/benchmarks/deep_gradient_compression.py)
 """
 
 from __future__ import annotations

@@ -38,11 +38,11 @@ sampled and updates of U bytes (LeNet: 79 kB); and measured, with one image of o
 
 So 20 rounds with 1,000 of 100,000 clients take three minutes of one core and 3.2 GB of disk (``server.captures = "attacked"``:
 only for the rounds that are attacked). Of a client the process keeps the indices of its images and a Flower context; a defense
-that remembers, such as deep-gradient-compression, adds an update for each client that ever took part: 7.9 GB for all of them.
-``iid`` and ``order`` split in a tenth of a second; flwr-datasets' Dirichlet takes 1 s for 1,000 clients and 8 s for 10,000, and
-had not ended for 100,000 after ten minutes. Flower's strategies take the replies of a round as one list, so that a round holds
-up to three times the size of all its updates: 6.7 GB for 50 of ResNet-18. A capture is twice the size of an update, since it
-holds the model too.
+that remembers, such as deep-gradient-compression, adds two copies of the update for each client that ever took part: 16 GB for
+all of them. ``iid`` and ``order`` split in a tenth of a second; flwr-datasets' Dirichlet takes 1 s for 1,000 clients and 8 s
+for 10,000, and had not ended for 100,000 after ten minutes. Flower's strategies take the replies of a round as one list, so
+that a round holds up to three times the size of all its updates: 6.7 GB for 50 of ResNet-18. A capture is twice the size of an
+update, since it holds the model too.
 
 On Ray, Flower looks through all messages under way for every node: a round took 0.09, 0.30 and 0.38 CPU s with 10 of 1,000,
 4,000 and 10,000 nodes, and 0.56 with 50 of 1,000, so about 9 ms x S + 3 us x C x S. For 100,000 nodes that is 3 s a round with
