@@ -16,6 +16,7 @@ from fedleak.errors import ScenarioError
 if TYPE_CHECKING:
     from fedleak.experiment.check import Checked
     from fedleak.sweeps.plan import Cell, Plan
+    from fedleak.sweeps.sweep import SweepResult
 
 
 def sweep(
@@ -77,7 +78,7 @@ def sweep(
     """
     quieten(verbose)
     with importing():
-        from fedleak.cli.sweep_live import LiveSweep, verdict_table
+        from fedleak.cli.sweep_live import LiveSweep
         from fedleak.sweeps.plan import load_sweep
         from fedleak.sweeps.sweep import check_cells
         from fedleak.sweeps.sweep import sweep as run_sweep
@@ -109,17 +110,7 @@ def sweep(
         except KeyboardInterrupt:
             live.stop()
             interrupted(place, _again(file, full, set_ or [], out, ray))
-    console.print(verdict_table(result.verdicts))
-    if plan.found is not None:
-        told = f"What the run behind the file found: fedleak sweep {file} --found"
-        console.print(f"[dim]{escape(told)}[/dim]", highlight=False, soft_wrap=True)
-    console.print(f"Report: {escape(str(result.report))}", highlight=False, soft_wrap=True)
-    if result.failed:
-        cells = len({row["cell"] for row in result.failed})
-        errors.print(
-            f"[red]{cells} run(s) failed[/red]; the report names them. Start it again to try them again.", highlight=False
-        )
-        sys.exit(1)
+    _finish(result, f"fedleak sweep {file} --found" if plan.found is not None else None)
 
 
 def leaderboard(
@@ -140,6 +131,22 @@ def leaderboard(
     if board.unfinished:
         errors.print(f"{len(board.unfinished)} unfinished run(s) left out; the page names them.", highlight=False)
     console.print(f"{len(board.lines)} lines: {escape(str(board.page))}", highlight=False, soft_wrap=True)
+
+
+def _finish(result: SweepResult, earlier: str | None) -> None:
+    """Show the verdicts and where the report is, name the command that shows ``earlier`` ones, and end with 1 if runs failed."""
+    from fedleak.cli.sweep_live import verdict_table
+
+    console.print(verdict_table(result.verdicts))
+    if earlier is not None:
+        console.print(f"[dim]What the run behind the file found: {escape(earlier)}[/dim]", highlight=False, soft_wrap=True)
+    console.print(f"Report: {escape(str(result.report))}", highlight=False, soft_wrap=True)
+    if result.failed:
+        cells = len({row["cell"] for row in result.failed})
+        errors.print(
+            f"[red]{cells} run(s) failed[/red]; the report names them. Start it again to try them again.", highlight=False
+        )
+        sys.exit(1)
 
 
 def _show_found(file: Path, plan: Plan) -> None:
