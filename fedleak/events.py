@@ -13,7 +13,7 @@ class Event:
     Attributes
     ----------
     kind : str
-        ``"round"``, ``"client-failed"``, ``"attack"``, ``"progress"``, ``"graded"``, ``"orders"`` (of an attack that is spread:
+        ``"round"``, ``"attack"``, ``"progress"``, ``"graded"``, ``"orders"`` (of an attack that is spread:
         how many are done and running), ``"problem"`` (a round could not be shown to an attack), ``"round-done"`` or ``"note"``.
     facts : dict
         What belongs to it, by name.

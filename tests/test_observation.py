@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from fedleak.errors import AttackError, FedleakError
 from fedleak.modalities.image import InputSpec
@@ -101,3 +101,17 @@ def test_normalising_is_undone() -> None:
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(SPEC.denormalize(SPEC.normalize(images)), images)
     assert float(SPEC.normalize(torch.full((1, 3, 1, 1), 0.5))[0, 0, 0, 0]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool])
+def test_its_file_is_the_one_that_safetensors_writes_for_pytorch(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    values = {"w": torch.ones(2, 3).to(dtype), "scalar": torch.tensor(1).to(dtype), "empty": torch.empty(0, 3, dtype=dtype)}
+    observation = Observation("weights", values, {name: value.clone() for name, value in values.items()}, InputSpec((1, 2, 2), 3))
+    fast = observation.to_bytes()
+    monkeypatch.setattr("fedleak.observation.save_arrays", lambda arrays, metadata: save(tensors_of(arrays), metadata))
+    assert observation.to_bytes() == fast
+    assert Observation.from_bytes(fast).update["w"].dtype == dtype
+
+
+def tensors_of(arrays: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(value) for name, value in arrays.items()}

@@ -72,8 +72,8 @@ class DecodedArray(Array):
     """
 
     def __init__(self, array: Array, values: np.ndarray[Any, Any]) -> None:
-        super().__init__(array.dtype, tuple(array.shape), array.stype, array.data)
-        self.__dict__["_values"] = values
+        # Not by Flower's own constructor, which looks into each field to find out which of its forms it was given.
+        self.__dict__.update(dtype=array.dtype, shape=tuple(array.shape), stype=array.stype, data=array.data, _values=values)
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """Return the values, in memory of their own: some strategies clip them in place."""
