@@ -96,6 +96,10 @@ class Adaptive(Attack):
         known = ", ".join(counters.names())
         return unknown and f"'{self.name}' has no counter to the defense '{unknown}'; it has one for each of {known}"
 
+    def goes_through(self, defense: str) -> bool:
+        """Return whether there is a counter."""
+        return defense in counters.names()
+
     @property
     def remembers(self) -> bool:
         """Whether rounds are matched together."""

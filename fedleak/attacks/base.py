@@ -210,6 +210,14 @@ class Attack(ABC):
         """Return why it cannot attack clients with these defenses, by name, or ``None`` where it can; it can by default."""
         return None
 
+    def goes_through(self, defense: str) -> bool:
+        """Return whether it is an adaptive attacker of the defense of that name: it knows what the defense does, and undoes it.
+
+        A sweep says that a defense blocks only where such an attack has failed. By default whoever requires to know the
+        defenses goes through each; narrow it where that is not so.
+        """
+        return Knowledge.DEFENSE in self.requires
+
     def foresee(
         self, model: nn.Module, input: InputSpec, local: LocalTraining, kind: UpdateKind, defenses: Sequence[str]
     ) -> str | None:

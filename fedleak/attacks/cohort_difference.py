@@ -25,6 +25,7 @@ from torch import nn
 
 from fedleak.attacks.base import Attack, AttackConfig, Budget, Progress, Reconstruction, attacks
 from fedleak.attacks.exact.cohorts import Part, inconsistency, observation_of, separate
+from fedleak.defenses.base import defenses
 from fedleak.errors import ParameterError
 from fedleak.observation import Observation
 from fedleak.seeding import Seed
@@ -64,6 +65,10 @@ class CohortDifference(Attack):
         self.kinds = self._base.kinds  # type: ignore[misc]
         self.models_local_steps = self._base.models_local_steps  # type: ignore[misc]
         self._seen: list[Observation] = []
+
+    def goes_through(self, defense: str) -> bool:
+        """Return whether the defense leaves sums, or the base goes through it."""
+        return defenses.get(defense).only_sums or self._base.goes_through(defense)
 
     def remember(self, observations: Sequence[Observation]) -> None:
         """Keep the sums of rounds that were not attacked, and after an interrupt those of before."""

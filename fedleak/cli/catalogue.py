@@ -29,6 +29,10 @@ KINDS = {
 """The package of each kind's plugins, and what its registry is called there, in the module ``base``."""
 
 
+NO_COUNTER = "none: no counter knows it, and no sweep says that it blocks before an attack is there that goes through it"
+"""What is said of a defense without one."""
+
+
 def registry_of(kind: str) -> Registry[Any]:
     """Return the registry of a kind, such as ``"attacks"``; its base is imported for it, and torch with that."""
     package, name = KINDS[kind]
@@ -71,7 +75,7 @@ def explanation(name: str) -> str:
             plugin = registry_of(kind).get(name)
             config = getattr(plugin, "Config", None)
             what = f"{kind[:-1]} of the attack 'adaptive'" if kind == "counters" else kind[:-1]
-            parts.append([f"{name} ({what})", document(plugin), *_parameters(config), *_needs(plugin)])
+            parts.append([f"{name} ({what})", document(plugin), *_parameters(config), *_needs(plugin), *_uncountered(kind, name)])
     # Strategies are classes of Flower's, and called like them: for "dlg" Flower need not be imported.
     if not parts or name[:1].isupper():
         parts += _strategy(name)
@@ -129,6 +133,10 @@ def _needs(plugin: Any) -> list[str]:
         return ["\n".join(["Needs", *lines])]
     required: frozenset[Knowledge] = getattr(plugin, "requires", frozenset())
     return [f"Needs\n  {_granting(required)}"] if required else []
+
+
+def _uncountered(kind: str, name: str) -> list[str]:
+    return [f"Adaptive attacker\n  {NO_COUNTER}"] if kind == "defenses" and name not in _names("counters") else []
 
 
 def _granting(needed: frozenset[Knowledge]) -> str:

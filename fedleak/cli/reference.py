@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from fedleak.cli.catalogue import KINDS, document, registry_of
+from fedleak.cli.catalogue import KINDS, NO_COUNTER, document, registry_of
 
 _LABELS = ("For", "Cost", "Broken by", "Source")
 """What of a plugin's docstring stands in the wide list, in this order."""
@@ -41,9 +41,12 @@ def details() -> dict[str, dict[str, list[tuple[str, str]]]]:
     Defenses say what they cost and what breaks them. Of each only what its docstring says; a heading and a line each.
     """
     registries = {kind: registry_of(kind) for kind in KINDS}
-    return {
+    found = {
         kind: {name: list(_details(registry.get(name))) for name in registry.names()} for kind, registry in registries.items()
     }
+    for name in found["defenses"].keys() - found["counters"].keys():
+        found["defenses"][name].append(("adaptive attacker", NO_COUNTER))
+    return found
 
 
 def _details(plugin: Any) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from fedleak.attacks.base import Reconstruction
+from fedleak.attacks.counters.base import counters
 from fedleak.defenses.base import defenses
 from fedleak.evaluation.grade import ImageGrade
 from fedleak.observation import Observation, Tensors
@@ -48,6 +49,10 @@ FLAGS: Final[dict[str, Flag]] = {
     "several-local-steps": Flag(
         "Several local steps are read as one averaged gradient, though each was taken at other weights.",
         "Use an attack that simulates the local steps, or set local.steps to 1 to see the case without this error.",
+    ),
+    "no-adaptive-attacker": Flag(
+        "No counter of the attack 'adaptive' goes through a defense that is on, so nobody attacked who knows how it works.",
+        "Do not take a low figure for protection: add a counter, or an attack of its own that requires to know the defense.",
     ),
     "labels-given": Flag(
         "The attacker was given the true labels, so the label accuracy is no result of the attack.",
@@ -132,6 +137,7 @@ def update_flags(observation: Observation, model: nn.Module) -> tuple[str, ...]:
             "dropout-on": "dropout-on" in defended or (training and any(_drops(layer) for layer in layers)),
             "batchnorm-train-mode": any(_uses_batch_statistics(layer, training) for layer in layers),
             "several-local-steps": observation.kind == "weights" and local is not None and local.steps > 1,
+            "no-adaptive-attacker": any(one["name"] not in counters.names() for one in observation.defenses or ()),
             "labels-given": observation.labels is not None,
         }
     )

@@ -111,10 +111,12 @@ def _knowledge(spec: AttackSpec | None, scenario: Scenario) -> Row:
     if spec is None:
         return {"plugin": None, "parameters": {}, "knows_defense": False}
     try:
-        needs = attacks.get(spec.name).needs("gradient" if scenario.federation.protocol == "fedsgd" else "weights")
+        attack = attacks.get(spec.name)(**spec.parameters)
+        needs = attack.needs("gradient" if scenario.federation.protocol == "fedsgd" else "weights")
+        adapts = all(attack.goes_through(defense.name) for defense in scenario.defenses)
     except ScenarioError:
-        needs = frozenset()  # the run's own plugin, not installed here: no claim can rest on what it knows
-    knows = Knowledge.DEFENSE in needs and scenario.threat.defense_known
+        needs, adapts = frozenset(), False  # the run's own plugin, not installed here: no claim can rest on what it knows
+    knows = Knowledge.DEFENSE in needs and scenario.threat.defense_known and adapts
     return {"plugin": spec.name, "parameters": spec.parameters, "knows_defense": knows}
 
 

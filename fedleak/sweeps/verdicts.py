@@ -28,7 +28,8 @@ The rules, in this order:
    attack that succeeds counts as leaking.
 4. blocks: every attack fails, and one of them knows the defense (it requires that knowledge and was granted it), succeeds on
    the control, and returned images for nine updates in ten; with at least 2 seeds and 8 images. It means these attackers,
-   this many images: the reason says which share of images may still leak.
+   this many images: the reason says which share of images may still leak. Who goes through only some of the defenses that are
+   on does not know them: a defense without an adaptive attacker is never said to block.
 
 Where leaking and degrading cannot be told apart it counts as leaking; where blocking is not shown it is not claimed.
 """
@@ -68,7 +69,7 @@ class Attacked:
     attack : str
         Its name in the results.
     knows : bool
-        Whether it requires knowledge of the defense, and had it.
+        Whether it requires knowledge of the defense, had it, and goes through every defense that was on.
     gain : Interval
         In dB, over private images.
     worst : float

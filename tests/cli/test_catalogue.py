@@ -7,6 +7,7 @@ import pytest
 from fedleak.attacks.base import attacks
 from fedleak.cli.catalogue import catalogue, explanation
 from fedleak.errors import ScenarioError
+from fedleak.registry import declarations
 
 OWN = ("attacks", "defenses", "label rules", "data sources", "models")
 NAMES = sorted({name for names in catalogue().values() for name in names})
@@ -70,3 +71,10 @@ def test_a_defense_is_explained_with_the_attacker_who_knows_it():
     text = explanation("random-masking")
     assert "random-masking (defense)" in text
     assert "random-masking (counter of the attack 'adaptive')" in text
+
+
+def test_a_defense_without_an_adaptive_attacker_says_so(monkeypatch):
+    counters = declarations("fedleak.attacks.counters").plugins
+    assert "Adaptive attacker" not in explanation("clipping")
+    monkeypatch.delitem(counters, "clipping")
+    assert "Adaptive attacker\n  none: no counter knows it, and no sweep says that it blocks" in explanation("clipping")

@@ -57,6 +57,13 @@ def test_a_plain_update_raises_nothing():
     assert update_flags(observed(local=None), PLAIN) == ()
 
 
+def test_a_defense_without_an_adaptive_attacker(monkeypatch):
+    monkeypatch.setitem(defenses._plugins, "new", Defense)
+    noise = {"name": "gaussian-noise", "std": 0.1}
+    assert "no-adaptive-attacker" not in update_flags(observed(defenses=(noise,)), PLAIN)
+    assert "no-adaptive-attacker" in update_flags(observed(defenses=(noise, {"name": "new"})), PLAIN)
+
+
 def test_zero_update():
     zero = {"w": torch.zeros(4), "b": torch.zeros(2)}
     assert update_flags(observed(update=zero), PLAIN) == ("zero-update",)
@@ -88,7 +95,7 @@ def test_dropout_at_zero_is_off():
 
 
 def test_dropout_as_a_defense():
-    assert update_flags(observed(defenses=({"name": "dropout", "p": 0.5},)), PLAIN) == ("dropout-on",)
+    assert update_flags(observed(defenses=({"name": "dropout", "p": 0.5},)), PLAIN)[:1] == ("dropout-on",)
     assert update_flags(observed(defenses=({"name": "clipping"},)), PLAIN) == ()
 
 
@@ -161,5 +168,5 @@ def test_a_defense_says_itself_which_flags_it_raises(monkeypatch):
         flags = ("dropout-on",)
 
     monkeypatch.setitem(defenses._plugins, "theirs", Theirs)
-    assert update_flags(observed(defenses=({"name": "theirs"},)), PLAIN) == ("dropout-on",)
+    assert update_flags(observed(defenses=({"name": "theirs"},)), PLAIN)[:1] == ("dropout-on",)
     assert update_flags(observed(defenses=({"name": "clipping", "max_norm": 1.0},)), PLAIN) == ()

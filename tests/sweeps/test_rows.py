@@ -6,10 +6,11 @@ import shutil
 
 import pytest
 
+from fedleak.defenses.base import Defense, defenses
 from fedleak.errors import ScenarioError
 from fedleak.experiment import run as api
 from fedleak.scenario.schema import parse_scenario
-from fedleak.sweeps.rows import SEEN_DB, gain, run_rows
+from fedleak.sweeps.rows import SEEN_DB, _knowledge, gain, run_rows
 
 
 def graded(psnr, mean_image=12.0, random=8.0):
@@ -126,3 +127,24 @@ def test_no_run_folder_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text('{"scenario": {"nam": 3}}')
     with pytest.raises(ScenarioError, match="no scenario that this version can read"):
         run_rows(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("attack", "defended", "knows"),
+    [
+        ({"name": "adaptive"}, ["clipping"], True),
+        ({"name": "adaptive"}, ["clipping", "new"], False),
+        ({"name": "inverting-gradients"}, ["clipping"], False),
+        ({"name": "cohort-difference"}, ["secagg-view"], True),
+        ({"name": "cohort-difference"}, ["secagg-view", "clipping"], False),
+        ({"name": "cohort-difference", "attack": "adaptive"}, ["secagg-view", "clipping"], True),
+        ({"name": "cohort-difference", "attack": "adaptive"}, ["secagg-view", "new"], False),
+        ({"name": "nobodys"}, ["clipping"], False),
+    ],
+)
+def test_an_attacker_knows_the_defenses_only_where_it_goes_through_each(attack, defended, knows, monkeypatch):
+    """A defense without an adaptive attacker must never be said to block, and only who knows it can show that."""
+    monkeypatch.setitem(defenses._plugins, "new", type("New", (Defense,), {"name": "new"}))
+    table = {"name": "x", "threat": {"preset": "surrogate-data", "defense_known": True}, "attacks": [attack]}
+    scenario = parse_scenario(table | {"defenses": [{"name": name} for name in defended]})
+    assert _knowledge(scenario.attacks[0], scenario)["knows_defense"] is knows
