@@ -56,6 +56,8 @@ class Adaptive(Attack):
     name: ClassVar[str] = "adaptive"
     requires: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.LOCAL_TRAINING, Knowledge.DEFENSE})
     joint_labels: ClassVar[bool] = True
+    at_once: ClassVar[bool] = True
+    remembers = False  # unless rounds are matched together
     Config: ClassVar[type[AttackConfig]] = AdaptiveConfig
 
     def __init__(self, **parameters: Any) -> None:
@@ -83,6 +85,7 @@ class Adaptive(Attack):
         self.config = self._base.config
         self.models_local_steps = plugin.models_local_steps  # type: ignore[misc]
         self.kinds = plugin.kinds  # type: ignore[misc]
+        self.remembers = self._joined > 1
         self._earlier: dict[int, list[Observation]] = {}
 
     @property
@@ -99,11 +102,6 @@ class Adaptive(Attack):
     def goes_through(self, defense: str) -> bool:
         """Return whether there is a counter."""
         return defense in counters.names()
-
-    @property
-    def remembers(self) -> bool:
-        """Whether rounds are matched together."""
-        return self._joined > 1
 
     def remember(self, observations: Sequence[Observation]) -> None:
         """Keep the latest updates of each client, for those to come."""

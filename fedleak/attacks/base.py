@@ -47,6 +47,8 @@ class Progress:
         Of the current start, and at most.
     loss : float
         The attack's own objective.
+    seconds_left : float, optional
+        CPU seconds until the update is done, at the pace so far and at most: starts may end early.
     """
 
     attack: str
@@ -55,6 +57,7 @@ class Progress:
     iteration: int
     iterations: int
     loss: float
+    seconds_left: float | None = None
 
 
 @dataclass
@@ -67,25 +70,39 @@ class Budget:
         CPU seconds of this process, without those of earlier attacks that could not be stopped; ``None`` for no limit.
     iterations : int
         Optimiser iterations for each start.
+    done : int
+        Iterations of the present start that earlier descents have taken.
     """
 
     seconds: float | None
     iterations: int
     on_progress: Callable[[Progress], None] | None = None
+    done: int = 0
     _attack: str = ""
     _observation: Observation | None = None
     _started: float = field(default_factory=process_time)
+    _begun: float = field(default_factory=process_time)
+    _further: float = 0.0
 
     def begin(self, attack: str, observation: Observation) -> None:
         """Count CPU seconds from now, for the update in ``observation``."""
         self._attack, self._observation = attack, observation
-        self._started = process_time()
+        self._started = self._begun = process_time()
+
+    def start(self, further: float) -> None:
+        """Begin a start, after which so many more may be needed at most; the time left is told from it."""
+        self._begun, self._further = process_time(), further
 
     def tick(self, iteration: int, loss: float) -> None:
         """Tell how far the attack is; call it at every iteration."""
         if self.on_progress is not None and self._observation is not None:
-            at = self._observation
-            self.on_progress(Progress(self._attack, at.round, at.client, iteration, self.iterations, loss))
+            at, now = self._observation, self.done + iteration
+            self.on_progress(Progress(self._attack, at.round, at.client, now, self.iterations, loss, self._seconds_left(now + 1)))
+
+    def _seconds_left(self, done: int) -> float:
+        """Return the CPU seconds that are left at most, if what is to come is no slower than what was done."""
+        left = max(0.0, self.iterations * (1 + self._further) - done) * (process_time() - self._begun) / done
+        return left if self.seconds is None else min(left, max(0.0, self.seconds - self.spent))
 
     @property
     def spent(self) -> float:
@@ -170,11 +187,23 @@ class Attack(ABC):
     """Whether several local steps are told apart, instead of being read as one averaged gradient."""
     joint_labels: ClassVar[bool] = False
     """Whether it can optimise soft labels together with the images, which ``labels = "joint"`` asks for."""
+    at_once: ClassVar[bool] = False
+    """Whether :meth:`run` is the attack's own and is to be given all observations of a round at once, instead of one by one."""
+    remembers: bool = False
+    """Whether :meth:`remember` keeps anything, so that every round must be shown to it."""
     in_order: ClassVar[bool] = False
     """Whether what it made of earlier updates decides what it makes of later ones, by another way than :meth:`remember`."""
     suits: ClassVar[Mapping[str, Any]] = {"name": "lenet"}
     """A network of the zoo, with its parameters, that the attack is made for: on it the contract tests hold it to its word."""
     Config: ClassVar[type[AttackConfig]] = AttackConfig
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for method, word in {"run": "at_once", "remember": "remembers"}.items():
+            if method in vars(cls) and word not in vars(cls):
+                raise TypeError(
+                    f"attack {cls.__name__} has a method '{method}' of its own, so it must say '{word} = True' (or False)"
+                )
 
     def __init__(self, **parameters: Any) -> None:
         self.config = read_parameters(self.Config, parameters, f"attack '{self.name}'")
@@ -188,12 +217,7 @@ class Attack(ABC):
     @property
     def takes_rounds(self) -> bool:
         """Whether a round's observations are better handed over at once than one by one, so that each result is kept."""
-        return type(self).run is not Attack.run
-
-    @property
-    def remembers(self) -> bool:
-        """Whether :meth:`remember` keeps anything, so that every round must be shown to it."""
-        return type(self).remember is not Attack.remember
+        return self.at_once
 
     @property
     def sequential(self) -> bool:

@@ -53,6 +53,8 @@ class CohortDifference(Attack):
 
     name: ClassVar[str] = "cohort-difference"
     requires: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.DEFENSE, Knowledge.LOCAL_TRAINING})
+    at_once: ClassVar[bool] = True
+    remembers = True
     Config: ClassVar[type[AttackConfig]] = CohortDifferenceConfig
     config: CohortDifferenceConfig
 

@@ -82,6 +82,8 @@ class DLGFB(DLG):
     name: ClassVar[str] = "dlg-fb"
     takes_counters: ClassVar[bool] = False
     in_order: ClassVar[bool] = True
+    at_once: ClassVar[bool] = True
+    one_by_one: ClassVar[bool] = True
     Config: ClassVar[type[AttackConfig]] = DLGFBConfig
     config: DLGFBConfig
 
@@ -94,9 +96,9 @@ class DLGFB(DLG):
         self, observations: Sequence[Observation], model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget
     ) -> list[Reconstruction]:
         """Rebuild the batches one after another by client, each from what the ones before it taught."""
-        results: dict[int, Reconstruction] = {}
-        for at in sorted(range(len(observations)), key=lambda at: observations[at].client):
-            [results[at]] = super().run([observations[at]], model, rng=rng, device=device, budget=budget)
+        order = sorted(range(len(observations)), key=lambda at: observations[at].client)
+        found = super().run([observations[at] for at in order], model, rng=rng, device=device, budget=budget)
+        results = dict(zip(order, found, strict=True))
         return [results[at] for at in range(len(observations))]
 
     def reconstruct(

@@ -31,6 +31,11 @@ class GeneralDLGConfig(DLGConfig):
     """Parameters; none of the values is the paper's."""
 
     restarts: int = Field(default=1, ge=1, description="starting points; the one with the lowest own loss is kept")
+    stuck: float | None = Field(
+        default=None,
+        gt=0,
+        description="of local steps read as one gradient, stop where the loss slows down to end above this: flat; or never",
+    )
     depth: float = Field(default=0.1, ge=0, description="how fast weights fall with depth, per parameter tensor")
     tv: float = Field(default=1e-4, ge=0, description="weight of the total variation of pixels")
     clip: float = Field(default=0.1, ge=0, description="weight of the squared distance to the nearest image in [0, 1]")

@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -30,9 +28,9 @@ from torch import Tensor, nn
 from fedleak.attacks.base import AttackConfig, Budget, attacks
 from fedleak.attacks.images.priors import total_variation
 from fedleak.attacks.images.registration import consensus
-from fedleak.attacks.matching.base import Descent, MatchingAttack, MatchingConfig, descend
+from fedleak.attacks.matching.base import Descent, Guess, Hooks, MatchingAttack, MatchingConfig, Try, Unknowns
 from fedleak.attacks.matching.objectives import layer_distance
-from fedleak.attacks.matching.unknowns import Unknowns
+from fedleak.attacks.matching.together import Loss
 from fedleak.attacks.victims.base import Victim
 from fedleak.attacks.victims.batchnorm import Statistics, batch_statistics, listening, running_statistics, statistics_distance
 from fedleak.observation import Observation
@@ -61,25 +59,70 @@ class GradInversionConfig(MatchingConfig):
     patience: int | None = Field(default=None, ge=1, description="stop after so many iterations without progress; or never")
 
 
+class ListeningVictim(Victim):
+    """A network that hears the statistics of the batches that its BatchNorm layers are given.
+
+    Parameters
+    ----------
+    model, observation, device, dtype
+        As for :class:`~fedleak.attacks.victims.base.Victim`.
+    known : dict of str to Statistics
+        Of the client's batch, by layer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        observation: Observation,
+        device: torch.device,
+        dtype: torch.dtype,
+        known: dict[str, Statistics],
+    ) -> None:
+        super().__init__(model, observation, device, dtype)
+        self._known = known
+        self._heard: dict[str, Statistics] = {}
+
+    def gradient(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
+        """Return the gradient, and hear the statistics of the batch."""
+        with listening(self.network) as self._heard:
+            return super().gradient(inputs, targets)
+
+    def misfit(self) -> Tensor:
+        """Return how far the statistics heard last are from those known, scalar; differentiable."""
+        return statistics_distance(self._heard, self._known)
+
+
 @attacks.register
 class GradInversion(MatchingAttack):
     """GradInversion (arXiv 2104.07586)."""
 
     name: ClassVar[str] = "grad-inversion"
     takes_counters: ClassVar[bool] = False
+    one_by_one: ClassVar[bool] = True  # the seeds of a start are coupled
     Config: ClassVar[type[AttackConfig]] = GradInversionConfig
     config: GradInversionConfig
     default_labels: ClassVar[str | None] = "bias-corrected"
 
     def victim(self, observation: Observation, model: nn.Module, device: torch.device) -> Victim:
-        """Return the network, and note which BatchNorm statistics are known."""
+        """Return the network, which listens to the BatchNorm layers whose statistics are known."""
         known: dict[str, Statistics] = {}
         if self.config.statistics != "none" and self.config.bn > 0:
             known = running_statistics(observation, model)
             if self.config.statistics == "best":
                 known |= batch_statistics(observation, model)
-        self._known = known
-        return super().victim(observation, model, device)
+        if not known:
+            return super().victim(observation, model, device)
+        return ListeningVictim(model, observation, device, self.precision, known)
+
+    def unknowns(self, observation: Observation, labels: tuple[int, ...] | None, seed: Seed, device: torch.device) -> Unknowns:
+        """Return the first seed's start, with those of the others after it."""
+        first = super().unknowns(observation, labels, seed, device)
+        for number in range(1, self.config.seeds):
+            generator = seed.derive("member", number).generator()
+            first.others.append(self.start(tuple(first.image.shape), generator).to(first.image).requires_grad_())
+            if first.logits is not None:
+                first.others.append(torch.randn(first.logits.shape, generator=generator).to(first.logits).requires_grad_())
+        return first
 
     def distance(self, guessed: Sequence[Tensor], observed: Sequence[Tensor]) -> Tensor:
         """Return the relative sum of distances by layer."""
@@ -101,83 +144,68 @@ class GradInversion(MatchingAttack):
             return config.learning_rate * (step + 1) / (warm_up + 1)
         return config.learning_rate * (1 + math.cos(math.pi * (step - warm_up) / max(config.iterations - warm_up, 1))) / 2
 
-    def minimise(self, victim: Victim, unknowns: Unknowns, seed: Seed, budget: Budget) -> Descent:
-        """Descend with all seeds at once; return the one whose own loss is lowest where their mean is."""
-        config = self.config
-        members = [unknowns, *(self._another(unknowns, seed.derive("member", n)) for n in range(1, config.seeds))]
-        variables = [variable for member in members for variable in member.variables]
-        optimiser, noise = self.optimiser(variables), seed.derive("langevin").generator()
-        step = 0
-
-        def losses() -> Tensor:
-            return torch.stack([self._loss(victim, member) for member in members])
-
-        def pull() -> None:
-            if len(members) > 1 and step >= config.group_start * config.iterations:
-                self._pull(members)
-
-        def after_step(done: int) -> None:
-            nonlocal step
-            step = done + 1
-            self._after(members, optimiser, step, noise)
-
-        course = descend(
-            lambda: losses().mean(),
-            variables,
-            optimiser,
-            config,
-            budget,
-            scale=len(members),  # so that each seed's gradient is that of its own loss
-            edit_gradient=pull,
-            after_step=after_step,
-        )
-        if len(members) > 1 and course.best:
-            with torch.no_grad():
-                for variable, best in zip(variables, course.best, strict=True):
-                    variable.copy_(best)
-            own = losses().detach().nan_to_num(nan=math.inf)
-            chosen, size = int(own.argmin()), len(unknowns.variables)
-            course.best = course.best[chosen * size : (chosen + 1) * size]
-            course.loss = float(own[chosen])
-        return course
-
-    def _another(self, like: Unknowns, seed: Seed) -> Unknowns:
-        generator = seed.generator()
-        image = self.start(tuple(like.image.shape), generator).to(like.image).requires_grad_()
-        if like.logits is None:
-            return replace(like, image=image)
-        drawn = torch.randn(like.logits.shape, generator=generator).to(like.logits)
-        return replace(like, image=image, logits=drawn.requires_grad_())
-
-    def _loss(self, victim: Victim, member: Unknowns) -> Tensor:
-        pixels = member.pixels
-        inputs = victim.input.normalize(pixels)
-        with ExitStack() as stack:
-            heard = stack.enter_context(listening(victim.network)) if self._known else {}
-            guessed = victim.gradient(inputs, member.targets(victim.input.num_classes))
-        loss = self.distance(guessed, victim.observed) + self.prior(pixels)
+    def loss(self, guess: Guess) -> Tensor:
+        """Return one seed's own loss."""
+        loss = super().loss(guess)
         if self.config.l2:
-            loss = loss + self.config.l2 * torch.linalg.vector_norm(inputs)
-        return loss + self.config.bn * statistics_distance(heard, self._known) if self._known else loss
+            loss = loss + self.config.l2 * torch.linalg.vector_norm(guess.victim.input.normalize(guess.pixels))
+        return loss + self.config.bn * guess.victim.misfit() if isinstance(guess.victim, ListeningVictim) else loss
 
-    def _pull(self, members: Sequence[Unknowns]) -> None:
+    def losses(self, like: Try) -> Loss:
+        """Return the mean of all seeds' losses."""
+        own = self._own_losses(like)
+        return lambda variables, data: own(variables, data).mean(0)
+
+    def _own_losses(self, like: Try) -> Loss:
+        """Return the losses of the seeds, (S, 1)."""
+        one, width = super().losses(like), 1 + (like.unknowns.logits is not None)
+
+        def losses(variables: list[Tensor], data: list[Tensor]) -> Tensor:
+            return torch.stack([one(variables[at : at + width], data) for at in range(0, len(variables), width)])
+
+        return losses
+
+    def minimise(self, tries: Sequence[Try], clock: Budget) -> list[Descent]:
+        """Descend with all seeds at once; return the one whose own loss is lowest where their mean is."""
+        [one], seeds = tries, self.config.seeds
+        [course] = self.descend(tries, clock, [[]], scale=seeds)  # so that each seed's gradient is that of its own loss
+        if seeds > 1 and course.best:
+            own = self._own_losses(one)([value[None] for value in course.best], self.rows(tries, [[]]))
+            own = own.detach().nan_to_num(nan=math.inf)
+            chosen, width = int(own.argmin()), len(course.best) // seeds
+            course.best = course.best[chosen * width : (chosen + 1) * width]
+            course.loss = float(own[chosen])
+        return [course]
+
+    def hooks(self, one: Try) -> Hooks:
+        """Return the group's pull before a step, and Langevin noise, the box and the next learning rate after it."""
+        config, noise = self.config, one.seed.derive("langevin").generator()
+        width, taken = 1 + (one.unknowns.logits is not None), 0
+
+        def pull(variables: list[Tensor]) -> None:
+            if config.seeds > 1 and taken >= config.group_start * config.iterations:
+                self._pull(variables[::width])
+
+        def after_step(step: int, variables: list[Tensor], optimiser: torch.optim.Optimizer) -> None:
+            nonlocal taken
+            taken = step + 1
+            rate = optimiser.param_groups[0]["lr"]
+            for image in variables[::width]:
+                if config.noise:
+                    with torch.no_grad():
+                        image += rate * config.noise * torch.randn(image.shape, generator=noise).to(image)
+                if config.boxed:
+                    one.unknowns.box(image)
+            for group in optimiser.param_groups:
+                group["lr"] = self.rate(taken)
+
+        return Hooks(pull, after_step)
+
+    def _pull(self, images: Sequence[Tensor]) -> None:
         """Add the gradient of the weighted distance of each seed from all seeds' consensus."""
-        group = torch.stack([member.image.detach() for member in members])
+        group = torch.stack([image.detach() for image in images])
         middle = consensus(group, self.config.reach)
-        for member, image in zip(members, group, strict=True):
-            away = image - middle
-            assert member.image.grad is not None
-            member.image.grad += self.config.group * away / torch.linalg.vector_norm(away).clamp_min(1e-12)
-
-    def _after(self, members: Sequence[Unknowns], optimiser: torch.optim.Optimizer, step: int, noise: torch.Generator) -> None:
-        """Add Langevin noise, project onto the box, and set the next learning rate."""
-        rate = optimiser.param_groups[0]["lr"]
-        with torch.no_grad():
-            for member in members:
-                if self.config.noise:
-                    drawn = torch.randn(member.image.shape, generator=noise).to(member.image)
-                    member.image += rate * self.config.noise * drawn
-                if self.config.boxed:
-                    member.image.copy_(member.coordinates.encode(member.pixels.clamp(0, 1)))
-        for group in optimiser.param_groups:
-            group["lr"] = self.rate(step)
+        for image, value in zip(images, group, strict=True):
+            away = value - middle
+            assert image.grad is not None
+            image.grad += self.config.group * away / torch.linalg.vector_norm(away).clamp_min(1e-12)

@@ -23,9 +23,8 @@ from torch import Tensor
 
 from fedleak.attacks.base import AttackConfig, attacks
 from fedleak.attacks.images.priors import total_variation
-from fedleak.attacks.matching.base import MatchingAttack, MatchingConfig
+from fedleak.attacks.matching.base import Hooks, MatchingAttack, MatchingConfig, Try
 from fedleak.attacks.matching.objectives import cosine_distance
-from fedleak.attacks.matching.unknowns import Unknowns
 
 _DECAYS = (3 / 8, 5 / 8, 7 / 8)
 
@@ -66,17 +65,18 @@ class InvertingGradients(MatchingAttack):
         """Return Adam."""
         return torch.optim.Adam(variables, lr=self.config.learning_rate)
 
-    def edit_gradient(self, variables: list[Tensor]) -> None:
-        """Replace the image's gradient by its signs."""
-        image = variables[0]
-        if self.config.signed and image.grad is not None:
-            image.grad.sign_()
+    def hooks(self, one: Try) -> Hooks:
+        """Return signs before a step, the box and the milestones after it, and the next milestone where it is flat."""
 
-    def after_step(self, step: int, optimiser: torch.optim.Optimizer, unknowns: Unknowns) -> None:
-        """Project onto the box, and lower the learning rate at the paper's milestones, unless it is that low already."""
-        if self.config.boxed:
-            with torch.no_grad():
-                unknowns.image.copy_(unknowns.coordinates.encode(unknowns.pixels.clamp(0, 1)))
+        def after_step(step: int, variables: list[Tensor], optimiser: torch.optim.Optimizer) -> None:
+            if self.config.boxed:
+                one.unknowns.box(variables[0])
+            self.lower(step, optimiser)
+
+        return Hooks(_signs if self.config.signed else None, after_step, self.when_flat)
+
+    def lower(self, step: int, optimiser: torch.optim.Optimizer) -> None:
+        """Lower the learning rates at the paper's milestones, unless they are that low already."""
         passed = sum(step + 1 >= int(self.config.iterations * part) for part in _DECAYS)
         for group in optimiser.param_groups:
             first = group.setdefault("initial_lr", group["lr"])
@@ -89,3 +89,9 @@ class InvertingGradients(MatchingAttack):
             return False
         group["lr"] *= 0.1
         return True
+
+
+def _signs(variables: list[Tensor]) -> None:
+    """Replace the image's gradient by its signs."""
+    if variables[0].grad is not None:
+        variables[0].grad.sign_()

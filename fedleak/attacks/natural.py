@@ -14,28 +14,23 @@ drift between the steps is estimated from the images found so far (fedleak.attac
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.func import vmap
 
 from fedleak.attacks.base import JOINT, AttackConfig, Budget, attacks
 from fedleak.attacks.images.coordinates import Coordinates, FrequencyCoordinates
 from fedleak.attacks.labels.base import label_rules
-from fedleak.attacks.matching.base import Descent, MatchingAttack, MatchingConfig, descend
-from fedleak.attacks.matching.rounds import Try
-from fedleak.attacks.matching.unknowns import Unknowns
+from fedleak.attacks.matching.base import Descent, Guess, MatchingAttack, MatchingConfig, Try
 from fedleak.attacks.matching.whitening import whitening
 from fedleak.attacks.victims.base import Victim
 from fedleak.attacks.victims.mean_point import LocalVictim, Order
 from fedleak.modalities.image import InputSpec
 from fedleak.observation import Observation
-from fedleak.seeding import Seed
 
 
 class NaturalConfig(MatchingConfig):
@@ -110,125 +105,87 @@ class Natural(MatchingAttack):
             line_search_fn="strong_wolfe",
         )
 
-    def minimise(self, victim: Victim, unknowns: Unknowns, seed: Seed, budget: Budget) -> Descent:
+    def loss(self, guess: Guess) -> Tensor:
+        """Return the distance of whitened gradients, the box, and the natural image's prior, which :meth:`minimise` weighs."""
+        *weights, penalty = guess.data
+        distance = self.distance(_product(weights, guess.gradient), _product(weights, guess.observed))
+        return distance + self.prior(guess.pixels) + penalty * guess.image.square().mean() + guess.victim.penalty()
+
+    def minimise(self, tries: Sequence[Try], clock: Budget) -> list[Descent]:
         """Descend once for each stage, each from the best point of the one before; keep an order of local steps that pays."""
-        weights = whitening(
-            victim, self._targets(victim, unknowns), self.config.samples, self.config.floor, seed.derive("whitening")
-        )
-        # What the counters know is of the whole update, not of the single steps that drift is retraced by.
-        local = victim if isinstance(victim, LocalVictim) and not victim.counters else None
-        kept = drift = local.no_drift(seed.derive("order").generator()) if local else None
-        course, begun, observed, tried = Descent(), budget.spent, victim.observed, set[Order]()
-        penalties = self._penalties(self.config.local_stages if local else self.config.stages)
-        noise = victim.noise()
-        for stage, penalty in enumerate(penalties):
-            if local and kept and stage:
-                guess = victim.input.normalize(unknowns.pixels.detach()), self._targets(victim, unknowns)
-                drift = local.drift(guess, weights, kept, tried, 4 * stage <= 3 * len(penalties), budget)
-                observed = [value - moved for value, moved in zip(victim.observed, drift.values, strict=True)]
-                tried.add(drift.order)
-            share = (stage + 1) / len(penalties)
-            trusted, pull = _at_noise(weights, noise, penalty, unknowns.image.numel())
-            part = descend(
-                partial(self._loss, victim, unknowns, trusted, observed, pull),
-                unknowns.variables,
-                self.optimiser(unknowns.variables),
-                self.config.model_copy(update={"iterations": round(share * self.config.iterations) - course.iterations}),
-                _part(budget, begun, share, course.iterations),
-                scale=self.loss_scale,
-            )
-            course.initial = part.initial if stage == 0 else course.initial
-            course.iterations += part.iterations
-            course.stop_reason = part.stop_reason
-            changed = len(tried) > 1 and drift and kept and drift.order != kept.order
-            if part.loss < course.loss or not changed:
-                course.best, course.loss, kept = part.best, part.loss, drift
-            if not course.best:
-                break
-            with torch.no_grad():
-                for variable, best in zip(unknowns.variables, course.best, strict=True):
-                    variable.copy_(best)
-        return course
-
-    def gains(self, victim: Victim, observations: int) -> bool:
-        """Whether gradients can go together, and are faster so; soft labels change the whitening, and go one by one."""
-        return self.config.labels != JOINT and super().gains(victim, observations)
-
-    def minimise_together(self, tries: Sequence[Try], clock: Budget) -> list[Descent]:
-        """Do the stages of :meth:`minimise` for many gradients, in step."""
-        loss_of, data = self._losses(tries)
-        courses, begun, working = [Descent() for _ in tries], clock.spent, list(range(len(tries)))
-        penalties = self._penalties(self.config.stages)
+        working = staged = [_Staged(self.config, one) for one in tries]
+        config, begun = self.config, clock.spent
+        first, last = math.log(config.penalty), math.log(config.penalty_end)
+        penalties = torch.linspace(first, last, config.local_stages if staged[0].local else config.stages).exp().tolist()
         for stage, penalty in enumerate(penalties):
             share = (stage + 1) / len(penalties)
-            limits = [round(share * self.config.iterations) - courses[at].iterations for at in working]
-            last = stage == len(penalties) - 1
-            for at in working:
-                tries[at].course = Descent()
-            told = [
-                replace(
-                    tries[at],
-                    budget=_part(tries[at].budget, 0.0, 1.0, courses[at].iterations),
-                    earlier=tries[at].earlier if last else [],
-                )
-                for at in working
-            ]
-            parts = self.descend_together(
-                told,
-                partial(loss_of, penalty),
-                [value[working] for value in data],
-                _part(clock, begun, share, 0),
-                limits,
+            for one in working:
+                if stage:
+                    one.retrace(4 * stage <= 3 * len(penalties), clock)
+            parts = self.descend(
+                [one.at(stage == len(penalties) - 1) for one in working],
+                replace(clock, seconds=None if clock.seconds is None else begun + share * (clock.seconds - begun)),
+                [one.data(penalty) for one in working],
+                observed=[one.observed for one in working],
+                iterations=[round(share * config.iterations) - one.course.iterations for one in working],
             )
-            for at, part in zip(working, parts, strict=True):
-                course = courses[at]
-                course.initial = part.initial if stage == 0 else course.initial
-                course.iterations += part.iterations
-                course.best, course.loss, course.stop_reason = part.best, part.loss, part.stop_reason
-                if part.best:
-                    with torch.no_grad():
-                        tries[at].unknowns.image.copy_(part.best[0])
-            working = [at for at in working if courses[at].best]
+            for one, part in zip(working, parts, strict=True):
+                one.take(part, stage == 0)
+            working = [one for one in working if one.course.best]
             if not working:
                 break
-        return courses
+        return [one.course for one in staged]
 
-    def _losses(self, tries: Sequence[Try]) -> tuple[Callable[[float, list[Tensor], list[Tensor]], Tensor], list[Tensor]]:
-        victim, coordinates = tries[0].victim, tries[0].unknowns.coordinates
-        classes, count = victim.input.num_classes, len(victim.observed)
-        weights = [
-            whitening(
-                one.victim, one.unknowns.targets(classes), self.config.samples, self.config.floor, one.seed.derive("whitening")
-            )
-            for one in tries
-        ]
-        stacked = [torch.stack(values) for values in zip(*weights, strict=True)]
-        *observed, targets = self.data(tries)
 
-        def loss_of(penalty: float, variables: list[Tensor], data: list[Tensor]) -> Tensor:
-            weights, observed, targets = data[:count], data[count:-1], data[-1]
-            pixels = vmap(coordinates.decode)(variables[0])
-            guessed = victim.gradients(victim.input.normalize(pixels.flatten(0, 1)).view_as(pixels), targets)
-            distance = vmap(self.distance)(_product(weights, guessed), observed)
-            return distance + vmap(self.prior)(pixels) + penalty * variables[0].square().mean((1, 2, 3, 4))
+class _Staged:
+    """One start on its way through the stages: its whitening, its course, and the drift between its local steps, if any."""
 
-        return loss_of, [*stacked, *_product(stacked, observed), targets]
+    def __init__(self, config: NaturalConfig, one: Try) -> None:
+        self._one, victim = one, one.victim
+        targets = one.unknowns.targets(victim.input.num_classes).detach()
+        self._weights = whitening(victim, targets, config.samples, config.floor, one.seed.derive("whitening"))
+        self._noise = victim.noise()
+        self.observed: Sequence[Tensor] = victim.observed
+        self.course = Descent()
+        # What the counters know is of the whole update, not of the single steps that drift is retraced by.
+        self.local = victim if isinstance(victim, LocalVictim) and not victim.counters else None
+        self._kept = self._drift = self.local.no_drift(one.seed.derive("order").generator()) if self.local else None
+        self._tried = set[Order]()
 
-    def _targets(self, victim: Victim, unknowns: Unknowns) -> Tensor:
-        return unknowns.targets(victim.input.num_classes).detach()
+    def retrace(self, search: bool, clock: Budget) -> None:
+        """Correct what is observed by the drift that the images found so far tell of; ``search`` for another order too."""
+        if not self.local or not self._kept:
+            return
+        unknowns, victim = self._one.unknowns, self._one.victim
+        guess = victim.input.normalize(unknowns.pixels.detach()), unknowns.targets(victim.input.num_classes).detach()
+        self._drift = self.local.drift(guess, self._weights, self._kept, self._tried, search, clock)
+        self.observed = [value - moved for value, moved in zip(victim.observed, self._drift.values, strict=True)]
+        self._tried.add(self._drift.order)
 
-    def _loss(
-        self, victim: Victim, unknowns: Unknowns, weights: Sequence[Tensor], observed: Sequence[Tensor], penalty: float
-    ) -> Tensor:
-        pixels = unknowns.pixels
-        guessed = victim.gradient(victim.input.normalize(pixels), unknowns.targets(victim.input.num_classes))
-        guessed = victim.compared(guessed, observed)
-        distance = self.distance(_product(weights, guessed), _product(weights, observed))
-        return distance + self.prior(pixels) + penalty * unknowns.image.square().mean() + victim.penalty()
+    def at(self, last: bool) -> Try:
+        """Return the start of the next stage; only in the last one can an earlier restart make it needless."""
+        self._one.course = Descent()
+        told = replace(self._one.budget, done=self.course.iterations)
+        return replace(self._one, budget=told, earlier=self._one.earlier if last else [])
 
-    def _penalties(self, stages: int) -> list[float]:
-        first, last = math.log(self.config.penalty), math.log(self.config.penalty_end)
-        return torch.linspace(first, last, stages).exp().tolist()
+    def data(self, penalty: float) -> list[Tensor]:
+        """Return a stage's weights and penalty."""
+        image = self._one.unknowns.image
+        weights, pull = _at_noise(self._weights, self._noise, penalty, image.numel())
+        return [*weights, torch.tensor(pull).to(image)]
+
+    def take(self, part: Descent, first: bool) -> None:
+        """Go on from where a stage has ended, unless another order of the steps did not pay."""
+        course = self.course
+        course.initial = part.initial if first else course.initial
+        course.iterations += part.iterations
+        course.stop_reason = part.stop_reason
+        changed = len(self._tried) > 1 and self._drift and self._kept and self._drift.order != self._kept.order
+        if part.loss < course.loss or not changed:
+            course.best, course.loss, self._kept = part.best, part.loss, self._drift
+        with torch.no_grad():
+            for variable, best in zip(self._one.unknowns.variables, course.best or self._one.unknowns.variables, strict=True):
+                variable.copy_(best)
 
 
 def _at_noise(
@@ -252,13 +209,3 @@ def _at_noise(
 
 def _product(weights: Sequence[Tensor], values: Sequence[Tensor]) -> list[Tensor]:
     return [weight * value for weight, value in zip(weights, values, strict=True)]
-
-
-def _part(budget: Budget, begun: float, share: float, done: int) -> Budget:
-    """Return the budget that ends at a share of what was left after ``begun`` seconds; it counts on from ``done`` iterations."""
-    tell = budget.on_progress
-    return replace(
-        budget,
-        seconds=None if budget.seconds is None else begun + share * (budget.seconds - begun),
-        on_progress=None if tell is None else lambda at: tell(replace(at, iteration=at.iteration + done)),
-    )

@@ -16,20 +16,16 @@ iterations are not the paper's, whose values we do not know; the distance is rel
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedleak.attacks.base import AttackConfig, Budget, attacks
+from fedleak.attacks.base import AttackConfig, attacks
 from fedleak.attacks.images.priors import total_variation
-from fedleak.attacks.matching.base import Descent, MatchingAttack, MatchingConfig, descend
+from fedleak.attacks.matching.base import Guess, Hooks, MatchingAttack, MatchingConfig, Try
 from fedleak.attacks.matching.objectives import largest, select, squared_distance
-from fedleak.attacks.matching.unknowns import Unknowns
-from fedleak.attacks.victims.base import Victim
-from fedleak.seeding import Seed
 
 
 class FedLeakConfig(MatchingConfig):
@@ -95,30 +91,26 @@ class FedLeak(MatchingAttack):
         """Return Adam."""
         return torch.optim.Adam(variables, lr=self.config.learning_rate)
 
-    def after_step(self, step: int, optimiser: torch.optim.Optimizer, unknowns: Unknowns) -> None:
-        """Project onto the box."""
-        if self.config.boxed:
-            with torch.no_grad():
-                unknowns.image.copy_(unknowns.coordinates.encode(unknowns.pixels.clamp(0, 1)))
+    def data(self, one: Try) -> list[Tensor]:
+        """Return the places of the entries that are matched, by parameter."""
+        return largest(one.victim.observed, self.config.ratio)
 
-    def minimise(self, victim: Victim, unknowns: Unknowns, seed: Seed, budget: Budget) -> Descent:
-        """Descend on the part of the gradient that is matched, each step mixed with the gradient ahead."""
-        chosen = largest(victim.observed, self.config.ratio)
-        observed = select(victim.observed, chosen)
-        variables, optimiser = unknowns.variables, self.optimiser(unknowns.variables)
-        loss_of = partial(self._loss, victim, unknowns, chosen, observed)
-        return descend(
-            loss_of,
-            variables,
-            optimiser,
-            self.config,
-            budget,
-            edit_gradient=lambda: regularise(loss_of, variables, self.config.radius, self.config.regularisation),
-            after_step=lambda step: self.after_step(step, optimiser, unknowns),
-        )
+    def loss(self, guess: Guess) -> Tensor:
+        """Return the distance of the entries that are matched, and the prior."""
+        guessed, observed = select(guess.gradient, guess.data), select(guess.observed, guess.data)
+        return self.distance(guessed, observed) + self.prior(guess.pixels) + guess.victim.penalty()
 
-    def _loss(self, victim: Victim, unknowns: Unknowns, chosen: Sequence[Tensor], observed: Sequence[Tensor]) -> Tensor:
-        pixels = unknowns.pixels
-        guessed = victim.gradient(victim.input.normalize(pixels), unknowns.targets(victim.input.num_classes))
-        guessed = select(victim.compared(guessed, victim.observed), chosen)
-        return self.distance(guessed, observed) + self.prior(pixels) + victim.penalty()
+    def hooks(self, one: Try) -> Hooks:
+        """Mix each step with the gradient ahead, and project onto the box."""
+        losses, given = self.losses(one), self.rows([one], [self.data(one)])
+
+        def edit_gradient(variables: list[Tensor]) -> None:
+            def loss_of() -> Tensor:
+                return losses([variable[None] for variable in variables], given)[0]
+
+            regularise(loss_of, variables, self.config.radius, self.config.regularisation)
+
+        def after_step(step: int, variables: list[Tensor], optimiser: torch.optim.Optimizer) -> None:
+            one.unknowns.box(variables[0])
+
+        return Hooks(edit_gradient, after_step if self.config.boxed else None)

@@ -16,20 +16,19 @@ nothing there; signed Adam with rate 0.1, on the first four, 11.6; mean image 11
 from __future__ import annotations
 
 import copy
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedleak.attacks.base import AttackConfig, Budget, attacks
+from fedleak.attacks.base import AttackConfig, attacks
 from fedleak.attacks.inverting_gradients import InvertingGradients, InvertingGradientsConfig
-from fedleak.attacks.matching.base import Descent, descend
-from fedleak.attacks.matching.unknowns import Unknowns
+from fedleak.attacks.matching.base import Hooks, Try
 from fedleak.attacks.victims.base import Victim
 from fedleak.observation import Observation
-from fedleak.seeding import Seed
 
 
 class SurrogateVictim(Victim):
@@ -45,15 +44,35 @@ class SurrogateVictim(Victim):
         Where to compute.
     dtype : torch.dtype
         Precision to compute in.
+    way : float
+        Where the search starts, in [0, 1].
     """
 
-    def __init__(self, model: nn.Module, observation: Observation, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: nn.Module, observation: Observation, device: torch.device, dtype: torch.dtype, way: float = 0.5
+    ) -> None:
         super().__init__(model, observation, device, dtype)
+        self._first = way
+        self._way: Tensor | None = None
         self._received = {name: observation.update[name].detach().to(device, dtype) for name in observation.parameters}
+
+    def start(self, generator: torch.Generator) -> list[Tensor]:
+        """Return the share of the way where the search starts."""
+        return [torch.full((), self._first).to(self.observed[0]).requires_grad_()]
+
+    def take(self, others: Sequence[Tensor]) -> None:
+        """Use this share of the way from now on."""
+        [self._way] = others
+
+    def gradient(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
+        """Return the gradient at the share of the way in use; at the parameters themselves before there is one."""
+        at = self if self._way is None else self.between(self._way)
+        return Victim.gradient(at, inputs, targets)
 
     def between(self, way: Tensor) -> Victim:
         """Return the network at a share of the way, scalar in [0, 1], from the weights sent; differentiable in the share."""
         other = copy.copy(self)
+        other._way = None
         other.parameters = {name: torch.lerp(value, self._received[name], way) for name, value in self.parameters.items()}
         return other
 
@@ -85,32 +104,24 @@ class SurrogateModel(InvertingGradients):
         """Return the network between the two weights, or at those sent for a single step."""
         if observation.kind == "gradient" or observation.local is None or observation.local.steps == 1:
             return super().victim(observation, model, device)
-        return SurrogateVictim(model, observation, device, self.precision)
+        return SurrogateVictim(model, observation, device, self.precision, self.config.way)
 
-    def minimise(self, victim: Victim, unknowns: Unknowns, seed: Seed, budget: Budget) -> Descent:
-        """Descend over the images and the place of the surrogate together."""
-        if not isinstance(victim, SurrogateVictim):
-            return super().minimise(victim, unknowns, seed, budget)
-        way = torch.full((), self.config.way).to(unknowns.image).requires_grad_()
-        optimiser = self.optimiser(unknowns.variables)
-        optimiser.add_param_group({"params": [way], "lr": self.config.way_rate})
+    def optimiser(self, variables: list[Tensor]) -> torch.optim.Optimizer:
+        """Return Adam, with a learning rate of its own for the place of the surrogate, the one scalar among the variables."""
+        optimiser = super().optimiser([variable for variable in variables if variable.ndim])
+        if ways := [variable for variable in variables if not variable.ndim]:
+            optimiser.add_param_group({"params": ways, "lr": self.config.way_rate})
+        return optimiser
 
-        def after_step(step: int) -> None:
-            self.after_step(step, optimiser, unknowns)
-            with torch.no_grad():
-                way.clamp_(0, 1)
+    def hooks(self, one: Try) -> Hooks:
+        """Return those of Inverting Gradients, and keep the place between its ends."""
+        hooks = super().hooks(one)
 
-        return descend(
-            partial(self._loss, victim, unknowns, way),
-            [*unknowns.variables, way],
-            optimiser,
-            self.config,
-            budget,
-            edit_gradient=lambda: self.edit_gradient(unknowns.variables),
-            after_step=after_step,
-        )
+        def after_step(step: int, variables: list[Tensor], optimiser: torch.optim.Optimizer) -> None:
+            assert hooks.after_step is not None
+            hooks.after_step(step, variables, optimiser)
+            if one.unknowns.others:
+                with torch.no_grad():
+                    variables[-1].clamp_(0, 1)
 
-    def _loss(self, victim: SurrogateVictim, unknowns: Unknowns, way: Tensor) -> Tensor:
-        pixels = unknowns.pixels
-        guessed = victim.between(way).gradient(victim.input.normalize(pixels), unknowns.targets(victim.input.num_classes))
-        return self.distance(guessed, victim.observed) + self.prior(pixels)
+        return replace(hooks, after_step=after_step)

@@ -23,9 +23,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedleak.attacks.base import AttackConfig, Budget, Reconstruction, attacks
-from fedleak.attacks.matching.base import Descent
-from fedleak.attacks.matching.unknowns import Unknowns
+from fedleak.attacks.base import AttackConfig, Budget, attacks
+from fedleak.attacks.matching.base import Descent, Guess, Try, Unknowns
 from fedleak.attacks.natural import Natural, NaturalConfig
 from fedleak.attacks.victims.base import Victim
 from fedleak.attacks.victims.mean_point import steps_of
@@ -55,6 +54,7 @@ class Unrolled(Natural):
 
     name: ClassVar[str] = "unrolled"
     takes_counters: ClassVar[bool] = False
+    one_by_one: ClassVar[bool] = True
     models_local_steps: ClassVar[bool] = True
     Config: ClassVar[type[AttackConfig]] = UnrolledConfig
     config: UnrolledConfig
@@ -65,29 +65,34 @@ class Unrolled(Natural):
             return super().victim(observation, model, device)
         return SimulatedVictim(model, observation, device, self.precision)
 
-    def minimise(self, victim: Victim, unknowns: Unknowns, seed: Seed, budget: Budget) -> Descent:
+    def minimise(self, tries: Sequence[Try], clock: Budget) -> list[Descent]:
         """Find the order of the steps, then descend through them."""
-        if isinstance(victim, SimulatedVictim):
-            order = tuple(range(victim.local.num_examples)) * epochs_of(victim.local)
-            classifier = classifier_of(victim) if self.config.order == "classifier" else None
-            if classifier is not None and unknowns.labels is not None:
-                labels = unknowns.labels.tolist()[: victim.local.num_examples]
-                order = find_order(classifier, labels, victim.local, seed.derive("order"), budget)
-            steps = steps_of(order, victim.local.num_examples, victim.local)
-            victim.steps = with_copies(steps, victim.local) if self.config.copies else steps
-        return super().minimise(victim, unknowns, seed, budget)
+        for one in tries:
+            if isinstance(one.victim, SimulatedVictim):
+                one.victim.steps = self._steps(one.victim, one, clock)
+        return super().minimise(tries, clock)
 
-    def _loss(
-        self, victim: Victim, unknowns: Unknowns, weights: Sequence[Tensor], observed: Sequence[Tensor], penalty: float
-    ) -> Tensor:
-        loss = super()._loss(victim, unknowns, weights, observed, penalty)
-        if not isinstance(victim, SimulatedVictim) or len(unknowns.image) == victim.local.num_examples:
+    def _steps(self, victim: SimulatedVictim, one: Try, clock: Budget) -> list[list[int]]:
+        local = victim.local
+        order = tuple(range(local.num_examples)) * epochs_of(local)
+        classifier = classifier_of(victim) if self.config.order == "classifier" else None
+        if classifier is not None and one.unknowns.labels is not None:
+            labels = one.unknowns.labels.tolist()[: local.num_examples]
+            order = find_order(classifier, labels, local, one.seed.derive("order"), clock)
+        steps = steps_of(order, local.num_examples, local)
+        return with_copies(steps, local) if self.config.copies else steps
+
+    def loss(self, guess: Guess) -> Tensor:
+        """Add to ``natural``'s loss how much the epochs' copies differ."""
+        loss, victim = super().loss(guess), guess.victim
+        if not isinstance(victim, SimulatedVictim) or len(guess.pixels) == victim.local.num_examples:
             return loss
-        epochs = unknowns.pixels.reshape(-1, victim.local.num_examples, *victim.input.shape)
+        epochs = guess.pixels.reshape(-1, victim.local.num_examples, *victim.input.shape)
         return loss + self.config.prior * epoch_difference(epochs, self.config.pool, self.config.features)
 
-    def _unknowns(self, observation: Observation, labels: tuple[int, ...] | None, seed: Seed, device: torch.device) -> Unknowns:
-        unknowns = super()._unknowns(observation, labels, seed, device)
+    def unknowns(self, observation: Observation, labels: tuple[int, ...] | None, seed: Seed, device: torch.device) -> Unknowns:
+        """Return the start, with images of its own for each epoch where the configuration asks for copies."""
+        unknowns = super().unknowns(observation, labels, seed, device)
         local = observation.local
         if not self.config.copies or observation.kind == "gradient" or local is None or epochs_of(local) == 1:
             return unknowns
@@ -97,16 +102,13 @@ class Unrolled(Natural):
         unknowns.labels = unknowns.labels.repeat(epochs_of(local))
         return unknowns
 
-    def reconstruct(
-        self, observation: Observation, model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget
-    ) -> Reconstruction:
-        """Descend from each start in turn, and join the copies."""
-        result = super().reconstruct(observation, model, rng=rng, device=device, budget=budget)
-        count = observation.batch_size
-        if result.images is None or len(result.images) == count:
-            return result
-        joined = join_copies(result.images.reshape(-1, count, *result.images.shape[1:]))
-        return Reconstruction(**{**vars(result), "images": joined, "labels": (result.labels or ())[:count]})
+    def rebuilt(self, victim: Victim, unknowns: Unknowns, best: Sequence[Tensor]) -> tuple[Tensor, tuple[int, ...]]:
+        """Return the images and labels, the copies joined."""
+        images, labels = super().rebuilt(victim, unknowns, best)
+        count = victim.local.num_examples if isinstance(victim, SimulatedVictim) else len(images)
+        if len(images) == count:
+            return images, labels
+        return join_copies(images.reshape(-1, count, *images.shape[1:])), labels[:count]
 
 
 def epoch_difference(epochs: Tensor, pool: str = "mean", features: str = "pixels") -> Tensor:

@@ -60,6 +60,8 @@ def test_one_result_for_each_observation_or_an_error(case):
     observation, model = case
 
     class Forgetful(Grey):
+        at_once = True
+
         def run(self, observations, model, *, rng, device, budget):
             return []
 

@@ -74,8 +74,8 @@ def test_third_attack_starts_from_the_blend_of_the_first_two_results(model, coor
     first, second = (attack([seen(model, image)], model)[0] for image in images(2))
     assert first.flags == second.flags == ()
     begun = []
-    attack.minimise = lambda victim, unknowns, *rest: (
-        begun.append(unknowns.pixels.detach()) or DLGFB.minimise(attack, victim, unknowns, *rest)
+    attack.minimise = lambda tries, clock: (
+        begun.append(tries[0].unknowns.pixels.detach()) or DLGFB.minimise(attack, tries, clock)
     )
     third = attack([seen(model, images(3)[2])], model)[0]
     assert torch.allclose(begun[0].float(), 0.5 * (first.images + second.images), atol=1e-5)
@@ -93,8 +93,8 @@ def test_only_the_first_of_several_starts_is_fed_back(model):
     starts, results = [], []
     for image in images(3):
         del starts[:]
-        attack.minimise = lambda victim, unknowns, *rest: (
-            starts.append(unknowns.pixels.detach().float()) or DLGFB.minimise(attack, victim, unknowns, *rest)
+        attack.minimise = lambda tries, clock: (
+            starts.append(tries[0].unknowns.pixels.detach().float()) or DLGFB.minimise(attack, tries, clock)
         )
         results += attack([seen(model, image)], model)
     blend = 0.5 * (results[0].images + results[1].images)

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from fedleak.attacks.base import Budget
 from fedleak.attacks.grad_inversion import GradInversion
 from fedleak.attacks.images.coordinates import PixelCoordinates
+from fedleak.attacks.matching.base import Descent, Try, Unknowns
 from fedleak.attacks.matching.objectives import layer_distance
-from fedleak.attacks.matching.unknowns import Unknowns
 from fedleak.attacks.victims.base import Victim
 from fedleak.attacks.victims.batchnorm import batch_statistics
 from fedleak.data.samples import CIFAR10_MEAN, Samples
@@ -61,7 +62,8 @@ def test_loss_of_the_true_batch_is_zero_with_the_batchs_statistics_and_not_with_
         attack = GradInversion(statistics=statistics, tv=0.0, l2=0.0, bn=1.0)
         victim = attack.victim(seen, model, CPU)
         truth = Unknowns(INPUT.normalize(images).requires_grad_(), PixelCoordinates(INPUT), labels=labels)
-        losses[statistics] = float(attack._loss(victim, truth).detach())
+        [one] = [Try(victim, truth, Seed(0), Budget(None, 1))]
+        losses[statistics] = float(attack.losses(one)([truth.image[None]], attack.rows([one], [[]]))[0].detach())
     assert losses["best"] < 1e-3
     assert losses["none"] < 1e-4
     assert losses["running"] > 0.1
@@ -78,9 +80,8 @@ def test_without_the_clients_buffers_the_running_statistics_serve():
     [running] = GradInversion(iterations=3, seeds=1, statistics="running")([seen], model)
     assert torch.equal(results["withheld"].images, running.images)
     assert not torch.equal(results["granted"].images, running.images)
-    attack = GradInversion()
-    attack.victim(seen, model, CPU)
-    assert torch.equal(attack._known["1"].mean, batch_statistics(seen, model)["1"].mean)
+    known = GradInversion().victim(seen, model, CPU)._known
+    assert torch.equal(known["1"].mean, batch_statistics(seen, model)["1"].mean)
 
 
 def test_learning_rate_rises_and_falls_as_a_cosine():
@@ -100,11 +101,8 @@ def test_seeds_start_apart_and_one_of_them_is_returned():
     seen = observe(model, images, labels, input=INPUT)
     few = {"iterations": 30, "group": 0.0, "noise": 0.0}
     attack = GradInversion(seeds=3, **few)
-    kept = {}
-    whole = GradInversion._another
-    attack._another = lambda like, seed: kept.setdefault(seed, whole(attack, like, seed))
     [result] = attack([seen], model, seed=2)
-    members = [member.pixels.detach() for member in kept.values()]
+    members = attack.unknowns(seen, (0,), Seed(2), CPU).others
     assert len(members) == 2
     assert not torch.equal(*members)
     # Without a pull, noise or statistics the first seed is what it is alone, and the best of three is no worse.
@@ -116,19 +114,17 @@ def test_seeds_start_apart_and_one_of_them_is_returned():
 @pytest.mark.parametrize("reach", [0, 2])
 def test_group_pulls_seeds_to_their_consensus(reach):
     generator = torch.Generator().manual_seed(0)
-    members = [
-        Unknowns(torch.randn(1, *INPUT.shape, generator=generator).requires_grad_(), PixelCoordinates(INPUT)) for _ in range(3)
-    ]
+    members = [torch.randn(1, *INPUT.shape, generator=generator).requires_grad_() for _ in range(3)]
     for member in members:
-        member.image.grad = torch.zeros_like(member.image)
+        member.grad = torch.zeros_like(member)
     GradInversion(seeds=3, group=0.5, reach=reach)._pull(members)
-    middle = torch.stack([member.image.detach() for member in members]).mean(0)
+    middle = torch.stack([member.detach() for member in members]).mean(0)
     for member in members:
-        away = member.image.detach() - middle
-        assert float(member.image.grad.norm()) == pytest.approx(0.5, rel=1e-5)
+        away = member.detach() - middle
+        assert float(member.grad.norm()) == pytest.approx(0.5, rel=1e-5)
         if reach == 0:
-            assert torch.allclose(member.image.grad, 0.5 * away / away.norm(), atol=1e-6)
-        assert float((member.image.grad * away).sum()) > 0, "a step against it goes to the mean"
+            assert torch.allclose(member.grad, 0.5 * away / away.norm(), atol=1e-6)
+        assert float((member.grad * away).sum()) > 0, "a step against it goes to the mean"
 
 
 def test_a_stronger_pull_leaves_seeds_nearer_to_each_other():
@@ -137,12 +133,14 @@ def test_a_stronger_pull_leaves_seeds_nearer_to_each_other():
     seen = observe(model, images, labels, input=INPUT)
     spread = {}
     for group in (0.0, 1.0):
-        attack, kept, whole = GradInversion(seeds=2, group=group, iterations=30), [], GradInversion._another
-        attack._another = lambda like, seed, kept=kept, whole=whole, attack=attack: (
-            kept.extend([like, whole(attack, like, seed)]) or kept[1]
-        )
+        attack, kept = GradInversion(seeds=2, group=group, iterations=30), []
+        whole = attack.descend
+        attack.descend = lambda *given, kept=kept, whole=whole, **named: kept.append(whole(*given, **named)[0].best) or [
+            Descent()
+        ]
         attack([seen], model)
-        spread[group] = float((kept[0].image - kept[1].image).detach().norm())
+        [[one, other]] = kept
+        spread[group] = float((one - other).norm())
     assert spread[1.0] < 0.7 * spread[0.0]
 
 

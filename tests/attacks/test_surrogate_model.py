@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 
 from fedleak.attacks.base import Budget
+from fedleak.attacks.matching.base import Try
 from fedleak.attacks.surrogate_model import SurrogateModel, SurrogateVictim
 from fedleak.attacks.victims.base import Victim
 from fedleak.attacks.victims.mean_point import steps_of
@@ -68,15 +69,21 @@ def test_the_loss_tells_which_way_to_go():
     torch.testing.assert_close(slope, wanted.detach(), rtol=1e-4, atol=1e-10)
 
 
+def begun(attack, victim, seen, model):
+    """Return the attack's first start."""
+    unknowns = attack.unknowns(seen, attack.restore_labels(seen, model), Seed(0), CPU)
+    unknowns.others += victim.start(Seed(0).generator())
+    return Try(victim, unknowns, Seed(0), Budget(None, 1))
+
+
 @pytest.mark.parametrize(("way", "rate", "inside"), [(0.5, 1e-2, True), (0.0, 1.0, False), (1.0, 1.0, False), (0.5, 0.0, None)])
 def test_the_share_of_the_way_moves_and_stays_between_its_ends(way, rate, inside):
     seen, model, _, _ = trained()
     attack = SurrogateModel(iterations=6, way=way, way_rate=rate, labels="given")
     victim = attack.victim(seen, model, CPU)
-    unknowns = attack._unknowns(seen, attack.restore_labels(seen, model), Seed(0), CPU)
     found, between = [], victim.between
     victim.between = lambda share: found.append(float(share.detach())) or between(share)
-    attack.minimise(victim, unknowns, Seed(0), Budget(None, 1))
+    attack.minimise([begun(attack, victim, seen, model)], Budget(None, 1))
     assert found[0] == way
     assert all(0 <= share <= 1 for share in found)
     assert (len(set(found)) == 1) == (inside is None)
@@ -97,8 +104,7 @@ def test_both_learning_rates_fall_at_the_milestones():
     optimisers = []
     made = attack.optimiser
     attack.optimiser = lambda variables: optimisers.append(made(variables)) or optimisers[-1]
-    unknowns = attack._unknowns(seen, attack.restore_labels(seen, model), Seed(0), CPU)
-    attack.minimise(attack.victim(seen, model, CPU), unknowns, Seed(0), Budget(None, 1))
+    attack.minimise([begun(attack, attack.victim(seen, model, CPU), seen, model)], Budget(None, 1))
     assert [group["lr"] for group in optimisers[0].param_groups] == pytest.approx([1e-3, 1e-6])
 
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedleak.attacks.base import Attack, Reconstruction, attacks
+from fedleak.attacks.base import Attack, Budget, Reconstruction, attacks
+from fedleak.attacks.matching.base import MatchingAttack
 from fedleak.data.samples import CIFAR10_MEAN, Samples
 from fedleak.errors import AttackError, ParameterError
 from fedleak.modalities.image import InputSpec
@@ -21,6 +22,7 @@ from fedleak.modalities.image.metrics import psnr
 from fedleak.models import build_model
 from fedleak.observation import LocalTraining, Observation, observe
 from fedleak.scenario.schema import Data, Model
+from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 
 NAMES = attacks.names()
@@ -99,7 +101,7 @@ def same(a: Reconstruction, b: Reconstruction) -> bool:
     return equal and replace(a, **timed) == replace(b, **timed)
 
 
-@pytest.mark.parametrize("kind", ["gradient", pytest.param("weights", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["gradient", "weights"])
 @pytest.mark.parametrize("name", NAMES)
 def test_beats_both_baselines_on_a_case_it_should_win(name, kind):
     if kind not in attacks.get(name).kinds:
@@ -124,7 +126,7 @@ def test_makes_nothing_of_pure_noise(name):
     assert build(name)([seen(model, 0)], model)[0].images is not None, "it makes nothing of a true update either"
     gains = []
     for index in range(3):
-        [result] = build(name, 300, budget_seconds=0.25)([noise(seen(model, index), index)], model)
+        [result] = build(name, 300, budget_seconds=0.6)([noise(seen(model, index), index)], model)
         assert result.images is not None or result.error
         gains.append(quality(result, index) - grey(index) if result.images is not None else 0.0)
     # A flat image of another grey than the mean image's can be nearer to one image by chance, not to several.
@@ -157,6 +159,18 @@ def test_same_seed_gives_the_same_whatever_the_global_generators(name):
             found += build(name)([observation], model, seed=7)
             assert torch.equal(torch.get_rng_state(), state), "the global generator was drawn from"
     assert same(*found)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if issubclass(attacks.get(name), MatchingAttack)])
+def test_gradient_matching_gives_the_same_alone_and_in_a_round_of_one(name):
+    model = network(name)
+    observation = seen(model, 2, client=3, round=2)
+    [of_round] = build(name)([observation], model, seed=7)
+    budget = Budget(None, 2)
+    budget.begin(name, observation)
+    seed = Seed(7).derive(name, 2, 3)
+    alone = build(name).reconstruct(observation, model, rng=seed, device=torch.device("cpu"), budget=budget)
+    assert same(replace(alone, round=2, client=3, attack=name), of_round)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -98,6 +98,7 @@ def attack(plugin: Register) -> Callable[[Callable[..., Any]], str]:
     def make(run_: Callable[..., Any]) -> str:
         class Odd(Attack):
             name: ClassVar[str] = "odd"
+            at_once: ClassVar[bool] = True
 
             def run(self, observations: Any, model: Any, *, rng: Any, device: Any, budget: Any) -> Any:
                 return run_(observations, model)

@@ -51,7 +51,6 @@ CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     ),
     "labels granted": ({"threat": {"preset": "labels-known"}}, [{"name": "mmse", "labels": "given", **SMALL}]),
 }
-QUICK = {"one by one", "by round", "a stream", "rounds remembered"}
 
 
 class Here:
@@ -81,7 +80,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> type[Here]:
     return Here
 
 
-@pytest.mark.parametrize("case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
+@pytest.mark.parametrize("case", CASES)
 def test_spread_gives_what_one_process_gives(
     build: Build, pair: Callable[..., tuple[Path, Path]], here: type[Here], facts: Facts, case: str
 ) -> None:
@@ -149,6 +148,7 @@ def test_what_could_not_be_shown_to_an_attack_is_kept_as_in_one_process(
     class Forgetful(Attack):
         name: ClassVar[str] = "forgetful"
         broken: ClassVar[bool] = True
+        remembers = True
 
         def remember(self, observations: Any) -> None:
             if Forgetful.broken and observations[0].round != 2:

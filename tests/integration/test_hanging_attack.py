@@ -105,6 +105,7 @@ def test_a_limit_that_is_not_reached_changes_no_number(build: Build, start: Star
 def test_an_attack_that_hangs_when_it_is_shown_a_round_is_told(build: Build, start: Start, plugin: Register) -> None:
     class Remembers(Attack):
         name: ClassVar[str] = "remembers"
+        remembers = True
 
         def remember(self, observations: Any) -> None:
             spin()

@@ -1,4 +1,4 @@
-"""One descent: step an optimiser until the loss has converged or is flat, and keep the lowest own loss."""
+"""What is said of a descent: how long it may go on, what is done besides stepping, where it begins and how it went."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fedleak.attacks.base import AttackConfig, Budget
 
+_APART = 4  # iterations between the losses that a course is extrapolated from
+
 
 class MatchingConfig(AttackConfig):
     """Parameters of the optimisation loop."""
@@ -19,6 +21,11 @@ class MatchingConfig(AttackConfig):
     tolerance: float = Field(default=1e-9, ge=0, description="stop once the loss is this small: converged")
     patience: int | None = Field(default=50, ge=1, description="stop after so many iterations without progress: flat; or never")
     progress: float = Field(default=1e-3, gt=0, lt=1, description="relative fall of the best loss that counts as progress")
+    stuck: float | None = Field(
+        default=None,
+        gt=0,
+        description="of local steps read as one gradient, stop where the loss slows down to end above this: flat; or never",
+    )
     together: int | None = Field(default=None, ge=1, description="starts in one tensor program at most; by default what fits")
     memory_mb: int = Field(default=1024, ge=1, description="mebibytes that starts taken together may fill, as estimated")
 
@@ -46,92 +53,94 @@ class Descent:
     stop_reason: str = "iterations"
 
 
-def descend(
-    loss_of: Callable[[], Tensor],
-    variables: Sequence[Tensor],
-    optimiser: torch.optim.Optimizer,
-    config: MatchingConfig,
-    budget: Budget,
-    *,
-    scale: float = 1.0,
-    edit_gradient: Callable[[], None] | None = None,
-    after_step: Callable[[int], None] | None = None,
-    when_flat: Callable[[], bool] | None = None,
-) -> Descent:
-    """Minimise ``loss_of()`` over ``variables`` within the budget; keep the best point evaluated, by that loss.
+@dataclass(frozen=True)
+class Hooks:
+    """What is done with one start besides stepping; ``None`` for nothing.
+
+    Attributes
+    ----------
+    edit_gradient : callable, optional
+        Given the variables, changes their gradients before each step, such as to their signs.
+    after_step : callable, optional
+        Given the number of the step just taken, the variables and the optimiser, projects the ones or changes the parameters
+        of the other.
+    when_flat : callable, optional
+        Given the optimiser where the descent would end as flat; it goes on if this returns true, having changed something.
+    """
+
+    edit_gradient: Callable[[list[Tensor]], None] | None = None
+    after_step: Callable[[int, list[Tensor], torch.optim.Optimizer], None] | None = None
+    when_flat: Callable[[torch.optim.Optimizer], bool] | None = None
+
+
+@dataclass
+class Start:
+    """One starting point, and what is done with it besides evaluating.
+
+    Attributes
+    ----------
+    variables : list of Tensor
+        Where it begins; not changed.
+    optimiser : callable
+        Makes the optimiser over the variables that are moved.
+    budget : Budget
+        Told each iteration.
+    iterations : int
+        At most.
+    hooks : Hooks
+        What is done besides.
+    stuck : float, optional
+        End as flat where the loss slows down so that it ends above this.
+    ended : callable
+        Whether another start has made this one needless.
+    course : Descent
+        Filled in.
+    """
+
+    variables: list[Tensor]
+    optimiser: Callable[[list[Tensor]], torch.optim.Optimizer]
+    budget: Budget
+    iterations: int
+    hooks: Hooks = field(default_factory=Hooks)
+    stuck: float | None = None
+    ended: Callable[[], bool] = lambda: False
+    course: Descent = field(default_factory=Descent)
+
+
+def slows_down_above(level: float, trail: Sequence[float]) -> bool:
+    """Return whether a loss falls ever more slowly, so that it can be foreseen to end above a level.
+
+    Formula: limit = c (c / b)^(r / (1 - r)), r = log(c / b) / log(b / a) in [0, 1), the losses a, b, c equally far apart: the
+    limit of a loss whose logarithm's falls shrink by the factor r each time (Aitken's)
 
     Parameters
     ----------
-    loss_of : callable
-        Returns the scalar loss at the variables' present values.
-    variables : sequence of Tensor
-        Leaves that require gradients; moved in place.
-    optimiser : Optimizer
-        Over ``variables``; it is stepped with a closure.
-    scale : float
-        The optimiser is given the loss times this; losses are reported without it.
-    edit_gradient : callable, optional
-        Changes the variables' gradients before each step (such as taking signs).
-    after_step : callable, optional
-        Given the number of the step just taken, projects the variables or changes learning rates.
-    when_flat : callable, optional
-        Asked where the descent would end as flat; it goes on if this returns true, having changed something.
+    level : float
+        Which.
+    trail : sequence of float
+        The lowest loss after each iteration, so far.
     """
-    course = Descent()
-    marker, since = math.inf, 0  # the loss that the next progress is measured from, and how long ago it was reached
-
-    def evaluate() -> Tensor:
-        loss = loss_of()
-        value = float(loss.detach())
-        if value < course.loss:
-            course.best, course.loss = [variable.detach().clone() for variable in variables], value
-            course.initial = course.initial if math.isfinite(course.initial) else value
-        return loss
-
-    def closure() -> Tensor:
-        # A line search evaluates many times in one step and must not outlive the budget, but there must be an iterate.
-        if course.best and budget.exhausted:
-            raise _BudgetSpent
-        optimiser.zero_grad(set_to_none=True)
-        loss = scale * evaluate()
-        gradients = torch.autograd.grad(loss, list(variables))
-        for variable, gradient in zip(variables, gradients, strict=True):
-            variable.grad = gradient
-        if edit_gradient is not None:
-            edit_gradient()
-        return loss.detach()
-
-    for iteration in range(config.iterations + 1):
-        last = iteration == config.iterations
-        try:
-            loss = float(evaluate().detach()) if last else float(optimiser.step(closure)) / scale  # type: ignore[arg-type]
-        except _BudgetSpent:
-            course.stop_reason = "budget"
-            break
-        if not math.isfinite(loss):
-            course.stop_reason = "non-finite"
-            break
-        course.iterations += not last
-        since = 0 if course.loss < (1 - config.progress) * marker else since + 1
-        marker = course.loss if since == 0 else marker
-        budget.tick(iteration, loss)
-        reason = end_reason(course.loss, since, budget, config)
-        if reason == "flat" and when_flat is not None and when_flat():
-            since, reason = 0, None
-        if reason:
-            course.stop_reason = reason
-            break
-        if not last and after_step is not None:
-            after_step(iteration)
-    return course
-
-
-class _BudgetSpent(Exception):
-    """Leaves an optimiser's step in the middle."""
+    if len(trail) <= 2 * _APART or not trail[-1] > level:
+        return False
+    first, middle, last = (math.log(trail[-1 - back * _APART]) for back in (2, 1, 0))
+    before, now = first - middle, middle - last
+    return 0 <= now < before and last - now * now / (before - now) > math.log(level)
 
 
 def end_reason(loss: float, since: int, budget: Budget, config: MatchingConfig) -> str | None:
-    """Return why a descent ends here, if it does."""
+    """Return why a descent ends here, if it does.
+
+    Parameters
+    ----------
+    loss : float
+        The lowest so far.
+    since : int
+        Iterations since the last progress.
+    budget : Budget
+        Ends it when it is spent.
+    config : MatchingConfig
+        Tolerance and patience.
+    """
     if loss <= config.tolerance:
         return "converged"
     if config.patience is not None and since >= config.patience:

@@ -1,60 +1,24 @@
-"""Many descents of the same form in one tensor program: each start keeps its own step, best point, patience and end.
+"""Descents of the same form in one tensor program: each start keeps its own step, best point, patience and end.
 
-The loss is evaluated at one point of every start at once. Starts that have ended are left out as soon as a quarter has.
+The loss is evaluated at one point of every start at once. One start by itself is stepped by its optimiser, whichever that is;
+of many, the steps are those that PyTorch's Adam or L-BFGS would take with each. Starts that have ended are left out as soon as
+a quarter has.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fedleak.attacks.base import Budget
-from fedleak.attacks.matching.descent import Descent, MatchingConfig, end_reason
+from fedleak.attacks.matching.descent import Descent, MatchingConfig, Start, end_reason, slows_down_above
 from fedleak.attacks.matching.lbfgs import History, line_search
 
 Loss = Callable[[list[Tensor], list[Tensor]], Tensor]
 """From variables (N, ...) and data (N, ...), each with one row for each start, to losses (N,)."""
-
-
-@dataclass
-class Start:
-    """One starting point, and what is done with it besides evaluating.
-
-    Attributes
-    ----------
-    variables : list of Tensor
-        Where it begins.
-    optimiser : Optimizer
-        Gives the parameters of its steps; it is not stepped itself.
-    budget : Budget
-        Told each iteration.
-    iterations : int
-        At most.
-    edit_gradient : callable, optional
-        Given the variables, changes their gradients before each step.
-    after_step : callable, optional
-        Given the step's number and the variables, changes them, or the optimiser's parameters.
-    when_flat : callable, optional
-        As in :func:`~fedleak.attacks.matching.descent.descend`.
-    ended : callable, optional
-        Whether another start has made this one needless.
-    """
-
-    variables: list[Tensor]
-    optimiser: torch.optim.Optimizer
-    budget: Budget
-    iterations: int
-    edit_gradient: Callable[[list[Tensor]], None] | None = None
-    after_step: Callable[[int, list[Tensor]], None] | None = None
-    when_flat: Callable[[], bool] | None = None
-    ended: Callable[[], bool] = lambda: False
-    course: Descent = field(default_factory=Descent)
-    marker: float = math.inf
-    since: int = 0
 
 
 def known(optimiser: torch.optim.Optimizer) -> bool:
@@ -69,17 +33,17 @@ def known(optimiser: torch.optim.Optimizer) -> bool:
     return type(optimiser) is torch.optim.Adam and plain
 
 
-def descend_together(
+def descend(
     loss_of: Loss, starts: Sequence[Start], data: Sequence[Tensor], config: MatchingConfig, clock: Budget, *, scale: float = 1.0
 ) -> list[Descent]:
-    """Minimise the losses of all starts; for each it does what :func:`~fedleak.attacks.matching.descent.descend` does alone.
+    """Minimise the losses of all starts within the budget; keep each start's best point evaluated, by that loss.
 
     Parameters
     ----------
     loss_of : callable
         Returns the losses (N,) of variables and data.
     starts : sequence of Start
-        With variables of equal shapes, and optimisers of one kind that is :func:`known`.
+        With variables of equal shapes; of more than one, the optimisers are of one kind that is :func:`known`.
     data : sequence of Tensor
         (N, ...) each: what else the losses depend on, one row for each start.
     config : MatchingConfig
@@ -87,7 +51,7 @@ def descend_together(
     clock : Budget
         Ends all starts.
     scale : float
-        The optimiser is given the losses times this.
+        The optimiser is given the losses times this; losses are reported without it.
 
     Returns
     -------
@@ -96,7 +60,12 @@ def descend_together(
     """
     program = _Program(loss_of, starts, data, config, clock, scale)
     with torch.no_grad():
-        (_quasi_newton if isinstance(starts[0].optimiser, torch.optim.LBFGS) else _adam)(program)
+        if len(starts) == 1:
+            _single(program)
+        elif isinstance(program.optimisers[0], torch.optim.LBFGS):
+            _quasi_newton(program)
+        else:
+            _adam(program)
     for start in starts:
         start.course.best = program.best_of(start)
     return [start.course for start in starts]
@@ -110,15 +79,21 @@ class _Program:
     ) -> None:
         self._loss_of, self._config, self._clock, self.scale = loss_of, config, clock, scale
         self.starts = list(starts)
+        self._marker = [math.inf] * len(starts)  # the loss that the next progress is measured from
+        self._since = [0] * len(starts)  # and how many iterations ago it was reached
+        self._trails: list[list[float]] = [[] for _ in starts]
         self._data = list(data)
         self._shapes = [tuple(value.shape) for value in starts[0].variables]
         self.points = torch.stack([torch.cat([value.detach().flatten() for value in s.variables]) for s in starts])
         self.gradients = torch.zeros_like(self.points)
+        self.losses = self.points.new_zeros(len(starts))
         self._best = self.points.clone()
         self._lowest = torch.full((len(starts),), math.inf, dtype=torch.float64, device=self.points.device)
         self._kept: dict[int, Tensor] = {}
         self.over = [False] * len(starts)
         self.rounds = 0
+        self.moved = [self.variables(row) for row in range(len(starts))]
+        self.optimisers = [start.optimiser(moved) for start, moved in zip(starts, self.moved, strict=True)]
 
     @property
     def out_of_time(self) -> bool:
@@ -129,19 +104,19 @@ class _Program:
         """Return flat points (..., D) as views of the variables' shapes."""
         sizes = [math.prod(shape) for shape in self._shapes]
         parts = torch.split(points, sizes, -1)
-        return [part.view(*part.shape[:-1], *shape) for part, shape in zip(parts, self._shapes, strict=True)]
+        return [part.view((*part.shape[:-1], *shape)) for part, shape in zip(parts, self._shapes, strict=True)]
 
-    def evaluate(self, points: Tensor) -> list[float]:
+    def evaluate(self, points: Tensor, differentiate: bool = True) -> list[float]:
         """Return the losses at the rows of ``points``, keep their gradients, and remember the best points."""
         with torch.enable_grad():
             leaf = points.detach().requires_grad_()
             losses = self._loss_of(self.split(leaf), self._data)
-            (gradients,) = torch.autograd.grad(self.scale * losses.sum(), leaf)
-        losses = losses.detach()
+            if differentiate:
+                (self.gradients,) = torch.autograd.grad(self.scale * losses.sum(), leaf)
+        self.losses = losses = losses.detach()
         better = losses < self._lowest
         self._best = torch.where(better[:, None], points, self._best)
         self._lowest = torch.where(better, losses.double(), self._lowest)
-        self.gradients = gradients
         values: list[float] = losses.tolist()
         for row, (start, value) in enumerate(zip(self.starts, values, strict=True)):
             if self.over[row]:
@@ -149,16 +124,18 @@ class _Program:
             course = start.course
             course.loss = min(value, course.loss) if math.isfinite(value) else course.loss
             course.initial = value if not math.isfinite(course.initial) and math.isfinite(value) else course.initial
-            if start.edit_gradient is not None:
-                start.edit_gradient(self._with_gradients(points, row))
+            if differentiate and start.hooks.edit_gradient is not None:
+                self._edit(start.hooks.edit_gradient, points, row)
         self.rounds += 1
         return values
 
-    def _with_gradients(self, points: Tensor, row: int) -> list[Tensor]:
+    def _edit(self, edit: Callable[[list[Tensor]], None], points: Tensor, row: int) -> None:
         variables = [value.requires_grad_() for value in self.split(points[row].detach())]
         for variable, gradient in zip(variables, self.split(self.gradients[row]), strict=True):
             variable.grad = gradient
-        return variables
+        with torch.enable_grad():
+            edit(variables)
+        self.gradients[row] = torch.cat([v.new_zeros(v.numel()) if v.grad is None else v.grad.flatten() for v in variables])
 
     def variables(self, row: int) -> list[Tensor]:
         """Return one start's variables as views of its point."""
@@ -170,17 +147,27 @@ class _Program:
         if not math.isfinite(loss):
             return self.end(row, "non-finite")
         course.iterations += iteration < start.iterations
-        start.since = 0 if course.loss < (1 - config.progress) * start.marker else start.since + 1
-        start.marker = course.loss if start.since == 0 else start.marker
+        self._since[row] = 0 if course.loss < (1 - config.progress) * self._marker[row] else self._since[row] + 1
+        self._marker[row] = course.loss if self._since[row] == 0 else self._marker[row]
         start.budget.tick(iteration, loss)
-        reason = end_reason(course.loss, start.since, self._clock, config)
-        if reason == "flat" and start.when_flat is not None and start.when_flat():
-            start.since, reason = 0, None
+        self._trails[row].append(course.loss)
+        reason = end_reason(course.loss, self._since[row], self._clock, config)
+        if reason is None and start.stuck is not None and slows_down_above(start.stuck, self._trails[row]):
+            return self.end(row, "flat")
+        when_flat = start.hooks.when_flat
+        if reason == "flat" and when_flat is not None and when_flat(self.optimisers[row]):
+            self._since[row], reason = 0, None
         if reason:
             return self.end(row, reason)
         if start.ended() or iteration == start.iterations:
             return self.end(row, "iterations")
         return False
+
+    def after_step(self, row: int, iteration: int) -> None:
+        """Do what is done after each step; it may change the point and the optimiser's parameters."""
+        hook = self.starts[row].hooks.after_step
+        if hook is not None:
+            hook(iteration, self.variables(row), self.optimisers[row])
 
     def end(self, row: int, reason: str) -> bool:
         """Take one start out; its row stays until enough are out."""
@@ -203,10 +190,42 @@ class _Program:
         at = torch.tensor(rows, device=self.points.device)
         for name in ("points", "gradients", "_best", "_lowest"):
             setattr(self, name, getattr(self, name)[at])
+        for name in ("starts", "optimisers", "_marker", "_since", "_trails"):
+            setattr(self, name, [getattr(self, name)[row] for row in rows])
         self._data = [value[at] for value in self._data]
-        self.starts = [self.starts[row] for row in rows]
         self.over = [False] * len(rows)
         return rows
+
+
+def _single(program: _Program) -> None:
+    """Take one start's steps by its optimiser itself, which is stepped with a closure."""
+    start, optimiser, variables = program.starts[0], program.optimisers[0], program.moved[0]
+
+    def closure() -> Tensor:
+        # A line search evaluates many times in one step and must not outlive the budget, but there must be an iterate.
+        if math.isfinite(start.course.loss) and program.out_of_time:
+            raise _BudgetSpent
+        program.evaluate(program.points)
+        for variable, gradient in zip(variables, program.split(program.gradients[0]), strict=True):
+            variable.grad = gradient
+        return program.scale * program.losses[0]
+
+    for iteration in range(start.iterations + 1):
+        try:
+            if iteration == start.iterations:
+                [loss] = program.evaluate(program.points, differentiate=False)
+            else:
+                loss = float(optimiser.step(closure)) / program.scale  # type: ignore[arg-type]
+        except _BudgetSpent:
+            program.end(0, "budget")
+            return
+        if program.count(0, iteration, loss):
+            return
+        program.after_step(0, iteration)
+
+
+class _BudgetSpent(Exception):
+    """Leaves an optimiser's step in the middle."""
 
 
 def _adam(program: _Program) -> None:
@@ -214,8 +233,7 @@ def _adam(program: _Program) -> None:
     step = 0
     while True:
         losses = program.evaluate(program.points)
-        groups = [start.optimiser.param_groups[0] for start in program.starts]
-        last = [step >= start.iterations for start in program.starts]
+        groups = [optimiser.param_groups[0] for optimiser in program.optimisers]
         beta, gamma = groups[0]["betas"]
         rates = torch.tensor([group["lr"] for group in groups]).to(program.points)[:, None]
         mean = torch.lerp(mean, program.gradients, 1 - beta)
@@ -223,10 +241,9 @@ def _adam(program: _Program) -> None:
         size = square.sqrt() / math.sqrt(1 - gamma ** (step + 1)) + groups[0]["eps"]
         moved = program.points - rates / (1 - beta ** (step + 1)) * mean / size
         program.points = moved
-        for row, start in enumerate(program.starts):
-            if program.over[row] or program.count(row, step, losses[row]) or last[row] or start.after_step is None:
-                continue
-            start.after_step(step, program.variables(row))
+        for row in range(len(program.starts)):
+            if not program.over[row] and not program.count(row, step, losses[row]):
+                program.after_step(row, step)
         if all(program.over):
             return
         step += 1
@@ -296,10 +313,10 @@ class _Walk:
     def __init__(self, program: _Program, row: int) -> None:
         self.row, self.step, self.taken = row, 0.0, 0.0
         self.before: Tensor | None = None
-        self.history = History(program.points[row], program.starts[row].optimiser.param_groups[0]["history_size"])
+        self.history = History(program.points[row], program.optimisers[row].param_groups[0]["history_size"])
         self._latest = [program.gradients[row]]
         self._program = program
-        self._start = program.starts[row]
+        self._start, self._options = program.starts[row], program.optimisers[row].param_groups[0]
         self._way = self._walk()
         next(self._way)
 
@@ -321,7 +338,7 @@ class _Walk:
         return step is None
 
     def _walk(self) -> Generator[float | None, tuple[float, ...], None]:
-        program, start, options = self._program, self._start, self._start.optimiser.param_groups[0]
+        program, start, options = self._program, self._start, self._options
         loss, _ = yield 0.0
         self._gradient = self._latest[0]
         for iteration in range(start.iterations):
@@ -341,8 +358,8 @@ class _Walk:
                 self.before, self._gradient = self._gradient, reached
             if program.count(self.row, iteration, began / program.scale):
                 return
-            if start.after_step is not None:
-                start.after_step(iteration, program.variables(self.row))
+            if start.hooks.after_step is not None:
+                program.after_step(self.row, iteration)
                 loss, _ = yield 0.0
                 self._gradient = self._latest[0]
         program.count(self.row, start.iterations, loss / program.scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -43,6 +44,11 @@ class Unknowns:
     def pixels(self) -> Tensor:
         """The guessed images (B, C, H, W), meant for [0, 1] but not clamped."""
         return self.coordinates.decode(self.image)
+
+    def box(self, image: Tensor) -> None:
+        """Move variables (B, C, H, W) in place to where their pixels are within [0, 1]."""
+        with torch.no_grad():
+            image.copy_(self.coordinates.encode(self.coordinates.decode(image).clamp(0, 1)))
 
     def targets(self, classes: int) -> Tensor:
         """Return the class probabilities (B, K) that the guess stands for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,13 @@ class Victim:
     AttackError
         If the update is not finite or holds nothing but zeros.
     """
+
+    vectorised: ClassVar[bool] = True
+    """Whether :meth:`gradients` is one tensor program, and nothing else depends on the start; a subclass must say so anew."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.vectorised = bool(vars(cls).get("vectorised", False))
 
     def __init__(
         self, model: nn.Module, observation: Observation, device: torch.device, dtype: torch.dtype = torch.float32
@@ -80,10 +88,15 @@ class Victim:
             raise AttackError("the defenses leave nothing of the update: there is no gradient to match")
 
     def start(self, generator: torch.Generator) -> list[Tensor]:
-        """Draw the counters' own unknowns for one start, use them from now on, and return them."""
+        """Draw the counters' own unknowns for one start, and return them."""
         like = self.observed[0]
         self._others = [[o.to(like).requires_grad_() for o in counter.start(self, generator)] for counter in self.counters]
         return [other for others in self._others for other in others]
+
+    def take(self, others: Sequence[Tensor]) -> None:
+        """Use these unknowns of the counters from now on, in the order of :meth:`start`."""
+        left = iter(others)
+        self._others = [[next(left) for _ in own] for own in self._others]
 
     def penalty(self) -> Tensor | float:
         """Return what the counters' own unknowns add to an attack's loss."""
@@ -130,6 +143,11 @@ class Victim:
         other.parameters = {name: value.detach().requires_grad_() for name, value in parameters.items()}
         return other
 
+    @property
+    def alone(self) -> bool:
+        """Whether its starts are taken one at a time: with counters, or where it is not :attr:`vectorised`."""
+        return bool(self.counters) or not self.vectorised
+
     def logits(self, inputs: Tensor) -> Tensor:
         """Return the logits (B, K) of model inputs (B, C, H, W)."""
         # BatchNorm writes its running statistics in train mode; they must stay as they were sent.
@@ -163,7 +181,7 @@ class Victim:
         return guessed
 
     def gradients(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
-        """Return :meth:`gradient` of many batches in one tensor program.
+        """Return :meth:`gradient` of many batches, in one tensor program unless the victim is :attr:`alone`.
 
         Only the forward pass is under ``vmap``, with a copy of the parameters for each batch that takes no memory; what is
         recorded of it is differentiated twice at the usual speed.
@@ -185,6 +203,9 @@ class Victim:
         RuntimeError
             If the network cannot be vectorised, such as for control flow that depends on its input; the text names vmap.
         """
+        if self.alone or len(inputs) == 1:
+            rows = [self.gradient(own, wanted) for own, wanted in zip(inputs, targets, strict=True)]
+            return [values[0][None] if len(rows) == 1 else torch.stack(values) for values in zip(*rows, strict=True)]
         count = len(inputs)
         parameters = {name: v.detach().expand(count, *v.shape).requires_grad_() for name, v in self.parameters.items()}
         buffers = {name: value.expand(count, *value.shape).clone() for name, value in self._buffers.items()}
@@ -201,13 +222,7 @@ class Victim:
 
     def shares_network(self, other: Victim) -> bool:
         """Whether ``other`` differs in nothing but the gradient observed."""
-        if (
-            type(self) is not Victim
-            or type(other) is not Victim
-            or self.counters
-            or other.counters
-            or len(self.observed) != len(other.observed)
-        ):
+        if self.alone or other.alone or type(self) is not type(other) or len(self.observed) != len(other.observed):
             return False
         mine, theirs = (
             [*v.parameters.values(), *v._buffers.values(), *(torch.tensor(m.training) for m in v._model.modules())]

@@ -60,6 +60,14 @@ class JointVictim(Victim):
         """Draw the unknowns of the counters of every round."""
         return [other for victim in self._victims for other in victim.start(generator)]
 
+    def take(self, others: Sequence[Tensor]) -> None:
+        """Use these unknowns of the counters of every round."""
+        first = 0
+        for victim in self._victims:
+            count = sum(len(own) for own in victim._others)
+            victim.take(others[first : first + count])
+            first += count
+
     def restore(self, images: Tensor, others: Sequence[Tensor]) -> Tensor:
         """Undo the defenses of the present round, whose unknowns are the last."""
         own = len(others) - sum(len(unknowns) for victim in self._victims[:-1] for unknowns in victim._others)

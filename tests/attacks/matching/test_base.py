@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from fedleak.attacks.base import Budget, attacks
-from fedleak.attacks.matching.base import MatchingAttack, MatchingConfig, descend
+from fedleak.attacks.matching.base import MatchingAttack, MatchingConfig
+from fedleak.attacks.matching.descent import Hooks, Start
+from fedleak.attacks.matching.together import descend
 from fedleak.errors import ParameterError
 from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
@@ -19,23 +21,33 @@ def config(**changes):
     return MatchingConfig(**{"iterations": 50, "tolerance": 0.0, "patience": 1000, **changes})
 
 
+def descend_on(loss_of, variables, optimiser, limits, budget, *, scale=1.0, **hooks):
+    """Descend from one start on a loss of its variables."""
+    start = Start(variables, optimiser, budget, limits.iterations, Hooks(**hooks))
+    [course] = descend(lambda at, _: loss_of(*(value[0] for value in at))[None], [start], [], limits, budget, scale=scale)
+    return course
+
+
+def plain(variables):
+    return torch.optim.SGD(variables, lr=1.0)
+
+
 class Scripted:
     """A loss whose value at each evaluation is given; its gradient is one."""
 
     def __init__(self, *values):
         self.values = list(values)
         self.at = []
-        self.variable = torch.zeros(1, requires_grad=True)
 
-    def __call__(self):
-        self.at.append(float(self.variable.detach()))
+    def __call__(self, variable):
+        self.at.append(float(variable.detach()))
         value = self.values[min(len(self.at), len(self.values)) - 1]
-        return self.variable.sum() * 1.0 - float(self.variable.detach()) + value
+        return variable.sum() * 1.0 - float(variable.detach()) + value
 
     def run(self, limits=None, seconds=None, budget=None, **extra):
         chosen = limits or config(iterations=len(self.values) - 1)
         budget = budget or Budget(seconds, chosen.iterations)
-        return descend(self, [self.variable], torch.optim.SGD([self.variable], lr=1.0), chosen, budget, **extra)
+        return descend_on(self, [torch.zeros(1)], plain, chosen, budget, **extra)
 
 
 def test_best_iterate_by_own_loss_is_returned_not_the_last():
@@ -44,7 +56,7 @@ def test_best_iterate_by_own_loss_is_returned_not_the_last():
     assert course.loss == pytest.approx(1)
     assert course.initial == pytest.approx(5)
     assert [float(value) for value in course.best] == [-2.0]
-    assert float(loss.variable.detach()) == -4.0
+    assert loss.at[-1] == -4.0
     assert (course.iterations, course.stop_reason) == (4, "iterations")
 
 
@@ -96,15 +108,16 @@ class Clock(Budget):
 
 
 def test_budget_stops_in_the_middle_of_a_line_search():
-    variable = torch.full((4,), 3.0, requires_grad=True)
     evaluations = []
 
-    def loss_of():
+    def loss_of(variable):
         evaluations.append(float(variable.detach()[0]))
         return (variable**4).sum()
 
-    optimiser = torch.optim.LBFGS([variable], lr=1.0, max_iter=1000, line_search_fn="strong_wolfe", tolerance_change=0.0)
-    course = descend(loss_of, [variable], optimiser, config(), Clock(5))
+    def optimiser(variables):
+        return torch.optim.LBFGS(variables, lr=1.0, max_iter=1000, line_search_fn="strong_wolfe", tolerance_change=0.0)
+
+    course = descend_on(loss_of, [torch.full((4,), 3.0)], optimiser, config(), Clock(5))
     assert course.stop_reason == "budget"
     assert len(evaluations) == 6
     assert float(course.best[0][0]) == min(evaluations, key=abs)
@@ -120,7 +133,7 @@ def test_non_finite_ends_the_start_and_keeps_what_was_best_before(broken):
 
 def test_scale_reaches_the_optimiser_only():
     losses = []
-    course = Scripted(4.0, 3.0).run(scale=10.0, after_step=lambda step: losses.append(step))
+    course = Scripted(4.0, 3.0).run(scale=10.0, after_step=lambda step, *_: losses.append(step))
     assert (course.initial, course.loss) == (pytest.approx(4), pytest.approx(3))
     assert [float(value) for value in course.best] == [-10.0]
     assert losses == [0]
@@ -129,11 +142,11 @@ def test_scale_reaches_the_optimiser_only():
 def test_gradient_is_edited_before_the_step():
     loss = Scripted(4.0, 3.0)
 
-    def edit():
-        loss.variable.grad *= -7
+    def edit(variables):
+        variables[0].grad *= -7
 
     loss.run(edit_gradient=edit)
-    assert float(loss.variable.detach()) == 7.0
+    assert loss.at == [0.0, 7.0]
 
 
 def test_every_iteration_is_told():
@@ -146,12 +159,11 @@ def test_every_iteration_is_told():
 
 
 def test_interrupt_passes_through():
-    def loss_of():
+    def loss_of(variable):
         raise KeyboardInterrupt
 
-    variable = torch.zeros(1, requires_grad=True)
     with pytest.raises(KeyboardInterrupt):
-        descend(loss_of, [variable], torch.optim.SGD([variable], lr=1.0), config(), Budget(None, 1))
+        descend_on(loss_of, [torch.zeros(1)], plain, config(), Budget(None, 1))
 
 
 class Toy(MatchingAttack):
@@ -177,10 +189,11 @@ class Toy(MatchingAttack):
 class Flat(Toy):
     """The loss stays where it began."""
 
-    def minimise(self, victim, unknowns, seed, budget):
-        variables = unknowns.variables
-        still = torch.optim.SGD(variables, lr=1e-30)
-        return descend(lambda: unknowns.image.square().sum() + 0 * unknowns.logits.sum(), variables, still, self.config, budget)
+    def loss(self, guess):
+        return guess.image.square().sum()
+
+    def optimiser(self, variables):
+        return torch.optim.SGD(variables, lr=1e-30)
 
 
 @pytest.fixture
@@ -247,25 +260,22 @@ def test_unknown_labels_are_optimised_and_given_ones_are_not(case):
     told = replace(observation, labels=(4,))
 
     class Given(Toy):
-        def minimise(self, victim, unknowns, seed, budget):
+        def minimise(self, tries, clock):
+            [unknowns] = [one.unknowns for one in tries]
             assert unknowns.logits is None
             assert torch.equal(unknowns.targets(10), torch.nn.functional.one_hot(torch.tensor([4]), 10))
             assert unknowns.variables == [unknowns.image]
-            return descend(
-                lambda: unknowns.image.sum(), unknowns.variables, self.optimiser([unknowns.image]), self.config, budget
-            )
+            return super().minimise(tries, clock)
+
+        def loss(self, guess):
+            return guess.image.sum()
 
     assert Given(labels="given", iterations=1)([told], model)[0].labels == (4,)
 
 
 def test_joint_labels_can_be_asked_for_in_place_of_an_attacks_own_rule(case):
-    class Restores(Toy):
+    class Restores(Flat):
         default_labels = "idlg"
-
-        def minimise(self, victim, unknowns, seed, budget):
-            still = torch.optim.SGD(unknowns.variables, lr=1e-30)
-            loss_of = lambda: sum(0 * variable.sum() for variable in unknowns.variables) + 1  # noqa: E731
-            return descend(loss_of, unknowns.variables, still, self.config, budget)
 
     assert run(Restores(iterations=1), case).labels == (4,)
     guessed = {run(Restores(iterations=1, labels="joint"), case, seed).labels for seed in range(4)}
@@ -315,3 +325,28 @@ def test_interrupt_ends_the_attack(case):
 
     with pytest.raises(KeyboardInterrupt):
         run(Interrupted(), case)
+
+
+@pytest.mark.parametrize(("methods", "word"), [("run", "at_once"), ("remember", "remembers"), ("reconstruct", "one_by_one")])
+def test_a_method_that_changes_how_rounds_are_taken_must_be_said(methods, word):
+    with pytest.raises(TypeError, match=f"a method '{methods}' of its own, .* '{word} = True'"):
+        type("Quiet", (Toy,), {methods: lambda self, *given, **named: []})
+    assert type("Said", (Toy,), {methods: lambda self, *given, **named: [], word: True})
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(None, [38.0, 36.0, 3.2]), (30.0, [28.0, 26.0, 3.2]), (3.0, [1.0, 0.0, 0.0])])
+def test_the_time_left_is_told_at_the_pace_so_far_and_within_the_budget(seconds, expected, monkeypatch):
+    now, told = [0.0], []
+    monkeypatch.setattr("fedleak.attacks.base.process_time", lambda: now[0])
+    model = build_model(Model(name="mlp"), INPUT, 0)
+    budget = Budget(seconds, 10, told.append)
+    budget.begin("mine", observe(model, torch.rand(1, 3, 8, 8), torch.tensor([0]), input=INPUT))
+    budget.start(further=1.0)
+    for iteration in range(2):
+        now[0] += 2.0
+        budget.tick(iteration, 1.0)
+    budget.start(further=0.0)
+    now[0] += 0.8
+    replace(budget, done=1).tick(0, 1.0)  # a second stage: two iterations in all
+    assert [at.iteration for at in told] == [0, 1, 1]
+    assert [at.seconds_left for at in told] == pytest.approx(expected)

@@ -5,22 +5,32 @@ import pytest
 import torch
 from torch import nn
 
-from fedleak.attacks.base import Attack, attacks
+from fedleak.attacks.base import Budget, attacks
+from fedleak.attacks.matching import base
 from fedleak.attacks.matching.base import MatchingAttack, MatchingConfig
 from fedleak.attacks.matching.lbfgs import History
 from fedleak.attacks.matching.rounds import Round
-from fedleak.attacks.matching.together import known
+from fedleak.attacks.matching.together import descend, known
 from fedleak.attacks.victims.base import Victim
 from fedleak.data.samples import Samples
+from fedleak.errors import AttackError
 from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
 from fedleak.observation import observe
 from fedleak.scenario.schema import Data, Model
+from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 
 INPUT = InputSpec((3, 16, 16), 10, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 GRANT = frozenset({Knowledge.LOCAL_TRAINING, Knowledge.LABELS})
-BATCHED = ["dlg", "idlg", "natural", "inverting-gradients"]
+MATCHING = [name for name in attacks.names() if issubclass(attacks.get(name), MatchingAttack)]
+BATCHED = [name for name in MATCHING if attacks.get(name)().many]
+
+
+def few(name, iterations=2):
+    """Return parameters that end soon."""
+    newton = "inner" in attacks.get(name).Config.model_fields
+    return {"iterations": iterations, "inner": 4} if newton else {"iterations": 10 * iterations}
 
 
 def network(name="lenet"):
@@ -42,29 +52,33 @@ def spoilt(observation, value=math.nan):
 
 
 @pytest.fixture
-def alone(monkeypatch):
-    """Count the observations that are attacked one by one."""
+def starts(monkeypatch):
+    """Count the starts of each descent."""
     taken = []
-    original = Attack.run
 
-    def run(self, observations, *args, **parameters):
-        taken.extend(observations)
-        return original(self, observations, *args, **parameters)
+    def counted(loss_of, starts, *given, **named):
+        taken.append(len(starts))
+        return descend(loss_of, starts, *given, **named)
 
-    monkeypatch.setattr(Attack, "run", run)
+    monkeypatch.setattr(base, "descend", counted)
     return taken
 
 
+def test_the_attacks_that_take_starts_together_are_those():
+    assert set(BATCHED) >= {"dlg", "idlg", "natural", "inverting-gradients", "general-dlg", "fedleak"}
+    assert not set(BATCHED) & {"unrolled", "grad-inversion", "dlg-fb"}
+
+
 @pytest.mark.parametrize(("name", "size"), [*((name, 1) for name in BATCHED), ("natural", 2), ("inverting-gradients", 2)])
-def test_together_gives_what_one_by_one_gives(name, size, alone):
+def test_together_gives_what_one_by_one_gives(name, size, starts):
     model = network()
     observations = seen(model, 3, size)
-    parameters = {"iterations": 2 if name != "inverting-gradients" else 20, "restarts": 2}
-    parameters |= {"inner": 4} if name != "inverting-gradients" else {}
+    parameters = few(name) | {"restarts": 2}
     many = attacks.get(name)(**parameters)(observations, model)
-    assert not alone
+    assert min(starts) > 1
+    starts.clear()
     single = attacks.get(name)(**parameters, together=1)(observations, model)
-    assert len(alone) == 3
+    assert set(starts) == {1}
     for one, other in zip(many, single, strict=True):
         assert (one.client, one.labels, one.stop_reason, one.iterations) == (
             other.client,
@@ -81,7 +95,7 @@ def test_together_gives_what_one_by_one_gives(name, size, alone):
 def test_a_result_does_not_depend_on_who_else_is_there_and_is_the_same_again(name):
     model = network()
     observations = seen(model, 5)
-    attack = attacks.get(name)(iterations=2, restarts=1, **({} if name.startswith("inv") else {"inner": 4}))
+    attack = attacks.get(name)(**few(name), restarts=1)
     all_of_them, again = attack(observations, model), attack(observations, model)
     assert all(torch.equal(a.images, b.images) for a, b in zip(all_of_them, again, strict=True))
     two = attack(observations[3:], model)
@@ -119,7 +133,7 @@ def test_the_budget_is_each_clients_and_the_group_shares_it():
 def test_out_of_memory_halves_the_chunk_once_and_then_says_what_to_do(error, twice, monkeypatch):
     model = network()
     sizes = []
-    original = MatchingAttack.minimise_together
+    original = MatchingAttack.minimise
 
     def scarce(self, tries, clock):
         sizes.append(len(tries))
@@ -127,7 +141,7 @@ def test_out_of_memory_halves_the_chunk_once_and_then_says_what_to_do(error, twi
             raise error
         return original(self, tries, clock)
 
-    monkeypatch.setattr(MatchingAttack, "minimise_together", scarce)
+    monkeypatch.setattr(MatchingAttack, "minimise", scarce)
     results = attacks.get("inverting-gradients")(iterations=2)(seen(model, 4), model)
     assert sizes[:2] == [4, 2]
     assert all(result.images is None for result in results) == twice
@@ -140,9 +154,9 @@ def test_chunks_keep_to_the_memory_bound(monkeypatch):
     sizes = []
     original = Round._take
 
-    def counted(self, chunk, clock):
+    def counted(self, chunk, *given):
         sizes.append(len(chunk))
-        return original(self, chunk, clock)
+        return original(self, chunk, *given)
 
     monkeypatch.setattr(Round, "_take", counted)
     attacks.get("inverting-gradients")(iterations=1, together=2)(seen(model, 5), model)
@@ -165,19 +179,19 @@ class Choosy(nn.Module):
 
 
 @pytest.mark.parametrize("name", BATCHED)
-def test_what_cannot_be_vectorised_goes_one_by_one(name, alone):
+def test_what_cannot_be_vectorised_goes_one_by_one(name, starts):
     model = Choosy()
-    results = attacks.get(name)(iterations=1, restarts=1)(seen(model, 2), model)
-    assert len(alone) == 2
+    results = attacks.get(name)(**few(name, 1), restarts=1)(seen(model, 2), model)
+    assert starts[0] == 2
+    assert set(starts[1:]) == {1}
     assert all(result.error is None for result in results)
 
 
-def test_a_subclass_with_its_own_descent_or_optimiser_goes_one_by_one(alone):
+def test_an_attack_that_says_so_or_has_an_optimiser_of_its_own_goes_one_by_one(starts):
     plugin = attacks.get("inverting-gradients")
 
     class Own(plugin):
-        def minimise(self, victim, unknowns, seed, budget):
-            return super().minimise(victim, unknowns, seed, budget)
+        one_by_one = True
 
     class Momentum(plugin):
         def optimiser(self, variables):
@@ -188,9 +202,49 @@ def test_a_subclass_with_its_own_descent_or_optimiser_goes_one_by_one(alone):
             return 0.01 * images.square().mean()
 
     model = network()
-    for changed, expected in ((Own, 2), (Momentum, 4), (Prior, 4)):
+    for changed, expected in ((Own, [1, 1]), (Momentum, [1, 1]), (Prior, [2])):
+        starts.clear()
         changed(iterations=1)(seen(model, 2), model)
-        assert len(alone) == expected
+        assert starts == expected
+
+
+def test_a_failure_in_a_descent_is_that_of_its_update_alone(monkeypatch):
+    class Fails(attacks.get("inverting-gradients")):
+        def data(self, one):
+            if one.budget._observation.client == 1:
+                raise AttackError("not this one")
+            return []
+
+    model = network()
+    results = Fails(iterations=1)(seen(model, 3), model)
+    assert [result.error for result in results] == [None, "not this one", None]
+    failing = seen(model, 2)[1]
+    budget = Budget(None, 1)
+    budget.begin("fails", failing)
+    with pytest.raises(AttackError, match="not this one"):
+        Fails(iterations=1).reconstruct(failing, model, rng=Seed(0), device=torch.device("cpu"), budget=budget)
+
+
+@pytest.mark.parametrize("name", ["adaptive", "natural", "surrogate-model", "unrolled"])
+def test_a_victim_that_is_no_plain_network_takes_one_start_at_a_time(name, starts):
+    model = network()
+    if name == "adaptive":
+        observations = [replace(o, defenses=({"name": "random-masking", "p": 0.1},)) for o in seen(model, 2)]
+        parameters = {"base": "natural", "inner": 2}
+    else:
+        observations = [
+            replace(
+                o,
+                kind="weights",
+                update={key: value - 0.02 * o.update[key] for key, value in o.parameters.items()},
+                local=replace(o.local, batch_size=1, steps=2, learning_rate=0.01, mode="eval"),
+            )
+            for o in seen(model, 2, 2)
+        ]
+        parameters = {"inner": 2} if name != "surrogate-model" else {}
+    results = attacks.get(name)(iterations=2, restarts=2, **parameters)(observations, model)
+    assert [result.error for result in results] == [None, None]
+    assert set(starts) == {1}
 
 
 def test_other_parameters_are_another_group():
