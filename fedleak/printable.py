@@ -119,3 +119,10 @@ def _argument(value: object) -> object:
 def plural(amount: int, noun: str) -> str:
     """Return ``1 image`` or ``2 images``."""
     return f"{amount:,} {noun}" + ("" if amount == 1 else "s")
+
+
+def span(seconds: float) -> str:
+    """Return a time in the unit that suits it: seconds below 90 s, minutes below 90 min, and hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -7,8 +7,9 @@ Limits: on ReLU networks it stays near the mean image, as all gradient matching 
 update for one gradient, and can fall below the mean image where the weights drift (tests/benchmarks/local_steps.py)
 
 Unlike the authors' code it searches along each direction (strong Wolfe) instead of taking full steps, optimises scaled
-cosine frequencies instead of pixels, starting near grey, and stops when the loss has converged. ``coordinates = "pixel"``
-starts from x ~ N(0, 1) in pixels, as the paper does.
+cosine frequencies instead of pixels, starting near grey, and stops when the loss has converged. Several local steps are read as
+one gradient; a start whose loss slows down for that ends, and is the only one. ``coordinates = "pixel"`` starts from
+x ~ N(0, 1) in pixels, as the paper does.
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ class DLGConfig(MatchingConfig):
     history: int = Field(default=100, ge=1, description="steps that L-BFGS remembers")
     inner: int = Field(default=20, ge=1, description="L-BFGS steps in one iteration")
     restarts: int = Field(default=3, ge=1, description="starting points; the one with the lowest own loss is kept")
+    stuck: float | None = Field(
+        default=1e-3,
+        gt=0,
+        description="of local steps read as one gradient, stop where the loss slows down to end above this: flat; or never",
+    )
     patience: int = Field(default=5, ge=1, description="stop after so many iterations without progress: flat")
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from fedleak.events import Event
+from fedleak.printable import span
 
 _MOST_FAILURES = 10  # lines that a round prints of clients that failed
+_FEW = 2  # iterations after which an attack's pace is told
+_LONG = 20.0  # CPU seconds from which it is told without a bar too
 
 
 class Live:
@@ -41,6 +44,7 @@ class Live:
         self._rounds: TaskID | None = None
         self._attack: TaskID | None = None
         self._orders: TaskID | None = None
+        self._told: set[tuple[str, int]] = set()
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -76,8 +80,21 @@ class Live:
     def _on_progress(self, event: Event) -> None:
         if self._attack is not None:
             facts = event.facts
+            left = facts.get("seconds_left")
             detail = f"client {facts['client']}, iteration {facts['iteration']}, loss {facts['loss']:.2e}"
+            if left is not None and facts["iteration"] >= _FEW:
+                detail += f", at most {span(left)} left"
+                self._say_how_long(facts, left)
             self._bars.update(self._attack, completed=facts["iteration"], total=facts["iterations"], detail=detail)
+
+    def _say_how_long(self, facts: dict[str, Any], left: float) -> None:
+        """Print once for each attack how long it will take, where it is long and no bar shows it."""
+        if self._console.is_terminal or left < _LONG:
+            return
+        if (update := (facts["attack"], facts["round"])) not in self._told:
+            self._told.add(update)
+            text = f"round {facts['round']}  {facts['attack']}  at most {span(left)} of CPU time to go"
+            self._console.print(f"[dim]{escape(text)}[/dim]", highlight=False)
 
     def _on_graded(self, event: Event) -> None:
         self._close_attack()

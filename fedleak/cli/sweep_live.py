@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from fedleak.printable import span
 from fedleak.report.formats import decimals, percent
 from fedleak.runs.folder import Row
 from fedleak.sweeps.found import Found
@@ -98,7 +99,7 @@ class LiveSweep:
         if not self._now:
             return text
         seconds = (time.monotonic() - self._started) / self._now * (self._total - done)
-        return f"{text}, about {_span(seconds)} left"
+        return f"{text}, about {span(seconds)} left"
 
 
 def verdict_table(judged: Sequence[Verdict]) -> Table:
@@ -150,9 +151,3 @@ def _figures(rows: Sequence[Row]) -> str:
     failed = sum(row.get("client_errors") or 0 for row in rows[:1])
     text = ", ".join(shown) or "no image"
     return text + (f"; {failed} client reply(s) failed" if failed else "")
-
-
-def _span(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

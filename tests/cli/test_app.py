@@ -182,15 +182,33 @@ def test_live_bars_show_rounds_and_attacks_and_leave_only_results():
     with Live(console) as live:
         live(Event("round", {"round": 1, "rounds": 2}))
         live(Event("attack", {"attack": "dlg", "round": 1, "number": 1, "total": 4}))
-        live(Event("progress", {"client": 0, "iteration": 3, "iterations": 9, "loss": 0.5}))
+        live(Event("progress", {"client": 0, "iteration": 3, "iterations": 9, "loss": 0.5, "seconds_left": 240.0}))
         live._bars.refresh()
         row = {"psnr": 40.0, "cpu_seconds": 1.0, "error": None}
         live(Event("graded", {"attack": "dlg", "round": 1, "client": 0, "rows": [row]}))
         failure = {"client": 3, "reason": "[oops]"}
         live(Event("round-done", {"round": 1, "failures": [failure], "accuracy": 0.5, "loss": 1.0}))
     shown = text.getvalue()
-    for expected in ("round 1 of 2", "iteration 3, loss 5.00e-01", "40.0 dB", "client 3 failed: [oops]", "test accuracy 50.0%"):
+    for expected in (
+        "round 1 of 2",
+        "iteration 3, loss 5.00e-01, at most 4 min left",
+        "40.0 dB",
+        "client 3 failed: [oops]",
+        "test accuracy 50.0%",
+    ):
         assert expected in shown
+
+
+def test_without_a_terminal_a_long_attack_says_once_after_its_first_iterations_how_long_it_will_take():
+    text = io.StringIO()
+    facts = {"attack": "dlg", "round": 1, "client": 0, "iterations": 9, "loss": 0.5}
+    with Live(Console(file=text, width=100)) as live:
+        live(Event("attack", {"attack": "dlg", "round": 1, "number": 1, "total": 1}))
+        for iteration, left in ((0, 900.0), (1, 600.0), (2, 240.0), (3, 200.0)):
+            live(Event("progress", facts | {"iteration": iteration, "seconds_left": left}))
+        live(Event("progress", facts | {"round": 2, "iteration": 5, "seconds_left": 3.0}))
+        live(Event("progress", facts | {"round": 3, "iteration": 5, "seconds_left": None}))
+    assert text.getvalue().splitlines() == ["round 1  dlg  at most 4 min of CPU time to go"]
 
 
 def test_a_round_in_which_very_many_clients_fail_prints_few_lines():
