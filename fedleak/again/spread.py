@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
 
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedleak.again.identity import attack_digest, text_digest
-from fedleak.again.worker import PLACE, SHARED, WORK, Made, Order, Step, decode, tensors_digest, work_on_ray
+from fedleak.again.orders import Order, Step
+from fedleak.again.runners import PLACE, SHARED, Runner
 from fedleak.events import Event
 from fedleak.observation import Observation
 from fedleak.positions.campaign import Campaign
-from fedleak.process.cluster import Cluster, Lost, Need
-from fedleak.process.pool import Pool, Watcher
 from fedleak.runs.folder import Row, RunFolder
+from fedleak.sandbox.packing import Made, decode, tensors_digest
 from fedleak.sandbox.strike import failures, groups
 from fedleak.server.app import Serving
 from fedleak.wire.received import Failure
@@ -37,90 +35,6 @@ ROWS = "again.jsonl"
 PROBLEMS = "again-problems.jsonl"
 """Likewise, of what could not be shown to an attack."""
 _BROKEN = "Some reconstructions broke off; their rows say why. The same command tries them again, and only them."
-
-
-class Runner(Protocol):
-    """Does orders somewhere, and leaves their results in the run folder."""
-
-    def run(self, orders: Sequence[Order], folder: RunFolder, watcher: Watcher) -> None:
-        """Do all orders, in any sequence; whatever becomes of one is told, not raised."""
-
-
-class OnCores:
-    """Processes of this machine.
-
-    Parameters
-    ----------
-    jobs : int
-        How many at a time.
-    threads : int
-        Of each one's computations.
-    """
-
-    def __init__(self, jobs: int, threads: int) -> None:
-        self._jobs, self._threads = jobs, threads
-
-    def run(self, orders: Sequence[Order], folder: RunFolder, watcher: Watcher) -> None:
-        """Do all orders."""
-        Pool(self._jobs, folder.path / PLACE / "workers.log", WORK, self._threads).run(orders, watcher)
-
-
-class OnRay:
-    """Tasks on a Ray cluster, whose machines need see neither the run folder nor the data.
-
-    Parameters
-    ----------
-    cluster : Cluster
-        Connected to.
-    """
-
-    def __init__(self, cluster: Cluster[str]) -> None:
-        self._cluster = cluster
-
-    def run(self, orders: Sequence[Order], folder: RunFolder, watcher: Watcher) -> None:
-        """Do all orders."""
-        share = self._cluster.share
-        shared = share((folder.path / PLACE / SHARED).read_bytes())
-
-        def arguments(order: Order) -> tuple[Any, ...]:
-            names = {name for step in order.steps for name in step.captures}
-            return order.to_json(), shared, {name: share((folder.path / "captures" / name).read_bytes()) for name in names}
-
-        jobs = ((order.name, partial(arguments, order)) for order in orders)
-        with closing(self._cluster.run(work_on_ray, jobs, lambda name: watcher.at(name, "on Ray"))) as answers:
-            for name, answer in answers:
-                if isinstance(answer, Lost):
-                    watcher.done(name, answer.reason)
-                else:
-                    folder.replace_file(f"{PLACE}/{name}.safetensors", answer)
-                    watcher.done(name, None)
-
-
-@contextmanager
-def runner_for(*, jobs: int | None, ray: str | None, threads: int, device: str) -> Iterator[Runner | None]:
-    """Hold what does the orders; ``None`` if nothing is to be spread.
-
-    Parameters
-    ----------
-    jobs : int, optional
-        How many orders at a time; without ``ray``, each in a process of this machine.
-    ray : str, optional
-        Address of the cluster, as for :class:`fedleak.process.cluster.Cluster`.
-    threads : int
-        Of each order's computations; on Ray it takes as many CPUs.
-    device : str
-        Where they compute; on Ray, ``"cuda"`` gives each order one GPU of the cluster, which is untested.
-
-    Raises
-    ------
-    ScenarioError
-        If there is no such cluster.
-    """
-    if ray is not None:
-        with Cluster[str](ray, jobs, Need(threads, 1 if device == "cuda" else 0)) as cluster:
-            yield OnRay(cluster)
-    else:
-        yield OnCores(jobs, threads) if jobs is not None else None
 
 
 def attack_here(campaign: Campaign, folder: RunFolder, grid: Grid, public: Tensor | None) -> None:
@@ -150,7 +64,7 @@ def attack_spread(campaign: Campaign, serving: Serving, grid: Grid, shared: byte
     grid : Grid
         Reaches the clients.
     shared : bytes
-        What all orders share; see :func:`fedleak.again.worker.pack`.
+        What all orders share; see :func:`fedleak.sandbox.packing.pack`.
     threads : int
         Of each order's computations.
     runner : Runner
@@ -280,7 +194,7 @@ def _orders(
     def add(number: int, name: str, steps: tuple[Step, ...]) -> None:
         captures = [[step.round, step.struck, [content[name] for name in step.captures]] for step in steps]
         key = text_digest([given[number], captures, serving.device, threads])
-        order = Order(f"a{number}-{name}", key, number, steps, serving.device, threads, str(serving.folder.path.resolve()))
+        order = Order(f"a{number}-{name}", key, number, steps, serving.device, threads)
         if order.struck:
             found.append((steps[0].round, order))
 

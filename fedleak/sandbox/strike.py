@@ -15,7 +15,7 @@ from torch import nn
 
 from fedleak.attacks.base import Attack, Progress, Reconstruction
 from fedleak.observation import Observation
-from fedleak.sandbox.limit import limited, wall_limit
+from fedleak.sandbox.limit import limited
 from fedleak.sandbox.quarantine import quarantine, sound
 from fedleak.scenario.schema import AttackSpec
 from fedleak.seeding import Seed
@@ -46,7 +46,7 @@ def strike(
     seed: Seed,
     device: str,
     threads: int,
-    limit: float | None = None,
+    seconds: float | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> list[Reconstruction]:
     """Attack a group of observations; whatever goes wrong is a result that says so, one for each of them.
@@ -65,8 +65,8 @@ def strike(
         Where to compute.
     threads : int
         Of the computations.
-    limit : float, optional
-        The scenario's ``server.attack_limit``: seconds, by the clock and for each update, after which it is taken to hang.
+    seconds : float, optional
+        By the clock, after which it is taken to hang; see :func:`fedleak.sandbox.limit.wall_limit`.
     progress : callable, optional
         Told how far it is.
     """
@@ -76,20 +76,20 @@ def strike(
         call = partial(attack, given, own, seed=seed, device=device, progress=progress)
         # Around the thread, not in it: what an attack that hangs in native code comes back to must be as it was.
         with quarantine(threads), seed.isolated():
-            results = limited(call, wall_limit(attack.config.budget_seconds, limit, len(given)))
+            results = limited(call, seconds)
             return [sound(result, seen) for result, seen in zip(results, observations, strict=True)]
     # The one broad except of the server: a plugin by anybody may raise anything, and the federation must go on.
     except (Exception, SystemExit) as error:  # noqa: BLE001
         return failures(observations, f"{type(error).__name__}: {error}")
 
 
-def show(attack: Attack, observations: Sequence[Observation], threads: int, limit: float | None = None) -> str | None:
+def show(attack: Attack, observations: Sequence[Observation], threads: int, seconds: float | None = None) -> str | None:
     """Show a round that is over to an attack that keeps what it saw; return what went wrong, if anything did."""
     if attack.remembers:
         try:
             given = copy.deepcopy(list(observations))
             with quarantine(threads):
-                limited(partial(attack.remember, given), wall_limit(attack.config.budget_seconds, limit, len(given)))
+                limited(partial(attack.remember, given), seconds)
         # As in a strike: a plugin by anybody may raise anything.
         except (Exception, SystemExit) as error:  # noqa: BLE001
             return f"{type(error).__name__}: {error}"
