@@ -28,12 +28,10 @@ ROOMS = (
     "observation",
     "process",
     "registry",
-    "runs",
     "sandbox",
     "scenario",
     "seeding",
     "threat",
-    "again",
 )
 """All of fedleak that a worker imports: each of its files counts, as each may decide what an attack makes of a capture."""
 
@@ -50,7 +48,7 @@ def attack_digest(scenario: Scenario, spec: AttackSpec, attack: Attack, shared: 
     attack : Attack
         Built from ``spec``.
     shared : str
-        Digest of the network and of the public images; see :func:`fedleak.again.worker.tensors_digest`.
+        Digest of the network and of the public images; see :func:`fedleak.sandbox.packing.tensors_digest`.
     """
     rest = scenario.model_copy(update={"attacks": ()}).digest
     names = [scenario.model.name, *(defense.name for defense in scenario.defenses), *_texts(spec.parameters)]

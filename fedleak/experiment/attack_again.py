@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from flwr.serverapp import Grid
 
+from fedleak.again.runners import Runner, runner_for
 from fedleak.again.spread import PROBLEMS as AGAIN_PROBLEMS
-from fedleak.again.spread import ROWS, Runner, attack_here, attack_spread, forget_orders, runner_for
-from fedleak.again.worker import pack
+from fedleak.again.spread import ROWS, attack_here, attack_spread, forget_orders
 from fedleak.engines.select import engine
 from fedleak.errors import ScenarioError
 from fedleak.events import Listener, silent
@@ -22,6 +22,7 @@ from fedleak.observation import Observation
 from fedleak.printable import clean_log
 from fedleak.report.html import write_report
 from fedleak.runs.folder import PROBLEMS, Row, RunFolder
+from fedleak.sandbox.packing import pack
 from fedleak.scenario.schema import AttackSpec
 from fedleak.server.app import Serving, make_campaign, public_images
 from fedleak.wire.directory import Directory

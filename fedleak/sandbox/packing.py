@@ -25,6 +25,7 @@ from fedleak.defenses.chain import defended_model
 from fedleak.errors import ScenarioError
 from fedleak.modalities.image import InputSpec
 from fedleak.observation import Observation, header_of, metadata_of
+from fedleak.registry import import_object
 from fedleak.sandbox.attackers import Here
 from fedleak.sandbox.strike import attackers_seed
 from fedleak.scenario.schema import Scenario, Server
@@ -49,11 +50,24 @@ class Made:
     problems: tuple[tuple[int, str], ...] = ()
 
 
-def pack(scenario: Scenario, model: nn.Module, input: InputSpec, surrogate: Tensor | None) -> bytes:
+def pack(scenario: Scenario, model: nn.Module, input: InputSpec, surrogate: Tensor | None, maker: str | None = None) -> bytes:
     """Return what all attacks of a run share, as safetensors: their list, the network, and the public images that are granted.
 
     Of the scenario it holds the model, those defenses that change the network, the attacks and their limit; of its seed only the
     attacker's, from which nothing of the clients can be drawn; of the data only the shape of an input.
+
+    Parameters
+    ----------
+    scenario : Scenario
+        The experiment.
+    model : Module
+        The network.
+    input : InputSpec
+        What it takes.
+    surrogate : Tensor, optional
+        Public images (N, C, H, W) in [0, 1].
+    maker : str, optional
+        Where the network is none of the scenario's: ``module:name`` of what returns one like it, called without arguments.
 
     Raises
     ------
@@ -75,9 +89,10 @@ def pack(scenario: Scenario, model: nn.Module, input: InputSpec, surrogate: Tens
         "input": json.dumps(vars(input)),
         "seed": str(attackers_seed(scenario.seed).root),
         "versions": json.dumps(_versions()),
+        "maker": maker or "",
     }
     content: bytes = save(tensors, metadata=facts)
-    _check_same(model, _network(told, input, load(content)), input)
+    _check_same(model, _network(told, input, load(content), maker), input)
     return content
 
 
@@ -86,8 +101,8 @@ def _values(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _network(scenario: Scenario, input: InputSpec, tensors: Mapping[str, Tensor]) -> nn.Module:
-    model = defended_model(scenario, input)
+def _network(scenario: Scenario, input: InputSpec, tensors: Mapping[str, Tensor], maker: str | None) -> nn.Module:
+    model: nn.Module = import_object(maker, "model")() if maker else defended_model(scenario, input)
     with torch.no_grad():
         for name, value in _values(model).items():
             value.copy_(tensors[f"{_MODEL}{name}"])
@@ -146,7 +161,7 @@ class Unpacked:
         self.scenario = Scenario.from_json(facts["scenario"])
         self.surrogate = tensors.pop("surrogate", None)
         self.seed = Seed(int(facts["seed"]))
-        self.model = _network(self.scenario, InputSpec.from_facts(json.loads(facts["input"])), tensors)
+        self.model = _network(self.scenario, InputSpec.from_facts(json.loads(facts["input"])), tensors, facts["maker"])
 
     def attacks(self) -> list[Attack]:
         """Build the attacks anew, with nothing remembered."""

@@ -160,6 +160,14 @@ class Server(Section):
         description="seconds by the clock that an attack may take for each update before it is stopped as hanging; by default "
         "ten times its budget_seconds and a minute, and none for an attack without a budget",
     )
+    isolation: Literal["process", "none"] = Field(
+        default="process",
+        description="process: attacks run in a process of their own, which holds nothing of the clients and can be ended; none: "
+        "in the server's, where a debugger reaches them and they could reach everything",
+    )
+    attack_memory: int | None = Field(
+        default=None, ge=64, description="MiB that an attack may take beside the network, in its own process; no limit by default"
+    )
 
 
 class Threat(Section):

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from fedleak import __version__
-from fedleak.again import worker as rebuild
 from fedleak.defenses.chain import defended_model
 from fedleak.errors import ScenarioError
 from fedleak.modalities.image import InputSpec
-from fedleak.observation import Observation, metadata_of
+from fedleak.observation import metadata_of
+from fedleak.sandbox import packing
 from fedleak.sandbox.strike import attackers_seed
 from fedleak.scenario.schema import Scenario
 
@@ -26,14 +26,14 @@ def packed(scenario: Scenario, surrogate: torch.Tensor | None = None, shift: flo
     model = defended_model(scenario, SPEC)
     with torch.no_grad():
         next(model.parameters()).add_(shift)
-    return rebuild.pack(scenario, model, SPEC, surrogate)
+    return packing.pack(scenario, model, SPEC, surrogate)
 
 
 def test_the_network_and_the_public_images_are_told_apart_but_not_the_list_of_attacks(build: Build) -> None:
     first, second = build(attacks=[{"name": "dlg"}]), build(attacks=[{"name": "idlg"}])
     images = torch.zeros(1, 3, 16, 16)
     shared = packed(first, images), packed(second, images), packed(first, images, 1.0), packed(first, images + 1)
-    found = [rebuild.tensors_digest(content) for content in shared]
+    found = [packing.tensors_digest(content) for content in shared]
     assert found[0] == found[1]
     assert len(set(found)) == 3
 
@@ -48,11 +48,10 @@ def test_what_is_sent_holds_neither_the_clients_seed_nor_where_their_data_is(bui
 
 def test_a_worker_of_another_version_refuses_in_one_line(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = packed(build(attacks=[{"name": "dlg"}]))
-    order = rebuild.Order("a0-all", "key", 0, (), "cpu", 1, "")
-    monkeypatch.setattr(rebuild, "version", lambda name: "0.0.0")
+    monkeypatch.setattr(packing, "version", lambda name: "0.0.0")
     told = rf"this worker has fedleak 0\.0\.0 and torch .*, but the attack was started with fedleak {__version__} and torch"
     with pytest.raises(ScenarioError, match=told) as raised:
-        rebuild.rebuild(order, shared, Observation.load)
+        packing.Unpacked(shared)
     assert "\n" not in str(raised.value)
 
 

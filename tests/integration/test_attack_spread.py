@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fedleak.again import spread as again
-from fedleak.again import worker as rebuild
+from fedleak.again import runners
+from fedleak.again.orders import fulfil
 from fedleak.attacks.base import Attack, Reconstruction
 from fedleak.errors import ScenarioError
 from fedleak.events import Event
@@ -22,8 +22,10 @@ from fedleak.experiment import attack_again
 from fedleak.experiment import run as api
 from fedleak.experiment.attack_again import attack_run
 from fedleak.experiment.result import Result
+from fedleak.observation import Observation
 from fedleak.report.html import write_report
 from fedleak.runs.folder import RunFolder
+from fedleak.sandbox.packing import Unpacked
 from fedleak.scenario.schema import Scenario
 from fedleak.threat import Knowledge
 
@@ -60,7 +62,7 @@ class Here:
     after: int | None = None
     backwards = False
 
-    def __init__(self, jobs: int, threads: int) -> None:
+    def __init__(self, jobs: int, threads: int, device: str) -> None:
         pass
 
     def run(self, orders: Any, folder: RunFolder, watcher: Any) -> None:
@@ -69,14 +71,22 @@ class Here:
                 raise KeyboardInterrupt
             watcher.at(order.name, "starting")
             Here.orders.append(order.name)
-            rebuild.work(order.to_json(), lambda what: None)
+            unpacked = Unpacked((folder.path / runners.PLACE / runners.SHARED).read_bytes())
+            spec, attack = unpacked.scenario.attacks[order.attack], unpacked.attacks()[order.attack]
+            attackers = unpacked.attackers(order.device, order.threads, watched=True)
+
+            def observed(name: str, unpacked: Unpacked = unpacked) -> Observation:
+                return unpacked.complete(Observation.load(folder.path / "captures" / name))
+
+            content = fulfil(order, spec, attack, attackers, observed)
+            folder.replace_file(f"{runners.PLACE}/{order.name}.safetensors", content)
             watcher.done(order.name, None)
 
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> type[Here]:
     Here.orders, Here.after, Here.backwards = [], None, False
-    monkeypatch.setattr(again, "OnCores", Here)
+    monkeypatch.setattr(runners, "OnCores", Here)
     return Here
 
 
