@@ -141,6 +141,14 @@ class Registry(Generic[T]):
             return self._plugins[name]
         raise ScenarioError(f"unknown {self.kind} '{name}'; {nearest(name, self.names())}")
 
+    def is_at_home(self, name: str) -> bool:
+        """Whether any process finds the plugin called ``name``: it is built in, or another distribution's."""
+        if declaration(self._package, name) is not None:
+            return True
+        module = getattr(self._plugins.get(name), "__module__", "")
+        homes = {self._package, *(entry.module for entry in entry_points(group=self._package))}
+        return any(module == home or module.startswith(f"{home}.") for home in homes)
+
     def _check_base(self, found: object, name: str) -> None:
         if self._base is None or (isinstance(found, type) and issubclass(found, self._base)):
             return

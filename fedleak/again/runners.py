@@ -56,7 +56,7 @@ class OnCores:
         attacks, limit = unpacked.attacks(), unpacked.scenario.server.attack_limit
         waiting, told = deque(orders), queue.SimpleQueue[_Told]()
         crews = [
-            Apart(attacks, shared, device=self._device, threads=self._threads, limit=limit)
+            Apart(attacks, lambda: shared, device=self._device, threads=self._threads, limit=limit)
             for _ in range(min(self._jobs, len(orders)))
         ]
 

@@ -93,6 +93,7 @@ def attack_spread(campaign: Campaign, serving: Serving, grid: Grid, shared: byte
         if desk.left:
             runner.run(desk.left, folder, desk)
     finally:
+        campaign.reveal()
         folder.append(ROWS, desk.rows)
         if desk.problems:
             folder.append(PROBLEMS, desk.problems)

@@ -33,9 +33,12 @@ from fedleak.positions.honest_but_curious import HonestButCurious
 from fedleak.positions.oracle import LabelOracle
 from fedleak.positions.recorder import Recorder
 from fedleak.positions.terms import Terms
-from fedleak.printable import clean_log
+from fedleak.printable import clean_log, one_line
 from fedleak.report.html import write_report
 from fedleak.runs.folder import OWN_APP, RunFolder, refuse_existing
+from fedleak.sandbox.attackers import Attackers
+from fedleak.sandbox.packing import pack
+from fedleak.sandbox.select import attackers_for
 from fedleak.scenario.schema import Scenario, parse_scenario
 from fedleak.server.ledger import Ledger
 from fedleak.threat import Preset
@@ -137,7 +140,7 @@ def curious(
         build_attack(spec, f"attacks[{number}]", "weights", scenario.threat.granted)
     place = Path(out) if out is not None else Path(os.environ.get("FEDLEAK_RUNS", "runs")) / default_folder(scenario).name
     refuse_existing(place)
-    return Curious(strategy, network, input, scenario, place, pick_device(device), tuple(class_names), listener)
+    return Curious(strategy, network, input, scenario, place, pick_device(device), tuple(class_names), listener, _maker(model))
 
 
 class Curious(StrategyWrapper):
@@ -159,8 +162,10 @@ class Curious(StrategyWrapper):
         device: str,
         class_names: tuple[str, ...],
         listener: Listener,
+        maker: str = "",
     ) -> None:
         super().__init__(strategy)
+        self._maker = maker
         self.folder: RunFolder | None = None
         self._own = strategy
         self._model, self._input, self._asked = model, input, asked
@@ -186,7 +191,8 @@ class Curious(StrategyWrapper):
             ledger.open(self.folder)
             return self._attack_side(self.folder, directory, most_examples)
 
-        door = Door(self._own, directory, most_examples=_PLAUSIBLE, position=_Latecomer(directory, begin))
+        latecomer = _Latecomer(directory, begin)
+        door = Door(self._own, directory, most_examples=_PLAUSIBLE, position=latecomer)
         ledger = Ledger(door, listener=self._listener)
         self.strategy = door
 
@@ -198,6 +204,7 @@ class Curious(StrategyWrapper):
         try:
             return super().start(grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, close)
         finally:
+            latecomer.close()
             if self.folder is not None:
                 write_summary(self.folder)
                 report = write_report(self.folder.path)
@@ -211,22 +218,43 @@ class Curious(StrategyWrapper):
         manifest = make_manifest(Checked(described, data, self._model), self._device)
         return RunFolder.create(self._place, manifest | {"engine": OWN_APP})
 
+    def _attackers(self) -> Attackers:
+        """Return what runs the attacks: in a process of their own, if the network can be built there."""
+        asked = self._asked
+        if asked.server.isolation == "process":
+            try:
+                pack(asked, self._model, self._input, None, self._maker)
+            # What makes the network is the user's, and may raise anything when it is called without arguments.
+            except Exception as error:  # noqa: BLE001
+                print(
+                    "fedleak: the network cannot be built in another process, so that attacks run in the server's own "
+                    f"({one_line(f'{type(error).__name__}: {error}', 200)}); give curious() a class or function of a module"
+                )
+                asked = asked.model_copy(update={"server": asked.server.model_copy(update={"isolation": "none"})})
+        return attackers_for(asked, self._model, self._input, device=self._device, maker=self._maker)
+
     def _attack_side(self, folder: RunFolder, directory: Directory, most_examples: int) -> tuple[HonestButCurious, Grader]:
         terms = Terms.of(self._asked)
         flat = torch.full(self._input.shape, 0.5)  # nothing public is known of the user's images
         grader = Grader(terms, folder, directory, flat, most_examples)
+        buffers = buffer_names(self._model)
+        recorder = Recorder(terms, folder, LabelOracle(terms, directory), input=self._input, buffers=buffers)
         campaign = Campaign(
             self._asked.attacks,
             self._model,
             grader,
             Books(folder),
-            seed=self._asked.seed,
-            device=self._device,
+            self._attackers(),
+            recall=recorder.recall,
             listener=self._listener,
         )
-        buffers = buffer_names(self._model)
-        recorder = Recorder(terms, folder, LabelOracle(terms, directory), input=self._input, buffers=buffers)
         return HonestButCurious(recorder, campaign), grader
+
+
+def _maker(model: nn.Module | Callable[[], nn.Module]) -> str:
+    """Return ``module:name`` of what makes the network."""
+    made_by = type(model) if isinstance(model, nn.Module) else model
+    return f"{getattr(made_by, '__module__', '')}:{getattr(made_by, '__qualname__', '')}"
 
 
 class _Latecomer(Honest):
@@ -244,6 +272,11 @@ class _Latecomer(Honest):
         self._directory = directory
         self._begin = begin
         self._begun: tuple[HonestButCurious, Grader] | None = None
+
+    def close(self) -> None:
+        """End what runs the attacks, if any began."""
+        if self._begun is not None:
+            self._begun[0].close()
 
     def see(self, received: Received, grid: Grid) -> None:
         """Name the clients that cannot be attacked, and have the others looked at."""

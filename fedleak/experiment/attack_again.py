@@ -106,10 +106,13 @@ def _attack_again(serving: Serving, checked: Checked, threads: int, runner: Runn
     def again(grid: Grid, directory: Directory) -> None:
         nonlocal whole
         campaign = make_campaign(serving, directory, checked.model, checked.data, rows=ROWS, problems=AGAIN_PROBLEMS)
-        if runner is None:
-            attack_here(campaign, folder, grid, public)
-        else:
-            whole = attack_spread(campaign, serving, grid, shared, threads, runner)
+        try:
+            if runner is None:
+                attack_here(campaign, folder, grid, public)
+            else:
+                whole = attack_spread(campaign, serving, grid, shared, threads, runner)
+        finally:
+            campaign.close()
 
     for name in (ROWS, AGAIN_PROBLEMS):  # of an attack that was killed
         (folder.path / name).unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from fedleak.modalities.image import InputSpec
 from fedleak.modalities.image.lpips import load_lpips
 from fedleak.models.inspect import last_linear
 from fedleak.models.weights import load_weights
+from fedleak.sandbox.packing import pack
 from fedleak.scenario.schema import ClientResources, Scenario
 from fedleak.threat import Knowledge
 
@@ -68,6 +69,8 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
     _check_label_rules(scenario, model, data.input)
     if scenario.evaluation.lpips is not None:
         load_lpips(scenario.evaluation.lpips, data.input.shape)
+    if scenario.server.curious and scenario.attacks and scenario.server.isolation == "process":
+        pack(scenario, model, data.input, None)
     data.verify()
     return Checked(scenario, data, model)
 

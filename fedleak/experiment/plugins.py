@@ -81,6 +81,7 @@ def check_plugins(scenario: Scenario) -> None:
     _check_strategy(scenario)
     protocol = scenario.federation.protocol
     _check_client_resources(scenario)
+    check_reach(scenario)
     titles: dict[str, int] = {}
     built: list[Attack] = []
     for number, spec in enumerate(scenario.attacks):
@@ -126,6 +127,24 @@ def _check_strategy(scenario: Scenario) -> None:
     from fedleak.server.strategies import build_strategy
 
     build_strategy(scenario)
+
+
+def check_reach(scenario: Scenario) -> None:
+    """Refuse an attack that a process of its own would not find.
+
+    Raises
+    ------
+    ScenarioError
+        If one was registered by this process alone.
+    """
+    if not scenario.server.curious or scenario.server.isolation == "none":
+        return
+    for number, spec in enumerate(scenario.attacks):
+        if ":" not in spec.name and not attacks.is_at_home(spec.name):
+            raise ScenarioError(
+                f"attacks[{number}]: '{spec.name}' was registered in this process alone, and attacks run in one of their own, "
+                "which would not find it; give it as module:Class, of a module on PYTHONPATH, or set server.isolation = 'none'"
+            )
 
 
 def _check_client_resources(scenario: Scenario) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from flwr.serverapp import Grid
 from torch import nn
 
@@ -17,7 +16,8 @@ from fedleak.positions.books import Books
 from fedleak.positions.grading import Grader, failed_row
 from fedleak.printable import one_line
 from fedleak.runs.folder import Row
-from fedleak.sandbox.strike import attackers_seed, groups, show, strike
+from fedleak.sandbox.attackers import Attackers
+from fedleak.sandbox.strike import groups
 from fedleak.scenario.schema import AttackSpec
 from fedleak.wire.received import Failure
 
@@ -37,12 +37,10 @@ class Campaign:
         Has the results graded.
     books : Books
         Take the rows.
-    seed : int
-        The experiment's; the attacker's draws derive from it.
-    limit : float, optional
-        Seconds by the clock that an attack may take for each update; see ``server.attack_limit``.
-    device : str
-        Where attacks compute.
+    attackers : Attackers
+        Run them.
+    recall : callable
+        Returns the observations of earlier rounds, to show them again to attackers that forgot them.
     listener : Listener
         Told what happens.
 
@@ -58,20 +56,17 @@ class Campaign:
         model: nn.Module,
         grader: Grader,
         books: Books,
+        attackers: Attackers,
         *,
-        seed: int,
-        limit: float | None = None,
-        device: str = "cpu",
+        recall: Callable[[], Iterable[Observation]] = tuple,
         listener: Listener = silent,
     ) -> None:
         self.attacks = [(spec, attacks.get(spec.name)(**spec.parameters)) for spec in specs]
         self._model = model
         self._grader = grader
         self._books = books
-        self._seed = attackers_seed(seed)
-        self._limit = limit
-        self._threads = torch.get_num_threads()
-        self._device = device
+        self._attackers = attackers
+        self._recall = recall
         self._listener = listener
 
     @property
@@ -92,25 +87,31 @@ class Campaign:
 
     def attack(self, server_round: int, observations: Sequence[Observation], grid: Grid) -> None:
         """Run every attack that is due, have its results graded, and show the round to those that remember."""
-        for spec, attack in self.attacks:
-            if not spec.strikes(server_round):
-                continue
-            struck = groups(spec, attack, observations)
-            for number, group in enumerate(struck, start=1):
-                self._tell("attack", attack=spec.result_name, round=server_round, number=number, total=len(struck))
-                results = strike(
-                    attack,
-                    group,
-                    self._model,
-                    seed=self._seed,
-                    device=self._device,
-                    threads=self._threads,
-                    limit=self._limit,
-                    progress=self._progress,
-                )
-                for observation, result in zip(group, results, strict=True):
-                    self.grade(spec, attack, observation, result, grid, self._books.keep)
+        try:
+            for place, (spec, attack) in enumerate(self.attacks):
+                if spec.strikes(server_round):
+                    self._strike(place, spec, attack, server_round, observations, grid)
+        finally:
+            self.reveal()
         self.remember(server_round, observations)
+
+    def _strike(
+        self,
+        place: int,
+        spec: AttackSpec,
+        attack: Attack,
+        server_round: int,
+        observations: Sequence[Observation],
+        grid: Grid,
+    ) -> None:
+        struck = groups(spec, attack, observations)
+        for number, group in enumerate(struck, start=1):
+            self._tell("attack", attack=spec.result_name, round=server_round, number=number, total=len(struck))
+            if self._attackers.forgot:
+                self._remind(server_round)
+            results = self._attackers.strike(place, group, self._progress)
+            for observation, result in zip(group, results, strict=True):
+                self.grade(spec, attack, observation, result, grid, self._books.keep)
 
     def grade(
         self,
@@ -129,9 +130,24 @@ class Campaign:
 
     def remember(self, server_round: int, observations: Sequence[Observation]) -> None:
         """Show a round that is over to the attacks that keep what they saw."""
-        for spec, attack in self.attacks:
-            if (error := show(attack, observations, self._threads, self._limit)) is not None:
+        for place, (spec, attack) in enumerate(self.attacks):
+            if attack.remembers and (error := self._attackers.show(place, observations)) is not None:
                 self.report(spec, server_round, error, self._books.keep_problem)
+
+    def _remind(self, server_round: int) -> None:
+        """Show the rounds before this one again: the process that had seen them is gone."""
+        self._attackers.forgot = False
+        for observation in self._recall():
+            if observation.round < server_round:
+                self.remember(observation.round, [observation])
+
+    def reveal(self) -> None:
+        """Have the true images written that clients revealed since: no attack of their round is at work any more."""
+        self._grader.reveal()
+
+    def close(self) -> None:
+        """End what runs the attacks."""
+        self._attackers.close()
 
     def report(self, spec: AttackSpec, server_round: int, error: str, keep: Callable[[Row], None]) -> None:
         """Have it kept, and tell, that an attack broke off when it was shown a round."""

@@ -60,6 +60,7 @@ class Grader:
         self._directory = directory
         self._mean_image = mean_image
         self._counts: dict[tuple[int, ...], Row] = {}
+        self._revealed: dict[str, Tensor] = {}
 
     def grade(
         self, observation: Observation, result: Reconstruction, model: nn.Module, grid: Grid, *, models_steps: bool = False
@@ -171,13 +172,21 @@ class Grader:
             images = decoded("images", arrays["images"].get("images"))
             if images.shape != (len(grades), *observation.input.shape) or images.dtype != np.float32:
                 raise ReplyError(f"its images are {images.dtype} {images.shape}")
-            for number, image in enumerate(torch.from_numpy(images)):
-                self._folder.save_image(f"{stem(observation.round, client)}-truth-{number}", image)
+            # Not written yet: an attack of this round may still be at work.
+            for number, image in enumerate(torch.from_numpy(images.copy())):
+                self._revealed[f"{stem(observation.round, client)}-truth-{number}"] = image
         return grades, labels, {key: _share(metrics["grades"], key) for key in ("duplicate-labels", "label-counts")}
 
     def _truth_path(self, server_round: int, client: int, number: int) -> str | None:
-        relative = f"images/{stem(server_round, client)}-truth-{number}.png"
-        return relative if (self._folder.path / relative).exists() else None
+        name = f"{stem(server_round, client)}-truth-{number}"
+        relative = f"images/{name}.png"
+        return relative if name in self._revealed or (self._folder.path / relative).exists() else None
+
+    def reveal(self) -> None:
+        """Write the true images that clients sent since the last time."""
+        revealed, self._revealed = self._revealed, {}
+        for name, image in revealed.items():
+            self._folder.save_image(name, image)
 
     def _row(self, result: Reconstruction, grade: ImageGrade, labels: list[int] | None, flags: list[str]) -> Row:
         png = None

@@ -47,6 +47,10 @@ class HonestButCurious(Honest):
             campaign.attack(server_round, observations, grid)
         self.seconds = time.perf_counter() - started
 
+    def close(self) -> None:
+        """End what runs the attacks."""
+        self._campaign.close()
+
     def recall(self) -> None:
         """Show the attacks that remember the rounds that an earlier process saw."""
         if self._campaign.remembers:

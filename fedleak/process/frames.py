@@ -98,9 +98,8 @@ def _read(pipe: int, size: int, deadline: float | None) -> bytes:
 
 
 def _await(pipe: int, event: int, deadline: float | None) -> None:
-    if deadline is None:
-        return
+    seconds = None if deadline is None else max(0.0, deadline - time.monotonic())
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, event)
-        if not selector.select(max(0.0, deadline - time.monotonic())):
+        if not selector.select(seconds):
             raise Late

@@ -45,8 +45,8 @@ class Apart:
     ----------
     attacks : sequence of Attack
         As :func:`fedleak.sandbox.packing.pack` was given them; those in the process are built from what it wrote.
-    shared : bytes
-        What :func:`fedleak.sandbox.packing.pack` wrote.
+    shared : callable
+        Returns what :func:`fedleak.sandbox.packing.pack` writes; asked when a process is started.
     device : str
         Where to compute.
     threads : int
@@ -65,7 +65,7 @@ class Apart:
     def __init__(
         self,
         attacks: Sequence[Attack],
-        shared: bytes,
+        shared: Callable[[], bytes],
         *,
         device: str = "cpu",
         threads: int = 1,
@@ -118,7 +118,7 @@ class Apart:
             return
         with self._lock:
             self._process = _Process(self._threads)
-        self._answer(self._process, self._begin, [self._shared], None, None)
+        self._answer(self._process, self._begin, [self._shared()], None, None)
 
     def close(self) -> None:
         """End the process."""

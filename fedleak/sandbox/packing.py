@@ -119,7 +119,7 @@ def _check_same(model: nn.Module, twin: nn.Module, input: InputSpec) -> None:
     if not torch.equal(told.nan_to_num(), built.nan_to_num()):
         raise ScenarioError(
             "model: built again it answers otherwise, so that it holds random values which are no parameters and no buffers; "
-            "register them as buffers, or attack without --jobs and --ray"
+            "register them as buffers, or set server.isolation = 'none' and attack without --jobs and --ray"
         )
 
 

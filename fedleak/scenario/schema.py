@@ -43,6 +43,7 @@ _LATER = (
     ("model", "weights"),
     ("server", "captures"),
     ("server", "attack_limit"),
+    ("server", "attack_memory"),
     ("evaluation", "every"),
     ("evaluation", "test_images"),
     ("evaluation", "lpips"),
@@ -258,7 +259,12 @@ class Scenario(Section):
         """SHA-256 of all that decides the numbers: everything but the name, and on which machines it runs."""
         content = self.model_dump(
             mode="json",
-            exclude={"name": True, "federation": {"engine", "timeout", "superlink", "client_resources"}, "data": {"shard"}},
+            exclude={
+                "name": True,
+                "federation": {"engine", "timeout", "superlink", "client_resources"},
+                "data": {"shard"},
+                "server": {"isolation"},
+            },
         )
         # Keys that came later count only where they are set: a scenario written before them keeps its digest.
         for section, key in _LATER:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp import Grid
@@ -16,6 +16,7 @@ from fedleak.defenses.secure_aggregation import most_weight, secure_aggregation
 from fedleak.events import Listener, silent
 from fedleak.models.base import buffer_names
 from fedleak.models.weights import load_weights
+from fedleak.observation import Observation
 from fedleak.positions.books import Books
 from fedleak.positions.campaign import Campaign
 from fedleak.positions.door import Door
@@ -25,6 +26,7 @@ from fedleak.positions.oracle import LabelOracle
 from fedleak.positions.recorder import Recorder
 from fedleak.positions.terms import Terms
 from fedleak.runs.folder import Arrays, Row, RunFolder
+from fedleak.sandbox.select import attackers_for
 from fedleak.scenario.schema import Scenario
 from fedleak.secagg.grid import SecureGrid
 from fedleak.seeding import Seed
@@ -68,14 +70,14 @@ def make_campaign(serving: Serving, directory: Directory, model: nn.Module, data
     ``files`` are ``rows`` and ``problems``, as for :class:`~fedleak.positions.books.Books`.
     """
     scenario, folder = serving.scenario, serving.folder
+    public = public_images(scenario, data)
     return Campaign(
         scenario.attacks,
         model,
         Grader(Terms.of(scenario), folder, directory, data.mean_image(), data.largest_shard),
         Books(folder, **files),
-        seed=scenario.seed,
-        limit=scenario.server.attack_limit,
-        device=serving.device,
+        attackers_for(scenario, model, data.input, public=public, device=serving.device),
+        recall=lambda: (replace(Observation.load(path), surrogate=public) for path in folder.captures()),
         listener=serving.listener,
     )
 
@@ -156,7 +158,12 @@ def federate(serving: Serving, grid: Grid, directory: Directory) -> None:
     ledger = Ledger(door, serving.folder, serving.listener)
     auditor = Auditor(scenario, serving.folder, ledger, door, trainer, model, data, done, costs=costs, listener=serving.listener)
     left = scenario.federation.rounds - (done or 0)
-    Resumed(door, done or 0).start(grid, arrays, num_rounds=left, timeout=scenario.federation.timeout, evaluate_fn=auditor.close)
+    strategy, timeout = Resumed(door, done or 0), scenario.federation.timeout
+    try:
+        strategy.start(grid, arrays, num_rounds=left, timeout=timeout, evaluate_fn=auditor.close)
+    finally:
+        if position is not None:
+            position.close()
 
 
 def _restore(folder: RunFolder, trainer: Strategy) -> tuple[int, ArrayRecord]:

@@ -120,8 +120,11 @@ def test_a_client_tells_its_labels_only_where_the_preset_grants_them(build: Buil
 def test_a_client_reveals_only_if_its_scenario_says_so(build: Build, mode: str, reveal: bool) -> None:
     scenario = build(evaluation={"truth": mode})
     arrays = ArrayRecord({"images": torch.zeros(1, 3, 16, 16), "mean_image": torch.zeros(3, 16, 16)})  # type: ignore[dict-item]
-    config = ConfigRecord({"server-round": 1, "reveal": reveal})
-    reply = asked(scenario, "query.grade", RecordDict({"reconstruction": arrays, "config": config}))
+    model = defended_model(scenario, InputSpec((3, 16, 16), 10)).state_dict()
+    digest = model_digest({name: value.numpy() for name, value in model.items()})
+    config = ConfigRecord({"server-round": 1, "reveal": reveal, "model": digest})
+    question = {"reconstruction": arrays, "config": config, "model": ArrayRecord(model)}
+    reply = asked(scenario, "query.grade", RecordDict(question))
     assert ("images" in reply.content) == (mode == "reveal" and reveal)
     assert ("truth" in reply.content) == (mode == "reveal")
     assert "grades" in reply.content

@@ -15,7 +15,9 @@ from fedleak.positions.campaign import Campaign
 from fedleak.positions.grading import Grader
 from fedleak.positions.terms import Terms
 from fedleak.runs.folder import Row, RunFolder
+from fedleak.sandbox.attackers import Here
 from fedleak.scenario.schema import AttackSpec, Local
+from fedleak.seeding import Seed
 from fedleak.wire.received import Failure
 
 TERMS = Terms("fedsgd", Local())
@@ -72,7 +74,8 @@ def campaign(folder: RunFolder, net: nn.Module, clients: Callable[..., Any]) -> 
         told: list[Event] = []
         grader = Grading(TERMS, folder, clients().directory(clients().grid()), torch.zeros(1, 2, 2), 1)
         chosen = [AttackSpec(**spec) for spec in specs]
-        return Campaign(chosen, net, grader, Books(folder), seed=1, listener=told.append), told
+        built = [attacks.get(spec.name)(**spec.parameters) for spec in chosen]
+        return Campaign(chosen, net, grader, Books(folder), Here(built, net, seed=Seed(1)), listener=told.append), told
 
     return make
 

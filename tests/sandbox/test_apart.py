@@ -125,7 +125,7 @@ def built(scenario: Scenario) -> list[Attack]:
 def apart(scenario: Scenario, seen: list[Observation]) -> Iterator[Apart]:
     model = build_model(scenario.model, seen[0].input, 1)
     shared = pack(scenario, model, seen[0].input, None)
-    apart = Apart(built(scenario), shared, limit=20.0, memory=1024)
+    apart = Apart(built(scenario), lambda: shared, limit=20.0, memory=1024)
     yield apart
     apart.close()
 
@@ -203,7 +203,7 @@ def test_one_that_hangs_or_lies_is_ended_with_its_process(
     scenario: Scenario, seen: list[Observation], title: str, words: str
 ) -> None:
     shared = pack(scenario, build_model(scenario.model, seen[0].input, 1), seen[0].input, None)
-    apart = Apart(built(scenario), shared, limit=3.0)
+    apart = Apart(built(scenario), lambda: shared, limit=3.0)
     try:
         apart.begin()
         began = time.monotonic()
