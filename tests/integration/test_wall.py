@@ -17,9 +17,12 @@ from torch import nn
 from fedleak.attacks.base import Attack, Reconstruction
 from fedleak.client.app import app
 from fedleak.data.batches import client_data, private_batch
+from fedleak.defenses.chain import defended_model
 from fedleak.engines.inprocess import InProcess
 from fedleak.experiment import run as api
 from fedleak.experiment.result import Result
+from fedleak.modalities.image import InputSpec
+from fedleak.models.digest import model_digest
 from fedleak.observation import Observation
 from fedleak.runs.folder import RunFolder
 from fedleak.scenario.schema import Scenario
