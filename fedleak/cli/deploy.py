@@ -106,9 +106,9 @@ def up(
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore Ctrl-C otherwise
         signal.signal(number, signal.default_int_handler)
     layout = Layout(folder, runs, shards, port, insecure, clients)
+    place, made = folder / _PLACE, not folder.exists()
     with console.status("starting"):
         services = Services(layout).__enter__()
-    place, made = folder / _PLACE, not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         place.write_text(services.superlink.model_dump_json(), encoding="utf-8")

@@ -20,6 +20,7 @@ import httpx
 
 from fedleak.deploy.certificates import node_keys
 from fedleak.deploy.commands import POLL, client_command, program, search_path, server_command, superlink_command
+from fedleak.deploy.guard import Guard
 from fedleak.engines.superlink import Control
 from fedleak.errors import FedleakError, ScenarioError
 from fedleak.scenario.schema import SuperLink
@@ -65,14 +66,18 @@ class Service:
     command: Sequence[str]
     environment: dict[str, str]
     log: Path
+    guard: Guard
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def start(self) -> None:
-        """Start it."""
+        """Start it; should this process die, it is ended."""
+        if self.process is not None:
+            self.guard.forget(self.process.pid)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
+        self.guard.watch(self.process.pid)
 
     @property
     def ended(self) -> bool:
@@ -127,6 +132,7 @@ class Services:
             insecure=layout.insecure,
             root_certificates=None if layout.insecure else (keys / "ca.crt").resolve(),
         )
+        self._guard = Guard()
         self._home = tempfile.TemporaryDirectory(prefix="fedleak-deployment-")
         self.logs = Path(self._home.name) / "logs"
         self.logs.mkdir()
@@ -203,6 +209,7 @@ class Services:
             service.signal(signal.SIGTERM)
         for service in reversed(self.services.values()):
             service.stop()
+        self._guard.dismiss()
         self._home.cleanup()
 
     def node(self, client: int, key: Path | None = None, name: str | None = None) -> Service:
@@ -227,7 +234,7 @@ class Services:
         home = Path(self._home.name) / name
         home.mkdir(exist_ok=True)
         environment = POLL | os.environ | {"PATH": search_path(), "FLWR_HOME": str(home), **(extra or {})}
-        return Service(name, [program(command[0]), *command[1:]], environment, self.logs / f"{name}.log")
+        return Service(name, [program(command[0]), *command[1:]], environment, self.logs / f"{name}.log", self._guard)
 
     def _healthy(self) -> bool:
         scheme, authority = ("http", None) if self.layout.insecure else ("https", str(self.superlink.root_certificates))

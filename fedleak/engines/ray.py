@@ -30,6 +30,7 @@ from fedleak.client.app import app as client_app
 from fedleak.engines.base import Serve
 from fedleak.engines.room import check_room, ray_address
 from fedleak.errors import FedleakError
+from fedleak.process.descendants import nothing_left_of_a_broken_start
 from fedleak.scenario.schema import ClientResources, Scenario
 from fedleak.secagg.client import SecuredApp
 from fedleak.wire.grid import OrderedGrid
@@ -68,13 +69,14 @@ class Ray:
             if started_here:
                 # Actors import what this process can import, such as the user's own model module.
                 os.environ["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-                ray.init(
-                    address=ray_address(),
-                    include_dashboard=False,
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                    configure_logging=False,
-                )
+                with nothing_left_of_a_broken_start():
+                    ray.init(
+                        address=ray_address(),
+                        include_dashboard=False,
+                        logging_level=logging.ERROR,
+                        log_to_driver=False,
+                        configure_logging=False,
+                    )
             check_room(resources)  # of the nodes as they are now
             ended.clear()
             with tempfile.TemporaryDirectory() as folder:

@@ -15,6 +15,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from fedleak.errors import FedleakError, ScenarioError
 from fedleak.printable import one_line
+from fedleak.process.descendants import nothing_left_of_a_broken_start
 
 _PATIENCE = 10.0  # seconds to wait for a cluster's head to answer
 _AHEAD = 1  # tasks that wait at the cluster for a free place, so that none is idle while the driver takes a result
@@ -188,14 +189,15 @@ def connect(address: str, given: str = "--ray ") -> None:
     path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     try:
         _knock(address)
-        ray.init(
-            address=address,
-            include_dashboard=False if address == "local" else None,
-            runtime_env={"env_vars": {**_ONE_THREAD, "PYTHONPATH": path}},
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            configure_logging=False,
-        )
+        with nothing_left_of_a_broken_start():
+            ray.init(
+                address=address,
+                include_dashboard=False if address == "local" else None,
+                runtime_env={"env_vars": {**_ONE_THREAD, "PYTHONPATH": path}},
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                configure_logging=False,
+            )
     except (OSError, ValueError, RuntimeError) as error:
         said = " ".join(str(error).split())
         raise ScenarioError(

@@ -71,6 +71,7 @@ def test_it_is_measured_by_the_survivors_alone(model: Any, observation: Any) -> 
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow
 def test_knowing_the_mask_rebuilds_what_the_base_does_not(model: Any, observation: Any) -> None:
     seen = observation({"name": "random-masking", "p": 0.5})
     truth = torch.rand(1, *INPUT.shape, generator=Seed(3).generator())
@@ -83,6 +84,7 @@ def test_knowing_the_mask_rebuilds_what_the_base_does_not(model: Any, observatio
     assert error("adaptive", base="natural") < 0.02 < error("natural")
 
 
+@pytest.mark.slow
 def test_rounds_of_the_same_images_are_matched_together(model: Any, observation: Any) -> None:
     chain = {"name": "random-masking", "p": 0.9}
     first, second = observation(chain), observation(chain, server_round=2)

@@ -229,6 +229,7 @@ def noisy(observation, relative, seed=0):
     )
 
 
+@pytest.mark.slow
 def test_noise_costs_quality_step_by_step():
     model, (images, labels) = lenet(), sample(0)
     observation = observe(model, images, labels, grant=NOTHING)

@@ -97,6 +97,7 @@ def qualities(found: torch.Tensor, truth: torch.Tensor) -> list[float]:
     return [float(psnr(found[place : place + 1], truth[at : at + 1])) for at, place in enumerate(places) if place is not None]
 
 
+@pytest.mark.slow
 def test_clients_isolated_by_four_rounds_are_rebuilt_better_than_from_their_sum(model: torch.nn.Module) -> None:
     """Two or three images a client have equations enough in each layer; the eight behind a sum have not, on any machine."""
     shards = {0: (0, 1), 1: (2, 3, 4), 2: (5, 6), 3: (7, 8, 9)}

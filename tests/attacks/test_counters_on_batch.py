@@ -59,7 +59,7 @@ def error(truth: Tensor, observation: Observation, model: nn.Module, attack: str
     [
         ([0, 1, 2], {"name": "mixup", "alpha": 4.0}, 0.2),
         pytest.param([0, 1, 2], {"name": "instahide", "k": 2, "flip": 0.0}, 0.5, marks=pytest.mark.slow),
-        ([2], {"name": "ats", "policy": "43-18-18"}, 0.2),
+        pytest.param([2], {"name": "ats", "policy": "43-18-18"}, 0.2, marks=pytest.mark.slow),
         pytest.param([2], {"name": "ats", "policy": "3-1-7"}, 0.4, marks=pytest.mark.slow),
         pytest.param([2], {"name": "oasis", "transforms": "major-rotation+shear"}, 0.1, marks=pytest.mark.slow),
     ],
@@ -108,7 +108,7 @@ def test_partners_are_doubly_stochastic() -> None:
     torch.testing.assert_close(found.sum(1), torch.ones(5), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("policy", ["3-1-7", "43-18-18", "hybrid"])
+@pytest.mark.parametrize("policy", ["3-1-7", *(pytest.param(name, marks=pytest.mark.slow) for name in ("43-18-18", "hybrid"))])
 def test_the_transformation_of_each_image_is_found(policy: str) -> None:
     images = SMALL.images([0, 3, 5])
     defense = {"name": "ats", "policy": policy}

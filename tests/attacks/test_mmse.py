@@ -96,6 +96,7 @@ def test_a_tensor_that_does_not_vary_gets_no_weight():
     assert whitening(gradients, [2, 4]).gt(0).tolist() == [True, True, False, False, False, False]
 
 
+@pytest.mark.slow
 def test_beats_grey_on_a_small_network_and_repeats():
     gains = []
     for index in (2, 3):

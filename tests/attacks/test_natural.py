@@ -213,6 +213,7 @@ def test_steps_cut_each_epoch_anew():
     assert steps_of([0, 1, 2, 3, 4, 4, 3, 2, 1, 0], 5, local) == [[0, 1], [2, 3], [4], [4, 3], [2, 1]]
 
 
+@pytest.mark.slow
 def test_fedavg_is_rebuilt_better_than_without_its_drift():
     model = network()
     truth, labels = images(5, 6)

@@ -4,7 +4,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fedleak.positions.observing import local_training
 from torch import nn
 from torch.nn import functional
 
@@ -12,6 +11,7 @@ from fedleak.client.training import gradient_of, train
 from fedleak.data.batches import client_data, local_steps, private_batch
 from fedleak.defenses.chain import DefenseChain
 from fedleak.models import build_model
+from fedleak.positions.terms import Terms
 from fedleak.scenario.schema import Scenario, parse_scenario
 from fedleak.seeding import Seed
 
@@ -97,7 +97,7 @@ def test_the_server_counts_the_steps_that_the_client_took(local: dict[str, Any])
     shard = len(client_data(scenario).shard(2))
     steps = local_steps(scenario, shard, 2, 1)
     examples = trained(scenario, 2).num_examples
-    known = local_training(scenario, examples)
+    known = Terms.of(scenario).local_training(examples)
     assert known.steps == len(steps)
     assert examples == len(private_batch(scenario, shard, 2, 1))
     assert known.batch_size == len(steps[0])

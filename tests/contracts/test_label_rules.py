@@ -95,7 +95,7 @@ def test_a_batch_is_restored_better_than_by_guessing_or_a_named_failure(name, la
 
 
 @pytest.mark.parametrize("value", ["noise", 0.0, math.nan, math.inf])
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_worthless_update_gives_class_indices_or_a_named_failure(name, count, value):
     model = network()

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from fedleak.attacks.base import Attack, Reconstruction, attacks
+from fedleak.engines.inprocess import InProcess
 from fedleak.experiment import attack_again
 from fedleak.experiment import run as api
 from fedleak.experiment.manifest import write_summary
 from fedleak.experiment.result import Result
+from fedleak.observation import Observation
 from fedleak.runs.folder import RunFolder
 from fedleak.scenario.schema import Scenario, parse_scenario
 
@@ -87,6 +89,29 @@ def grey(plugin: Callable[[type[Attack]], type[Attack]]) -> str:
             return Reconstruction(torch.rand(observation.batch_size, *observation.input.shape, generator=generator))
 
     return plugin(Grey).name
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[InProcess], None]:
+    return lambda engine: monkeypatch.setattr(api, "engine", lambda name: engine)
+
+
+@pytest.fixture
+def watcher(plugin: Callable[[type[Attack]], type[Attack]]) -> type[Attack]:
+    """Register an attack that keeps what it is given, and answers with the images it was told to."""
+
+    class Watcher(Attack):
+        name: ClassVar[str] = "watcher"
+        seen: ClassVar[list[Observation]] = []
+        answers: ClassVar[dict[int, torch.Tensor]] = {}
+
+        def reconstruct(self, observation: Observation, model: Any, **_: Any) -> Reconstruction:
+            self.seen.append(observation)
+            flat = torch.full((observation.batch_size, *observation.input.shape), 0.5)
+            return Reconstruction(self.answers.get(observation.round, flat))
+
+    Watcher.seen, Watcher.answers = [], {}
+    return plugin(Watcher)
 
 
 def timeless(value: Any) -> Any:

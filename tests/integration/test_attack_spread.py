@@ -53,6 +53,7 @@ CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     ),
     "labels granted": ({"threat": {"preset": "labels-known"}}, [{"name": "mmse", "labels": "given", **SMALL}]),
 }
+QUICK = {"one by one", "by round", "a stream", "rounds remembered"}
 
 
 class Here:
@@ -90,7 +91,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> type[Here]:
     return Here
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
 def test_spread_gives_what_one_process_gives(
     build: Build, pair: Callable[..., tuple[Path, Path]], here: type[Here], facts: Facts, case: str
 ) -> None:

@@ -14,7 +14,11 @@ NORMALISED = [{"name": "resnet20", "width": 4}, {"name": "convnet", "width": 4, 
 FEDAVG = {"batch_size": 3, "epochs": 2}
 
 
-@pytest.mark.parametrize("model", [{"name": "mlp", "hidden": [8]}, *NORMALISED], ids=lambda model: model["name"])
+@pytest.mark.parametrize(
+    "model",
+    [{"name": "mlp", "hidden": [8]}, pytest.param(NORMALISED[0], marks=pytest.mark.slow), NORMALISED[1]],
+    ids=lambda model: model["name"],
+)
 @pytest.mark.parametrize("protocol", ["fedsgd", "fedavg"])
 def test_the_model_is_the_same_bits_with_and_without_the_onlooker(
     build: Build, start: Start, grey: str, protocol: str, model: dict[str, object]

@@ -181,7 +181,7 @@ def run_with_fault(build: Build, start: Start, curious: bool, grey: str, protoco
     return start(build(**tables, attacks=[{"name": grey}] if curious else []))
 
 
-@pytest.mark.parametrize("curious", [True, False], ids=["curious", "not curious"])
+@pytest.mark.parametrize("curious", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["curious", "not curious"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_bad_reply_is_counted_named_and_left_out(
     build: Build, start: Start, grey: str, clients: Callable[[Any], None], fault: str, curious: bool

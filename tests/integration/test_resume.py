@@ -65,7 +65,10 @@ def interrupted(tmp_path: Path, quick: None) -> Callable[..., Path]:
 @pytest.mark.parametrize("protocol", ["fedsgd", "fedavg"])
 @pytest.mark.parametrize(
     ("kind", "number"),
-    [("round", 1), ("round", 3), ("attack", 5), ("graded", 1), ("graded", 8), ("graded", 18), ("progress", 9), ("round-done", 2)],
+    [
+        *(("round", 1), ("attack", 5), ("graded", 8), ("round-done", 2)),
+        *(pytest.param(*last, marks=pytest.mark.slow) for last in (("round", 3), ("graded", 1), ("graded", 18), ("progress", 9))),
+    ],
 )
 def test_an_interrupted_run_goes_on_to_the_same_folder(
     build: Build, start: Start, interrupted: Callable[..., Path], facts: Facts, grey: str, protocol: str, kind: str, number: int
@@ -106,7 +109,9 @@ def test_a_kill_beside_the_checkpoint_loses_and_doubles_nothing(
     assert facts(tmp_path / "killed") == facts(straight.path)
 
 
-@pytest.mark.parametrize("model", [{"name": "mlp", "hidden": [8]}, NORMALISED], ids=["mlp", "batchnorm"])
+@pytest.mark.parametrize(
+    "model", [{"name": "mlp", "hidden": [8]}, pytest.param(NORMALISED, marks=pytest.mark.slow)], ids=["mlp", "batchnorm"]
+)
 @pytest.mark.parametrize("name", strategy_names())
 def test_every_strategy_trains_and_resumes_to_the_same_bits(
     build: Build, start: Start, interrupted: Callable[..., Path], name: str, model: dict[str, Any]

@@ -12,7 +12,7 @@ from fedleak.attacks.counters.grad_defense import quiet
 from fedleak.attacks.victims.base import Victim
 
 CASES: list[Any] = [
-    ("soteria", {"pruning_rate": 0.6}),
+    pytest.param("soteria", {"pruning_rate": 0.6}, marks=pytest.mark.slow),
     pytest.param("grad-defense", {"scale": 0.05}, marks=pytest.mark.slow),
     ("outpost", {"noise_base": 0.1}),
 ]

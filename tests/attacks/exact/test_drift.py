@@ -31,7 +31,7 @@ def quality(found, image):
     return float(-10 * torch.log10((found.clamp(0, 1) - image).square().mean()))
 
 
-@pytest.mark.parametrize("index", [0, 7, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("index", [0, *(pytest.param(index, marks=pytest.mark.slow) for index in (7, 16))])
 def test_one_image_after_five_steps_is_solved_beyond_70_db(index):
     seen, model, image = after_steps(index, 0.01)
     [result] = attacks.get("closed-form")()([seen], model)
