@@ -26,7 +26,7 @@ def quarantine(threads: int) -> Iterator[None]:
     thread = threading.current_thread()
     before = torch.get_num_threads()
     dtype, device, grad = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    deterministic = _deterministic()
     torch.set_num_threads(threads)
     try:
         yield
@@ -39,7 +39,13 @@ def quarantine(threads: int) -> Iterator[None]:
                     # Setting one, even the same, makes every call of PyTorch slower; None is how it starts.
                     torch.set_default_device(None if device.type == "cpu" else device)
                 torch.set_grad_enabled(grad)
-                torch.use_deterministic_algorithms(deterministic)
+                if _deterministic() != deterministic:
+                    # It imports the compiler, which takes as long as torch itself.
+                    torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
+
+
+def _deterministic() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
 
 def sound(result: Reconstruction, observation: Observation) -> Reconstruction:
