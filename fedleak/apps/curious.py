@@ -36,7 +36,6 @@ from fedleak.positions.terms import Terms
 from fedleak.printable import clean_log, one_line
 from fedleak.report.html import write_report
 from fedleak.runs.folder import OWN_APP, RunFolder, refuse_existing
-from fedleak.sandbox.attackers import Attackers
 from fedleak.sandbox.packing import pack
 from fedleak.sandbox.select import attackers_for
 from fedleak.scenario.schema import Scenario, parse_scenario
@@ -191,6 +190,7 @@ class Curious(StrategyWrapper):
             ledger.open(self.folder)
             return self._attack_side(self.folder, directory, most_examples)
 
+        self._asked = self._reachable()
         latecomer = _Latecomer(directory, begin)
         door = Door(self._own, directory, most_examples=_PLAUSIBLE, position=latecomer)
         ledger = Ledger(door, listener=self._listener)
@@ -218,8 +218,8 @@ class Curious(StrategyWrapper):
         manifest = make_manifest(Checked(described, data, self._model), self._device)
         return RunFolder.create(self._place, manifest | {"engine": OWN_APP})
 
-    def _attackers(self) -> Attackers:
-        """Return what runs the attacks: in a process of their own, if the network can be built there."""
+    def _reachable(self) -> Scenario:
+        """Return what is asked, with attacks in the server's process if the network cannot be built in another."""
         asked = self._asked
         if asked.server.isolation == "process":
             try:
@@ -231,7 +231,7 @@ class Curious(StrategyWrapper):
                     f"({one_line(f'{type(error).__name__}: {error}', 200)}); give curious() a class or function of a module"
                 )
                 asked = asked.model_copy(update={"server": asked.server.model_copy(update={"isolation": "none"})})
-        return attackers_for(asked, self._model, self._input, device=self._device, maker=self._maker)
+        return asked
 
     def _attack_side(self, folder: RunFolder, directory: Directory, most_examples: int) -> tuple[HonestButCurious, Grader]:
         terms = Terms.of(self._asked)
@@ -244,7 +244,7 @@ class Curious(StrategyWrapper):
             self._model,
             grader,
             Books(folder),
-            self._attackers(),
+            attackers_for(self._asked, self._model, self._input, device=self._device, maker=self._maker),
             recall=recorder.recall,
             listener=self._listener,
         )

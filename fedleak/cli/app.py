@@ -76,9 +76,10 @@ def run(
     A client that fails costs its reply, is named, and decides the exit code. An
     attack that raises, runs out of memory or hangs is a failed row; what counts
     as hanging says server.attack_limit, or ten times its budget_seconds and a
-    minute. One that hangs in native code cannot be stopped: it is left behind,
-    and the round goes on. Ctrl-C keeps all that is done; on Ray it waits for
-    the attack at hand for at most 20 s.
+    minute; it is ended with its process, and the round goes on. Attacks run in
+    a process of their own, which is told what the attacker may know; server.
+    isolation = "none" runs them in the server's, for a debugger. Ctrl-C keeps
+    all that is done; on Ray it waits for the attack at hand for at most 20 s.
 
     Exit code: 0 done; 1 done, but clients failed or the run broke off; 2 wrong
     input, nothing started; 130 interrupted.

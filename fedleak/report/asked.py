@@ -75,6 +75,7 @@ def facts(records: RunRecords) -> list[Fact]:
         ),
         Fact("Local training", f"{plain(local['mode'])} mode" if local.get("mode") else NONE, _pairs(local, skip=("mode",))),
         Fact("Truth", _truth(scenario), []),
+        *_isolation(table(scenario, "server")),
         Fact("Measured", "", _measured(table(scenario, "evaluation"))),
         Fact("Seed", plain(scenario.get("seed")), []),
         Fact("Engine", plain(manifest.get("engine") or federation.get("engine")), []),
@@ -121,6 +122,17 @@ def _protocol(federation: dict[str, Any]) -> str:
 def _truth(scenario: dict[str, Any]) -> str:
     meanings = {"reveal": "reveal: clients return their images for this page", "score": "score: only metrics leave the clients"}
     return meanings.get(str(table(scenario, "evaluation").get("truth")), NONE)
+
+
+def _isolation(server: dict[str, Any]) -> list[Fact]:
+    """Return where attacks ran; nothing for a run from before they could run elsewhere, or without any."""
+    if "isolation" not in server or server.get("curious") is False:
+        return []
+    if server["isolation"] == "process":
+        return [Fact("Attacks ran", "in a process of their own, which held nothing of the clients", [])]
+    return [
+        Fact("Attacks ran", "in the server's own process (isolation = none): a plugin could have reached what it must not", [])
+    ]
 
 
 def _measured(evaluation: dict[str, Any]) -> list[str]:

@@ -1,9 +1,11 @@
 """Ends an attack that goes on for longer than it was given, so that the round can go on without it.
 
-An attack runs in this process, so that a debugger reaches it and a GPU's memory is shared; what that leaves to do about one
-that hangs is this. It gets a thread of its own. When its time is up, an exception is raised inside it, again and again for some
-seconds, which ends a loop of Python, even one that catches it a few times. Two kinds cannot be stopped so: native code that
-blocks (a sleep, a long operation of PyTorch), which is not interrupted but lets the others run meanwhile, and code that catches
+This is for attacks that run in the process that asks, so that a debugger reaches them (``server.isolation = "none"``), and for
+tasks on Ray; all others have a process of their own, which is ended (:mod:`fedleak.sandbox.apart`).
+
+An attack gets a thread of its own. When its time is up, an exception is raised inside it, again and again for some seconds,
+which ends a loop of Python, even one that catches it a few times. Two kinds cannot be stopped so: native code that blocks (a
+sleep, a long operation of PyTorch), which is not interrupted but lets the others run meanwhile, and code that catches
 everything, for ever. Then the round goes on and the thread is left behind; it is told to end until it does.
 
 One that is left behind, or ends late, puts no random state and no setting back any more (:mod:`fedleak.process.abandoned`),
