@@ -1,1 +1,1 @@
-"""The server: any Flower strategy, made reproducible by a referee, watched by an honest-but-curious onlooker."""
+"""The server: any Flower strategy, made reproducible by a referee, and each of its rounds audited and entered in a ledger."""
