@@ -48,6 +48,7 @@ def _plugins() -> Iterator[None]:
     @attacks.register
     class Remembering(Plain):
         name: ClassVar[str] = "remembering"
+        remembers: ClassVar[bool] = True
 
         def remember(self, observations: Sequence[Observation]) -> None:
             SHOWN.append(len(observations))
