@@ -68,6 +68,7 @@ class Looks(Own):
 
 class Counts(Own):
     name = "counts"
+    remembers = True
     seen = 0
     def remember(self, observations):
         self.seen += len(observations)
