@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ class Seed:
             with abandoned.LOCK:
                 if abandoned.is_abandoned(thread):
                     raise FedleakError("this thread was abandoned, so it seeds nothing: others draw from the generators by now")
-                torch.manual_seed(self.value)
+                _seed_torch(self.value)
                 np.random.seed(self.value % 2**32)
                 random.seed(self.value)
             yield
@@ -73,6 +74,17 @@ class Seed:
                     random.setstate(python)
                     np.random.set_state(numpy_state)
                     _restore_torch(torch_state)
+
+
+def _seed_torch(value: int) -> None:
+    """Do as ``torch.manual_seed``, which beside the generators of this machine seeds those of all that PyTorch knows.
+
+    For each that is not there it writes down the whole stack of calls, a millisecond in all, and it imports PyTorch's compiler.
+    """
+    if _accelerators():
+        torch.manual_seed(value)
+    else:
+        torch.default_generator.manual_seed(value)
 
 
 def _torch_state() -> list[Tensor]:
@@ -88,6 +100,7 @@ def _restore_torch(state: list[Tensor]) -> None:
         devices.set_rng_state(of_device, number)
 
 
+@cache
 def _accelerators() -> list[tuple[Any, int]]:
     accelerator = torch.accelerator.current_accelerator()
     if accelerator is None:

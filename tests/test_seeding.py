@@ -80,3 +80,26 @@ def test_isolated_puts_the_generators_of_accelerators_back(monkeypatch: pytest.M
     with Seed(3).isolated():
         devices.states[0], devices.states[1] = torch.tensor([7]), torch.tensor([8])
     assert [int(devices.states[number]) for number in (0, 1)] == [1, 2]
+
+
+def test_isolated_seeds_as_pytorch_does() -> None:
+    with Seed(3).isolated():
+        found = torch.rand(3), torch.randn(3)
+        torch.manual_seed(Seed(3).value)
+        assert torch.equal(torch.rand(3), found[0])
+        assert torch.equal(torch.randn(3), found[1])
+
+
+def test_isolated_asks_nothing_of_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(seed: int) -> None:
+        raise AssertionError(seed)
+
+    monkeypatch.setattr(seeding, "_accelerators", list)
+    monkeypatch.setattr(torch, "manual_seed", refuse)
+    with Seed(3).isolated():
+        draw()
+    monkeypatch.setattr(seeding, "_accelerators", lambda: [(None, 0)])
+    monkeypatch.setattr(seeding, "_torch_state", list)
+    monkeypatch.setattr(seeding, "_restore_torch", lambda state: None)
+    with pytest.raises(AssertionError, match=str(Seed(3).value)), Seed(3).isolated():
+        draw()

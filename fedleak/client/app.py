@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
+from fedleak.arrays import record_of, tensors_of
 from fedleak.client.known import UNKNOWN, find, keep_sent, keep_trained
 from fedleak.client.mod import chain_for, defense_mod, remembering, scenario_of
 from fedleak.client.timing import timing_mod
@@ -36,7 +37,7 @@ def on_train(msg: Message, context: Context) -> Message:
     scenario, client = scenario_of(context), partition_of(context)
     config: dict[str, Any] = dict(_config(msg))
     arrays = msg.content.array_records["arrays"]
-    received = dict(arrays.to_torch_state_dict())
+    received = tensors_of(arrays)
     mu = float(config.get("proximal-mu", 0.0))
     chain, server_round = chain_for(context), int(config["server-round"])
     if scenario.attacked(server_round):  # only then is a question to come
@@ -46,7 +47,7 @@ def on_train(msg: Message, context: Context) -> Message:
     loss = {} if chain.private else {"train_loss": trained.loss}
     content = RecordDict(
         {
-            "arrays": ArrayRecord(trained.arrays),
+            "arrays": record_of(trained.arrays),
             "metrics": MetricRecord({"num-examples": trained.num_examples, **loss}),
             "fedleak": ConfigRecord({"buffers": trained.buffers}),
         }

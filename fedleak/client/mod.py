@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
 
+from fedleak.arrays import record_of, tensors_of
 from fedleak.data.batches import client_data
 from fedleak.data.shards import ShardSource
 from fedleak.defenses.base import defenses
@@ -78,10 +79,10 @@ def defense_mod(msg: Message, context: Context, call_next: Callable[[Message, Co
     sent = {name: array for name, array in arrays.items() if name not in buffers}
     if protocol == "fedavg" and not sent.keys() <= received.keys():
         raise DefenseError(f"{where}: weights {sorted(sent.keys() - received.keys())} were not in the message, so have no change")
-    update = _tensors(ArrayRecord(sent))
-    origin = _tensors(ArrayRecord({name: received[name] for name in sent})) if protocol == "fedavg" else None
+    update = _tensors(sent)
+    origin = _tensors({name: received[name] for name in sent}) if protocol == "fedavg" else None
     with remembering(context, chain) as memory:
-        defended = ArrayRecord(_defend(chain.at(server_round, client, memory), update, origin, where))
+        defended = record_of(_defend(chain.at(server_round, client, memory), update, origin, where))
     reply.content[key] = ArrayRecord({name: defended.get(name, array) for name, array in arrays.items()})
     return reply
 
@@ -192,8 +193,8 @@ def _buffers(reply: Message, where: str) -> frozenset[str]:
     return frozenset(cast(list[str], record["buffers"]))
 
 
-def _tensors(arrays: ArrayRecord) -> Tensors:
-    tensors: Tensors = dict(arrays.to_torch_state_dict())
+def _tensors(arrays: Mapping[str, Array]) -> Tensors:
+    tensors: Tensors = tensors_of(arrays)
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise DefenseError(f"'{name}' is {tensor.dtype}: parameters are float, and a buffer must be named as one")

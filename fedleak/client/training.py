@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fedleak.client.network import network
 from fedleak.data.batches import client_data, local_steps
-from fedleak.defenses.chain import ChainAt, defended_model
+from fedleak.defenses.chain import ChainAt
 from fedleak.observation import Tensors
 from fedleak.scenario.schema import Scenario
 from fedleak.seeding import Seed
@@ -73,23 +74,22 @@ def train(
     shard = data.shard(client)
     device = torch.device(scenario.local.device)
     seed = Seed(scenario.seed).derive("training", client, server_round)
-    with one_thread(), seed.isolated():
-        model = defended_model(scenario, data.input)
-        model.load_state_dict(received)
-        model.to(device).train(scenario.local.mode == "train")
+    with one_thread(), network(scenario, data.input, received, device) as model, seed.isolated():
+        model.train(scenario.local.mode == "train")
         chain.on_model(model)
+        named: Tensors = dict(model.named_parameters())
         steps = local_steps(scenario, len(shard), client, server_round)
         total = 0.0
         gradient: Tensors = {}
         for number, positions in enumerate(steps):
             images, labels = data.images(shard[positions]), data.labels(shard[positions])
             images, labels = (value.to(device) for value in chain.on_batch(images, labels, number))
-            loss, gradient = gradient_of(model, data.input.normalize(images), labels, chain.on_loss)
+            loss, gradient = gradient_of(model, data.input.normalize(images), labels, chain.on_loss, named)
             gradient = chain.on_gradient(gradient, model, images, labels, number)
             total += loss
             if scenario.federation.protocol == "fedavg":
-                step(model, gradient, scenario.local.learning_rate, received, proximal_mu)
-    state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+                step(named, gradient, scenario.local.learning_rate, received, proximal_mu)
+        state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     buffers = [name for name in state if name not in gradient]
     if scenario.federation.protocol == "fedsgd":
         state = {name: gradient[name].cpu() if name in gradient else value for name, value in state.items()}
@@ -97,22 +97,32 @@ def train(
 
 
 def gradient_of(
-    model: nn.Module, inputs: Tensor, labels: Tensor, on_loss: Callable[[Tensor, nn.Module], Tensor] = lambda loss, _: loss
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    on_loss: Callable[[Tensor, nn.Module], Tensor] = lambda loss, _: loss,
+    named: Tensors | None = None,
 ) -> tuple[float, Tensors]:
-    """Return the mean cross-entropy, and by parameter name the gradient of what ``on_loss`` makes of it."""
-    named = dict(model.named_parameters())
+    """Return the mean cross-entropy, and by parameter name the gradient of what ``on_loss`` makes of it.
+
+    ``named`` are the model's parameters, for who has them at hand.
+    """
+    named = dict(model.named_parameters()) if named is None else named
     loss = functional.cross_entropy(model(inputs), labels)
     gradient = torch.autograd.grad(on_loss(loss, model), list(named.values()), allow_unused=True)
     pairs = zip(named.items(), gradient, strict=True)
     return float(loss.detach()), {name: torch.zeros_like(value) if g is None else g for (name, value), g in pairs}
 
 
-def step(model: nn.Module, gradient: Tensors, learning_rate: float, anchor: Tensors, proximal_mu: float = 0.0) -> None:
-    """Take one step of plain SGD in place, pulled towards ``anchor`` with weight ``proximal_mu``."""
+def step(named: Tensors, gradient: Tensors, learning_rate: float, anchor: Tensors, proximal_mu: float = 0.0) -> None:
+    """Take one step of plain SGD with parameters in place, pulled towards ``anchor`` with weight ``proximal_mu``."""
+    along = [gradient[name] for name in named]
     with torch.no_grad():
-        for name, value in model.named_parameters():
-            pull = proximal_mu * (value - anchor[name].to(value.device)) if proximal_mu else 0.0
-            value.sub_(learning_rate * (gradient[name] + pull))
+        if proximal_mu:
+            pulls = [proximal_mu * (value - anchor[name].to(value.device)) for name, value in named.items()]
+            along = [one + pull for one, pull in zip(along, pulls, strict=True)]
+        for value, change in zip(named.values(), torch._foreach_mul(along, learning_rate), strict=True):
+            value.sub_(change)
 
 
 def _per_pass(scenario: Scenario, shard_size: int) -> int:

@@ -6,6 +6,8 @@ survives a restart between the two.
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,9 +18,16 @@ from fedleak.seeding import Seed
 Indices = NDArray[np.int64]
 
 
+_latest: tuple[Scenario, str, FederatedData] | None = None
+
+
 def client_data(scenario: Scenario) -> FederatedData:
     """Return the scenario's data, opened and split once per process."""
-    return federated_data(scenario.data, scenario.federation.clients, scenario.seed)
+    global _latest
+    # Each message of a round asks, with the same object; a relative path is another in another folder.
+    if _latest is None or _latest[0] is not scenario or _latest[1] != os.getcwd():  # noqa: PTH109 (Path.cwd takes ten times as long)
+        _latest = scenario, os.getcwd(), federated_data(scenario.data, scenario.federation.clients, scenario.seed)  # noqa: PTH109
+    return _latest[2]
 
 
 def local_steps(scenario: Scenario, shard_size: int, client: int, server_round: int) -> list[Indices]:

@@ -40,8 +40,9 @@ class PillowImages(ImageSet):
     def __init__(self, labels: NDArray[np.int64], image_size: int | None = None) -> None:
         self.labels = labels
         self.image_size = image_size
-        self._kept: dict[int, Tensor] = {}
-        self._kept_bytes = 0
+        self._kept: NDArray[np.uint8] | None = None
+        self._place = np.full(len(labels), -1, dtype=np.int64)  # of each image among those that are kept
+        self._held = 0
 
     @abstractmethod
     def describe(self, index: int) -> str:
@@ -67,7 +68,10 @@ class PillowImages(ImageSet):
         height, width = self._size
         if not len(indices):
             return torch.empty(0, 3, height, width)
-        return torch.stack([self._pixels(int(index)) for index in indices]).float() / 255
+        places = self._place[np.asarray(indices)]
+        if self._kept is not None and places.min() >= 0:
+            return torch.from_numpy(self._kept[places]).float() / 255
+        return torch.from_numpy(np.stack([self._pixels(int(index)) for index in indices])).float() / 255
 
     def verify(self, indices: Sequence[int], *, headers_only: bool = False) -> None:
         """Read the images at ``indices``, or only their headers.
@@ -92,15 +96,21 @@ class PillowImages(ImageSet):
         if self.image_size is None:
             self._check_size(index, size)
 
-    def _pixels(self, index: int) -> Tensor:
+    def _pixels(self, index: int) -> NDArray[np.uint8]:
         """Return an image as uint8 (3, H, W), decoded once for as long as there is room."""
-        if (kept := self._kept.get(index)) is not None:
+        if self._kept is not None and (place := self._place[index]) >= 0:
+            kept: NDArray[np.uint8] = self._kept[place]
             return kept
-        pixels = torch.from_numpy(np.array(self._decode(index))).permute(2, 0, 1).contiguous()
+        pixels = np.ascontiguousarray(np.array(self._decode(index)).transpose(2, 0, 1))
         self._check_size(index, (pixels.shape[1], pixels.shape[2]))
-        if self._kept_bytes + pixels.numel() <= KEPT_BYTES:
-            self._kept[index] = pixels
-            self._kept_bytes += pixels.numel()
+        if self._kept is None:
+            # One array and no object for each image, which Python's garbage collector would walk through ever again. Its memory
+            # is taken as it fills.
+            self._kept = np.empty((min(len(self), KEPT_BYTES // pixels.nbytes), *pixels.shape), dtype=np.uint8)
+        if self._held < len(self._kept):
+            self._kept[self._held] = pixels
+            self._place[index] = self._held
+            self._held += 1
         return pixels
 
     @cached_property

@@ -77,7 +77,8 @@ def attack_run(
     with folder.alone():
         checked = _check_again(folder, wanted, "cpu" if remote else device)
         with runner_for(jobs=jobs, ray=ray, threads=threads, device=device) as runner:
-            summary = _attack_again(Serving(checked.scenario, folder, device, listener), checked, threads, runner)
+            serving = Serving(checked.scenario, folder, checked.data, checked.model, device, listener)
+            summary = _attack_again(serving, threads, runner)
     return Result(folder.path, summary)
 
 
@@ -95,17 +96,17 @@ def _check_again(folder: RunFolder, wanted: tuple[AttackSpec, ...], device: str)
     return check(scenario.model_copy(update={"attacks": wanted, "data": data, "federation": federation}), device)
 
 
-def _attack_again(serving: Serving, checked: Checked, threads: int, runner: Runner | None) -> Row:
+def _attack_again(serving: Serving, threads: int, runner: Runner | None) -> Row:
     """Attack the captures, and put the rows in place of earlier ones, even those of an attack that breaks off."""
     folder, wanted = serving.folder, serving.scenario.attacks
     shared, whole = b"", False
-    public = public_images(serving.scenario, checked.data)
+    public = public_images(serving.scenario, serving.data)
     if runner is not None:
-        shared = pack(serving.scenario, checked.model, checked.data.input, public)
+        shared = pack(serving.scenario, serving.model, serving.data.input, public)
 
     def again(grid: Grid, directory: Directory) -> None:
         nonlocal whole
-        campaign = make_campaign(serving, directory, checked.model, checked.data, rows=ROWS, problems=AGAIN_PROBLEMS)
+        campaign = make_campaign(serving, directory, serving.model, serving.data, rows=ROWS, problems=AGAIN_PROBLEMS)
         try:
             if runner is None:
                 attack_here(campaign, folder, grid, public)

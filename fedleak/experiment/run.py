@@ -94,7 +94,7 @@ def run(
         where = where or engine(checked.scenario.federation.engine)
         if on_start is not None:
             on_start(folder.path)
-        summary = _run(Serving(checked.scenario, folder, device, listener), where, threads)
+        summary = _run(Serving(checked.scenario, folder, checked.data, checked.model, device, listener), where, threads)
     return Result(folder.path, summary)
 
 

@@ -9,13 +9,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
-from fedleak.data.federated import FederatedData, federated_data
+from fedleak.data.federated import FederatedData
 from fedleak.data.statistics import evenly_spaced
-from fedleak.defenses.chain import defended_model
 from fedleak.defenses.secure_aggregation import most_weight, secure_aggregation
 from fedleak.events import Listener, silent
 from fedleak.models.base import buffer_names
-from fedleak.models.weights import load_weights
 from fedleak.observation import Observation
 from fedleak.positions.books import Books
 from fedleak.positions.campaign import Campaign
@@ -52,6 +50,10 @@ class Serving:
         The experiment.
     folder : RunFolder
         Takes everything that the run does.
+    data : FederatedData
+        The scenario's, opened and split.
+    model : Module
+        The network that the federation trains, at initialisation.
     device : str
         Where attacks compute.
     listener : Listener
@@ -60,6 +62,8 @@ class Serving:
 
     scenario: Scenario
     folder: RunFolder
+    data: FederatedData
+    model: nn.Module
     device: str = "cpu"
     listener: Listener = silent
 
@@ -121,16 +125,13 @@ def federate(serving: Serving, grid: Grid, directory: Directory) -> None:
         Which node holds which partition.
     """
     scenario = serving.scenario
-    data = federated_data(scenario.data, scenario.federation.clients, scenario.seed)
-    model = defended_model(scenario, data.input)
+    data, model = serving.data, serving.model
     buffers = buffer_names(model)
     trainer = build_strategy(scenario)
     done = None
     if (serving.folder.path / "checkpoint.safetensors").exists():
         done, arrays = _restore(serving.folder, trainer)
     else:
-        if scenario.model.weights is not None:
-            load_weights(model, scenario.model.weights)
         arrays = ArrayRecord(model.state_dict())
     secure = secure_aggregation(scenario)
     meter = Meter(scenario, buffers) if secure is None else None

@@ -10,6 +10,7 @@ from flwr.app.exception import AppExitException
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedleak.arrays import record_with
 from fedleak.errors import FedleakError
 from fedleak.positions.door import Aggregator
 from fedleak.runs.folder import Arrays, Row
@@ -95,11 +96,9 @@ class Referee(Aggregator):
     def _hand_over(self, reply: Reply) -> None:
         """Leave in the message what the strategy is to see: the parameters, decoded."""
         [(key, arrays)] = reply.message.content.array_records.items()
-        parameters = ArrayRecord()
-        for name, array in arrays.items():
-            if name not in self._buffers:
-                parameters[name] = DecodedArray(array, reply.arrays[name])
-        reply.message.content[key] = parameters
+        reply.message.content[key] = record_with(
+            {name: DecodedArray(array, reply.arrays[name]) for name, array in arrays.items() if name not in self._buffers}
+        )
 
     def _as_sent(self, arrays: ArrayRecord, buffers: Arrays) -> ArrayRecord:
         # Averaging turns integer counters into floats, and some strategies float32 into float64; the next round must

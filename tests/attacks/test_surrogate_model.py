@@ -37,7 +37,12 @@ def trained(rows=(0, 1), steps=2, rate=1e-2):
     local = LocalTraining(len(rows), 1, steps, -(-steps // len(rows)), rate, "eval")
     client = build_model(Model(name="lenet"), SMALL, seed=0).eval()
     for part in steps_of(tuple(range(len(rows))) * local.epochs, len(rows), local):
-        step(client, gradient_of(client, SMALL.normalize(pixels[part]), labels[part])[1], rate, seen.parameters)
+        step(
+            dict(client.named_parameters()),
+            gradient_of(client, SMALL.normalize(pixels[part]), labels[part])[1],
+            rate,
+            seen.parameters,
+        )
     update = {name: value.detach() for name, value in client.named_parameters()}
     return replace(seen, kind="weights", update=update, local=local), model, pixels, labels
 

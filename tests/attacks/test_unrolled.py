@@ -34,7 +34,12 @@ def trained(order, size=1, rate=1e-2, rows=(0, 1, 3, 4)):
     local = LocalTraining(len(rows), size, epochs * -(-len(rows) // size), epochs, rate, "eval")
     client = build_model(Model(name="lenet"), SMALL, seed=0).eval()
     for part in steps_of(order, len(rows), local):
-        step(client, gradient_of(client, SMALL.normalize(pixels[part]), labels[part])[1], rate, seen.parameters)
+        step(
+            dict(client.named_parameters()),
+            gradient_of(client, SMALL.normalize(pixels[part]), labels[part])[1],
+            rate,
+            seen.parameters,
+        )
     update = {name: value.detach() for name, value in client.named_parameters()}
     return replace(seen, kind="weights", update=update, local=local), model, pixels, labels
 

@@ -85,3 +85,26 @@ def test_fine_detail_is_averaged_not_sampled(tmp_path):
     board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
     Image.fromarray(board).save(tmp_path / "a.png")
     assert (files([tmp_path / "a.png"], image_size=16).load([0]) - 0.5).abs().max() < 0.05
+
+
+def test_decoded_images_are_kept_within_the_bound(tmp_path, pictures, write_images, monkeypatch):
+    monkeypatch.setattr("fedleak.data.images.KEPT_BYTES", 2 * 3 * 4 * 4 + 1)
+    write_images(tmp_path, pictures(4, height=4, width=4))
+    images = files([tmp_path / f"{i}.png" for i in range(4)])
+    expected = images.load([3, 1, 0, 2])
+    decoded = []
+    once = images._decode
+    monkeypatch.setattr(images, "_decode", lambda index: decoded.append(index) or once(index))
+    for _ in range(2):
+        assert torch.equal(images.load([3, 1, 0, 2]), expected)
+        assert torch.equal(images.load([1, 3]), expected[[1, 0]])
+    assert set(decoded) == {0, 2}
+
+
+def test_what_a_caller_does_to_images_does_not_reach_those_that_are_kept(tmp_path, pictures, write_images):
+    write_images(tmp_path, pictures(2, height=4, width=4))
+    images = files([tmp_path / "0.png", tmp_path / "1.png"])
+    expected = images.load([0, 1]).clone()
+    for _ in range(2):
+        images.load([0, 1]).zero_()
+    assert torch.equal(images.load([0, 1]), expected)
