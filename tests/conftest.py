@@ -41,20 +41,21 @@ def picture(path: Path, seed: int, side: int = 4) -> str:
     return f"images/{path.name}"
 
 
-def image_row(folder: Path, server_round: int, client: int, attack: str, psnr: float, /, **changes: Any) -> Row:
-    """One graded image; the private image depends on the client and the image index only, not on the round."""
-    image = changes.get("image", 0)
+def image_row(folder: Path, server_round: int, client: int, attack: str, psnr: float | None, /, **changes: Any) -> Row:
+    """One graded image; the private image depends on the client and its index only, not on the round."""
+    image = changes.get("example", 0)
+    metrics = {} if psnr is None else {"psnr": psnr, "ssim": 0.9, "mse": math.pow(10, -psnr / 10)}
+    metrics |= {name: changes.pop(name) for name in ("ssim", "lpips") if name in changes}
     stem = f"r{server_round:03d}-c{client:03d}"
     row: Row = {
         "round": server_round,
         "client": client,
         "attack": attack,
+        "modality": "image",
         "threat": "local-training-known",
         "defenses": [],
-        "image": image,
-        "psnr": psnr,
-        "ssim": 0.9,
-        "mse": math.pow(10, -psnr / 10),
+        "example": image,
+        "metrics": metrics,
         "label": client % len(CLASSES),
         "label_restored": client % len(CLASSES),
         "label_correct": True,
@@ -67,17 +68,24 @@ def image_row(folder: Path, server_round: int, client: int, attack: str, psnr: f
         "flags": [],
         "error": None,
         "baseline": {"random": {"psnr": 8.0, "ssim": 0.0, "mse": 0.15}, "mean_image": {"psnr": 13.0, "ssim": 0.2, "mse": 0.05}},
-        "truth_png": picture(folder / "images" / f"{stem}-truth-{image}.png", seed=100 * client + image),
-        "png": picture(folder / "images" / f"{stem}-{attack}-{image}.png", seed=10_000 + 100 * client + server_round),
+        "truth": picture(folder / "images" / f"{stem}-truth-{image}.png", seed=100 * client + image),
+        "exhibit": picture(folder / "images" / f"{stem}-{attack}-{image}.png", seed=10_000 + 100 * client + server_round),
     }
     return row | changes
 
 
 def failed_row(server_round: int, client: int, attack: str, error: str) -> Row:
-    nothing = dict.fromkeys(("image", "psnr", "ssim", "mse", "label", "label_restored", "label_correct", "identified", "loss"))
-    facts = {"round": server_round, "client": client, "attack": attack, "threat": "local-training-known", "defenses": []}
+    nothing = dict.fromkeys(("example", "label", "label_restored", "label_correct", "identified", "loss"))
+    facts = {
+        "round": server_round,
+        "client": client,
+        "attack": attack,
+        "modality": "image",
+        "threat": "local-training-known",
+        "defenses": [],
+    }
     cost = {"seconds": 0.1, "cpu_seconds": 0.1, "iterations": 0, "stop_reason": "failed", "flags": ["attack-failed"]}
-    return nothing | facts | cost | {"error": error, "baseline": None, "truth_png": None, "png": None}
+    return nothing | facts | cost | {"error": error, "metrics": {}, "baseline": {}, "truth": None, "exhibit": None}
 
 
 def write_lines(path: Path, rows: list[Row]) -> None:

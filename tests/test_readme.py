@@ -62,7 +62,7 @@ def test_the_attack_of_the_readme_runs_in_a_federation(tmp_path: Path, monkeypat
     [leakage] = result.summary["leakage"]
     assert leakage["images"] == 2
     assert leakage["label_accuracy"] == 1
-    assert leakage["psnr"]["min"] > leakage["baseline"]["mean_image"]["psnr"]
+    assert leakage["metrics"]["psnr"]["min"] > leakage["baseline"]["mean_image"]["psnr"]
 
 
 def test_the_scenario_of_the_readme_is_valid() -> None:

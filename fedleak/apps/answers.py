@@ -10,6 +10,8 @@ from torch import Tensor
 
 from fedleak.client.app import graded, partition_of
 from fedleak.errors import FedleakError
+from fedleak.modalities.base import LABELS
+from fedleak.modalities.image import InputSpec
 from fedleak.seeding import Seed
 
 Batch = Callable[[Context, int], tuple[Tensor, Tensor]]
@@ -57,8 +59,10 @@ def answer(app: ClientApp, batch: Batch, *, reveal: bool = True) -> ClientApp:
     def on_grade(msg: Message, context: Context) -> Message:
         client, server_round = partition_of(context), _round(msg)
         images, labels = _checked(batch, context, server_round)
+        channels, height, width = images.shape[1:]
+        spec = InputSpec((channels, height, width), int(labels.max()) + 1)
         seed = Seed(0).derive("baseline", client, server_round)
-        return graded(msg, images, labels, list(range(len(images))), seed, reveal=reveal)
+        return graded(msg, spec, {spec.content: images, LABELS: labels}, list(range(len(images))), seed, reveal=reveal)
 
     return app
 

@@ -23,6 +23,7 @@ from fedleak.experiment.check import Checked, pick_device
 from fedleak.experiment.manifest import default_folder, make_manifest, write_summary
 from fedleak.experiment.plugins import build_attack
 from fedleak.modalities.image import InputSpec
+from fedleak.modalities.image.measure import MEAN_IMAGE
 from fedleak.models.base import buffer_names
 from fedleak.positions.base import Honest
 from fedleak.positions.books import Books
@@ -236,7 +237,7 @@ class Curious(StrategyWrapper):
     def _attack_side(self, folder: RunFolder, directory: Directory, most_examples: int) -> tuple[HonestButCurious, Grader]:
         terms = Terms.of(self._asked)
         flat = torch.full(self._input.shape, 0.5)  # nothing public is known of the user's images
-        grader = Grader(terms, folder, directory, flat, most_examples)
+        grader = Grader(terms, folder, directory, self._input, {MEAN_IMAGE: flat}, most_examples)
         buffers = buffer_names(self._model)
         recorder = Recorder(terms, folder, LabelOracle(terms, directory), input=self._input, buffers=buffers)
         campaign = Campaign(

@@ -28,7 +28,7 @@ from fedleak.wire.grid import OrderedGrid, is_simulated
 
 _POLL = 0.5  # seconds between two looks for replies at a SuperLink
 _PATIENCE = 300.0  # seconds that all clients are given to connect and to say which partition they hold
-_SHOWN = ("psnr", "cpu_seconds", "error")  # of a row, all that the terminal shows
+_SHOWN = ("modality", "metrics", "cpu_seconds", "error")  # of a row, all that the terminal shows
 
 app = ServerApp()
 

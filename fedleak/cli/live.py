@@ -10,7 +10,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from fedleak.events import Event
+from fedleak.modalities.find import measure_of
 from fedleak.printable import span
+from fedleak.report.formats import figure
 
 _MOST_FAILURES = 10  # lines that a round prints of clients that failed
 _FEW = 2  # iterations after which an attack's pace is told
@@ -99,15 +101,16 @@ class Live:
     def _on_graded(self, event: Event) -> None:
         self._close_attack()
         facts = event.facts
-        rows = [row for row in facts["rows"] if row["psnr"] is not None]
+        measure = measure_of(facts["rows"])
+        shown = [value for row in facts["rows"] if (value := measure.value(row)) is not None]
         cohort = facts["rows"][0].get("cohort") if facts["rows"] else None
         whose = f"clients {', '.join(map(str, cohort))}" if cohort else f"client {facts['client']}"
         where = f"round {facts['round']}  {whose}  {facts['attack']}"
-        if rows:
-            figures = ", ".join(f"{row['psnr']:.1f} dB" for row in rows[:8]) + (" ..." if len(rows) > 8 else "")
-            self._console.print(
-                f"[dim]{escape(where)}[/dim]  {figures}  [dim]{rows[0]['cpu_seconds']:.1f} CPU s[/dim]", highlight=False
-            )
+        if shown:
+            headline = measure.headline
+            figures = ", ".join(headline.with_unit(figure(value, headline.rough)) for value in shown[:8])
+            more, seconds = " ..." if len(shown) > 8 else "", facts["rows"][0]["cpu_seconds"]
+            self._console.print(f"[dim]{escape(where)}[/dim]  {figures}{more}  [dim]{seconds:.1f} CPU s[/dim]", highlight=False)
         else:
             self._console.print(
                 f"[dim]{escape(where)}[/dim]  [yellow]{escape(str(facts['rows'][0]['error']))}[/yellow]", highlight=False

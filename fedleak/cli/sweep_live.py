@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from fedleak.modalities.find import measure_of
 from fedleak.printable import span
 from fedleak.report.formats import decimals, percent
 from fedleak.runs.folder import Row
@@ -112,7 +113,8 @@ def verdict_table(judged: Sequence[Verdict]) -> Table:
         grid.add_column("setting", overflow="fold", min_width=10)
     grid.add_column("verdict", no_wrap=True)
     grid.add_column("best attack", overflow="fold", min_width=11 if several else 19)
-    for heading in ("gain dB", "95 %", "found", *(["acc."] if measured else [])):
+    units = dict.fromkeys(verdict.best.measure.headline.unit for verdict in judged if verdict.best)
+    for heading in (" ".join(["gain", *filter(None, units)]), "95 %", "found", *(["acc."] if measured else [])):
         grid.add_column(heading, justify="right", no_wrap=True)
     for verdict in judged:
         best = verdict.best
@@ -147,7 +149,8 @@ def found_table(found: Found) -> Table:
 
 
 def _figures(rows: Sequence[Row]) -> str:
-    shown = [f"{row['attack']} {decimals(row['gain'])} dB" for row in rows if row.get("attack") and row.get("gain") is not None]
+    attacked = [row for row in rows if row.get("attack") and row.get("gain") is not None]
+    shown = [f"{row['attack']} {measure_of([row]).headline.with_unit(decimals(row['gain']))}" for row in attacked]
     failed = sum(row.get("client_errors") or 0 for row in rows[:1])
-    text = ", ".join(shown) or "no image"
+    text = ", ".join(shown) or "nothing rebuilt"
     return text + (f"; {failed} client reply(s) failed" if failed else "")

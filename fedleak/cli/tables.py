@@ -11,8 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fedleak.attacks.exact.count import LayerCount
-from fedleak.report.formats import count, decimals, duration, enumerated, percent, size
-from fedleak.runs.records import baseline_psnr, table
+from fedleak.modalities.base import Measure
+from fedleak.modalities.find import measure_of
+from fedleak.report.formats import count, decimals, duration, enumerated, figure, percent, size
+from fedleak.runs.records import table
 
 if TYPE_CHECKING:
     from fedleak.experiment.claims import Finding
@@ -30,15 +32,19 @@ def leakage_table(leakage: list[dict[str, Any]]) -> Group:
     Returns
     -------
     Group
-        One row an entry: PSNR in dB, SSIM, labels and identification in percent, CPU seconds in all. Below the rows
-        that were attacked under the same defenses stand the two guesses that saw no update.
+        One row an entry: the measure's figures, labels and identification in percent, CPU seconds in all. Below the rows
+        that were attacked under the same defenses stand the guesses that saw no update.
     """
     grid = _grid()
     grid.add_column("", overflow="fold", min_width=19)
-    for heading in ("images", "PSNR dB\nmedian", "\nmin", "\nmax", "SSIM", "labels", "found", "CPU s"):
+    measure = measure_of(leakage)
+    headline, beside = measure.headline, [one for one in measure.beside if not one.optional]
+    spread = (f"{headline.with_unit(headline.label)}\nmedian", "\nmin", "\nmax")
+    for heading in (measure.nouns, *spread, *(one.label for one in beside), "labels", "found", "CPU s"):
         grid.add_column(heading, justify="right", no_wrap=True)
     for number, row in enumerate(leakage):
-        psnr = table(row, "psnr")
+        metrics = table(row, "metrics")
+        found = table(metrics, headline.name)
         # Text, not strings: names may hold brackets, which rich would read as markup.
         name = Text(str(row.get("attack")), style="bold")
         if row.get("defenses"):
@@ -47,20 +53,19 @@ def leakage_table(leakage: list[dict[str, Any]]) -> Group:
             name.append(f"\nfailed on {count(row['failures'])}", style="red not bold")
         grid.add_row(
             name,
-            count(row.get("images")),
-            Text(decimals(psnr.get("median")), style="bold"),
-            decimals(psnr.get("min")),
-            decimals(psnr.get("max")),
-            decimals(table(row, "ssim").get("mean"), 2),
+            count(row.get("examples")),
+            Text(figure(found.get("median"), headline.rough), style="bold"),
+            *(figure(found.get(end), headline.rough) for end in ("min", "max")),
+            *(figure(table(metrics, one.name).get("mean"), one.rough) for one in beside),
             percent(row.get("label_accuracy")),
             percent(row.get("identification")),
             duration(row.get("cpu_seconds")),
         )
         following = leakage[number + 1] if number + 1 < len(leakage) else {}
-        if _guesses(row) != _guesses(following):
-            for guess, value in zip(("mean image", "random noise"), _guesses(row), strict=True):
-                grid.add_row(Text(f"guess: {guess}", style="dim"), "", Text(value, style="dim"))
-    legend = "found: of its client's shard, the true image is nearest. Guesses saw no update."
+        if _guesses(measure, row) != _guesses(measure, following):
+            for baseline, value in zip(measure.baselines, _guesses(measure, row), strict=True):
+                grid.add_row(Text(f"guess: {baseline.label}", style="dim"), "", Text(value, style="dim"))
+    legend = f"found: of its client's shard, the true {measure.noun} is nearest. Guesses saw no update."
     return Group(grid, Text(legend, style="dim"))
 
 
@@ -131,5 +136,5 @@ def _grid() -> Table:
     return Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
 
 
-def _guesses(row: dict[str, Any]) -> tuple[str, str]:
-    return decimals(baseline_psnr(row, "mean_image")), decimals(baseline_psnr(row, "random"))
+def _guesses(measure: Measure, row: dict[str, Any]) -> list[str]:
+    return [figure(measure.guess(row, baseline.name), measure.headline.rough) for baseline in measure.baselines]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import Tensor
 
 from fedleak.arrays import record_of, tensors_of
 from fedleak.client.known import UNKNOWN, find, keep_sent, keep_trained
@@ -20,13 +19,17 @@ from fedleak.client.training import one_thread, train
 from fedleak.data.batches import client_data, private_batch
 from fedleak.defenses.chain import defended_model
 from fedleak.errors import FedleakError
+from fedleak.modalities.base import LABELS, Batch, Spec, select
+from fedleak.modalities.find import measure
 from fedleak.scenario.schema import Scenario
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 
 if TYPE_CHECKING:
-    from fedleak.evaluation.grade import Distance
+    from collections.abc import Mapping
+
     from fedleak.evaluation.identification import Features, PenultimateFeatures
+    from fedleak.modalities.base import Extra
 
 app = ClientApp(mods=[timing_mod, defense_mod])
 
@@ -88,31 +91,30 @@ def on_grade(msg: Message, context: Context) -> Message:
     data = client_data(scenario)
     shard = data.shard(client)
     positions = private_batch(scenario, len(shard), client, server_round)
-    # In a deployment each message starts a process; the metrics' imports take longer than all the others together.
-    from fedleak.modalities.image.lpips import load_lpips
-
+    batch = {data.input.content: data.images(shard), LABELS: data.labels(shard)}
+    extras = measure(data.input.modality).extras(scenario.evaluation, data.input)
     with one_thread(), Seed(scenario.seed).derive("grading", client, server_round).isolated():
         return graded(
             msg,
-            data.images(shard),
-            data.labels(shard),
+            data.input,
+            batch,
             positions.tolist(),
             Seed(scenario.seed).derive("baseline", client, server_round),
             reveal=scenario.evaluation.truth == "reveal",
-            lpips=load_lpips(scenario.evaluation.lpips, data.input.shape) if scenario.evaluation.lpips else None,
+            extras=extras,
             features=_features(model, scenario),
         )
 
 
 def graded(
     msg: Message,
-    shard: Tensor,
-    labels: Tensor,
+    spec: Spec,
+    shard: Batch,
     positions: list[int],
     seed: Seed,
     *,
     reveal: bool,
-    lpips: Distance | None = None,
+    extras: Mapping[str, Extra] | None = None,
     features: Features | None = None,
 ) -> Message:
     """Answer a question for grades.
@@ -120,66 +122,66 @@ def graded(
     Parameters
     ----------
     msg : Message
-        Holds the reconstruction and the server's baseline image.
-    shard : Tensor
-        (S, C, H, W) in [0, 1], all images of the client.
-    labels : Tensor
-        (S,) of class indices.
+        Holds the reconstruction, and what the server's public data says for the baselines.
+    spec : Spec
+        Of the examples.
+    shard : Batch
+        All S examples of the client, with their labels.
     positions : list of int
         Which of them are behind the update.
     seed : Seed
-        The random baseline derives from it.
+        The random baselines derive from it.
     reveal : bool
-        Whether labels, and if asked the images, may leave the client.
-    lpips, features : callable, optional
+        Whether labels, and if asked the examples, may leave the client.
+    extras, features
         As for :func:`fedleak.evaluation.grade.grade`.
     """
+    # In a deployment each message starts a process, and most messages ask for no grades.
     from fedleak.evaluation.grade import grade, label_counts
     from fedleak.evaluation.wire import grades_to_record
 
-    config, truth, labels = _config(msg), shard[positions], labels[positions]
+    config, truth, measured = _config(msg), select(shard, positions), measure(spec.modality)
     assigned: list[int] | None = config.get("assigned")  # type: ignore[assignment]
-    arrays = msg.content.array_records["reconstruction"].to_torch_state_dict()
+    rebuilt, public = (msg.content.array_records[name].to_torch_state_dict() for name in ("reconstruction", "public"))
     restored = [int(label) for label in config["labels"]] if "labels" in config else None  # type: ignore[union-attr]
     grades = grade(
-        arrays.get("images"),
+        measured,
+        rebuilt,
         restored,
-        truth,
-        labels,
         shard,
         positions,
-        arrays["mean_image"],
+        public,
         seed,
         matched=None if assigned is None else [None if place < 0 else place for place in assigned],
-        lpips=lpips,
+        extras=extras,
         features=features,
     )
-    record = grades_to_record(grades)
-    record["duplicate-labels"] = int(len(set(labels.tolist())) < len(labels))
+    labels: list[int] = truth[LABELS].tolist()
+    record = grades_to_record(grades, measured)
+    record["duplicate-labels"] = int(len(set(labels)) < len(labels))
     if restored is not None and assigned is not None:
         restored = [restored[place] for place in assigned if place >= 0]
-    share = label_counts(restored, labels.tolist())
+    share = label_counts(restored, labels)
     record["label-counts"] = math.nan if share is None else share
     content = RecordDict({"grades": record})
     if reveal:
-        content["truth"] = MetricRecord({"labels": labels.tolist()})
+        content["truth"] = MetricRecord({"labels": labels})
         if config.get("reveal"):
-            content["images"] = ArrayRecord({"images": truth})
+            content["examples"] = ArrayRecord({spec.content: truth[spec.content]})
     return Message(content, reply_to=msg)
 
 
 @app.query("distances")
 def on_distances(msg: Message, context: Context) -> Message:
-    """Reply with the MSE of each image of the round's batch to each one sent: what an assignment over clients needs."""
+    """Reply with what each pair of the round's batch and those sent costs: what an assignment over clients needs."""
     scenario, client = scenario_of(context), partition_of(context)
     data = client_data(scenario)
     shard = data.shard(client)
     positions = private_batch(scenario, len(shard), client, int(_config(msg)["server-round"]))  # type: ignore[arg-type]
-    from fedleak.evaluation.pairing import mse_matrix
-
-    images = msg.content.array_records["reconstruction"].to_torch_state_dict()["images"]
-    distances = mse_matrix(data.images(shard[positions]), images)
-    return Message(RecordDict({"distances": ArrayRecord({"mse": distances})}), reply_to=msg)
+    truth = {data.input.content: data.images(shard[positions])}
+    rebuilt = msg.content.array_records["reconstruction"].to_torch_state_dict()
+    cost = measure(data.input.modality).cost(truth, rebuilt)
+    return Message(RecordDict({"distances": ArrayRecord({"cost": cost})}), reply_to=msg)
 
 
 def partition_of(context: Context) -> int:

@@ -18,6 +18,7 @@ from fedleak.data.shards import ShardSource
 from fedleak.data.statistics import evenly_spaced
 from fedleak.errors import ScenarioError
 from fedleak.modalities.image import InputSpec
+from fedleak.modalities.image.measure import MEAN_IMAGE
 from fedleak.scenario.schema import Data
 
 FULLY_VERIFIED = 20_000
@@ -67,6 +68,10 @@ class FederatedData:
         source's published channel means.
         """
         return self._mean_image.clone()
+
+    def public(self) -> dict[str, Tensor]:
+        """Return what is public of the data, as named tensors, for the guesses that saw no update."""
+        return {MEAN_IMAGE: self.mean_image()}
 
     def verify(self) -> None:
         """Read every image that a client holds, and the test images; beyond 20,000 images, only their headers.

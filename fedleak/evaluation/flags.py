@@ -14,7 +14,8 @@ from torch.nn.modules.dropout import _DropoutNd
 from fedleak.attacks.base import Reconstruction
 from fedleak.attacks.counters.base import counters
 from fedleak.defenses.base import defenses
-from fedleak.evaluation.grade import ImageGrade
+from fedleak.evaluation.grade import Grade
+from fedleak.modalities.base import Measure
 from fedleak.observation import Observation, Tensors
 
 TINY_UPDATE: Final = 1e-8
@@ -59,8 +60,9 @@ FLAGS: Final[dict[str, Flag]] = {
         "Choose a threat preset below 'labels-known' to measure label restoration.",
     ),
     "not-above-baseline": Flag(
-        "The PSNR is no higher than that of uniform noise or of the mean public image, so this reconstruction shows no leak.",
-        "Look at SSIM and identification before calling it safe, and check that the same attack succeeds on an easier case.",
+        "The reconstruction is no nearer than the better of the guesses that saw no update, so it shows no leak.",
+        "Look at the other figures and identification before calling it safe, and check that the same attack succeeds on an "
+        "easier case.",
     ),
     "loss-not-decreased": Flag(
         "The attack's own loss is no lower at the end than at the start, so the optimisation failed.",
@@ -157,23 +159,28 @@ def result_flags(reconstruction: Reconstruction) -> tuple[str, ...]:
     return tuple(dict.fromkeys(reconstruction.flags + found))
 
 
-def grade_flags(grades: Sequence[ImageGrade], *, duplicate_labels: bool = False) -> tuple[str, ...]:
-    """Return the flags that the grades of an update raise; pass a single grade for those of that image.
+def grade_flags(grades: Sequence[Grade], measure: Measure, *, duplicate_labels: bool = False) -> tuple[str, ...]:
+    """Return the flags that the grades of an update raise; pass a single grade for those of that example.
 
     Parameters
     ----------
-    grades : sequence of ImageGrade
-        Of one update, or of one of its images.
+    grades : sequence of Grade
+        Of one update, or of one of its examples.
+    measure : Measure
+        Of the examples' modality.
     duplicate_labels : bool
-        Whether two images of the client's batch share a class.
+        Whether two examples of the client's batch share a class.
 
     Returns
     -------
     tuple of str
-        ``"not-above-baseline"`` if no rebuilt image has a higher PSNR than both guesses, ``"fewer-images"`` if an image
-        has no reconstruction, ``"duplicate-labels"`` as said.
+        ``"not-above-baseline"`` if no rebuilt example has a higher headline figure than all guesses, ``"fewer-images"`` if an
+        example has no reconstruction, ``"duplicate-labels"`` as said.
     """
-    above = [grade.psnr > max(grade.random_psnr, grade.mean_psnr) for grade in grades if grade.psnr is not None]
+    name = measure.headline.name
+    above = [
+        grade.metrics[name] > max(guess[name] for guess in grade.baseline.values()) for grade in grades if name in grade.metrics
+    ]
     return _raised(
         {
             "not-above-baseline": bool(above) and not any(above),

@@ -1,59 +1,39 @@
-"""Which reconstruction stands for which true image: the assignment with the least total MSE."""
+"""Which rebuilt example stands for which true one: the assignment with the least total cost."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+from fedleak.modalities.base import Batch, Measure, select
 
 
-def mse_matrix(a: Tensor, b: Tensor) -> Tensor:
-    """Return the mean squared error of every image of ``a`` against every image of ``b``.
-
-    Parameters
-    ----------
-    a : Tensor
-        (N, C, H, W), clamped to [0, 1] here.
-    b : Tensor
-        (M, C, H, W), clamped to [0, 1] here.
-
-    Returns
-    -------
-    Tensor
-        (N, M) float64 in [0, 1]; equal images of ``a`` have bit-equal rows.
-    """
-    flat_a, flat_b = (images.detach().to(torch.float64).clamp(0, 1).flatten(1) for images in (a, b))
-    # Not by the product form |a|^2 - 2ab + |b|^2, which would lose the small distances.
-    distances = torch.cdist(flat_a.to(flat_b.device), flat_b, compute_mode="donot_use_mm_for_euclid_dist")
-    return distances.square_() / flat_b.shape[1]
-
-
-def pair(reconstructed: Tensor, truth: Tensor) -> list[int | None]:
-    """Assign reconstructions to true images so that the sum of the MSEs is least (Hungarian method).
+def pair(measure: Measure, rebuilt: Batch, truth: Batch) -> list[int | None]:
+    """Assign rebuilt examples to true ones so that the sum of the costs is least (Hungarian method).
 
     Parameters
     ----------
-    reconstructed : Tensor
-        (R, C, H, W), clamped to [0, 1] here. An image with a non-finite pixel is assigned to no one.
-    truth : Tensor
-        (B, C, H, W) in [0, 1].
+    measure : Measure
+        Says what a pair costs, and which rebuilt examples can be compared; the others are assigned to no one.
+    rebuilt : Batch
+        R examples.
+    truth : Batch
+        B examples.
 
     Returns
     -------
     list of int or None
-        For each true image the index of its reconstruction; ``None`` where there are too few. No index appears twice.
+        For each true example the index of its reconstruction; ``None`` where there are too few. No index appears twice.
 
     Raises
     ------
-    ValueError
-        If the images are not of one shape.
+    AttackError
+        If they are not of one kind.
     """
-    if reconstructed.shape[1:] != truth.shape[1:]:
-        raise ValueError(f"expected reconstructions of shape {tuple(truth.shape[1:])}, got {tuple(reconstructed.shape[1:])}")
-    usable = reconstructed.isfinite().flatten(1).all(dim=1).nonzero().flatten()
-    found = assign(mse_matrix(truth, reconstructed[usable]).cpu().numpy())
+    measure.check(rebuilt, truth)
+    usable = measure.usable(rebuilt).nonzero().flatten().tolist()
+    found = assign(measure.cost(truth, select(rebuilt, usable)).cpu().numpy())
     return [None if column is None else int(usable[column]) for column in found]
 
 

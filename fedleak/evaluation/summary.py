@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-CLEAR_DB = 20.0
-"""PSNR in dB above which an image counts as clearly rebuilt, as in the field's success rates."""
+from fedleak.modalities.base import Measure
+from fedleak.modalities.find import measure_of
 
 Row = dict[str, Any]
 
@@ -19,18 +19,19 @@ def summarise(rows: Iterable[Row]) -> list[dict[str, Any]]:
     Parameters
     ----------
     rows : iterable of dict
-        One for each true image; one with ``image`` null and an ``error`` for an update whose attack failed. ``seconds``
+        One for each true example; one with ``example`` null and an ``error`` for an update whose attack failed. ``seconds``
         and ``cpu_seconds`` are those of the whole update, repeated on each of its rows.
 
     Returns
     -------
     list of dict
-        ``images`` counts the graded images (those with a PSNR), ``failures`` the updates that came to nothing. PSNR is
-        in dB; ``seconds`` and ``cpu_seconds`` are totals that count each update once. A mean is over the images that
-        have the metric, a baseline's over the graded images; a value is ``None`` where there is nothing to average.
-        ``success`` is the share of all rows above 20 dB, those that came to nothing among them. ``identification`` is by
-        pixels, ``identification_features`` by the features of the model under attack. ``label_counts`` is the share of
-        labels restored whatever their images, a mean over updates. All numbers are finite.
+        ``examples`` counts the graded examples (those with a headline figure), ``failures`` the updates that came to nothing.
+        ``metrics`` has mean, median, min and max of each of the measure's figures, and ``baseline`` each guess's means over
+        the graded examples. ``seconds`` and ``cpu_seconds`` are totals that count each update once. A mean is over the examples
+        that have the figure; a value is ``None`` where there is nothing to average. ``success`` is the share of all rows
+        that are clearly rebuilt, those that came to nothing among them. ``identification`` is by what pairing costs,
+        ``identification_features`` by the features of the model under attack. ``label_counts`` is the share of labels
+        restored whatever their examples, a mean over updates. All numbers are finite.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -39,33 +40,33 @@ def summarise(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def _entry(attack: str, defenses: Sequence[str], threat: str, rows: list[Row]) -> dict[str, Any]:
-    graded = [row for row in rows if _finite([row["psnr"]])]
+    measure = measure_of(rows)
+    headline = measure.headline
+    graded = [row for row in rows if _finite([measure.value(row)])]
     updates = {_update(row): row for row in rows}
-    failed = {_update(row) for row in rows if row["image"] is None}
-    psnr = _finite(row["psnr"] for row in graded)
+    failed = {_update(row) for row in rows if row["example"] is None}
+    asked = [
+        figure.name
+        for figure in measure.figures
+        if not figure.optional or _finite(measure.value(row, figure.name) for row in graded)
+    ]
+    clear = sum(headline.nearer(value, measure.thresholds.clear) for value in _finite(measure.value(row) for row in graded))
     return {
         "attack": attack,
+        "modality": measure.modality,
         "defenses": list(defenses),
         "threat": threat,
-        "images": len(graded),
+        "examples": len(graded),
         "failures": len(failed),
-        "psnr": {
-            "mean": _mean(psnr),
-            "median": statistics.median(psnr) if psnr else None,
-            "min": min(psnr, default=None),
-            "max": max(psnr, default=None),
-        },
-        "ssim": {"mean": _mean(row["ssim"] for row in graded)},
-        "mse": {"mean": _mean(row["mse"] for row in graded)},
-        "lpips": {"mean": _mean(row.get("lpips") for row in graded)},
-        "success": sum(value > CLEAR_DB for value in psnr) / len(rows),
+        "metrics": {name: _spread(measure.value(row, name) for row in graded) for name in asked},
+        "success": clear / len(rows),
         "label_accuracy": _mean(row["label_correct"] for row in rows),
         "label_counts": _mean(row.get("label_counts") for row in updates.values()),
         "identification": _mean(row["identified"] for row in rows),
         "identification_features": _mean(row.get("identified_features") for row in rows),
         "seconds": math.fsum(_finite(row["seconds"] for row in updates.values())),
         "cpu_seconds": math.fsum(_finite(row["cpu_seconds"] for row in updates.values())),
-        "baseline": {guess: _baseline(graded, guess) for guess in ("random", "mean_image")},
+        "baseline": {guess.name: _guess(measure, graded, guess.name, asked) for guess in measure.baselines},
     }
 
 
@@ -74,9 +75,18 @@ def _update(row: Row) -> tuple[Any, ...]:
     return row["round"], tuple(row.get("cohort") or (row["client"],))
 
 
-def _baseline(rows: list[Row], guess: str) -> dict[str, float | None]:
-    scores = [(row["baseline"] or {}).get(guess, {}) for row in rows]
-    return {metric: _mean(score.get(metric) for score in scores) for metric in ("psnr", "ssim", "mse", "lpips")}
+def _guess(measure: Measure, rows: list[Row], guess: str, asked: Iterable[str]) -> dict[str, float | None]:
+    return {name: _mean(measure.guess(row, guess, name) for row in rows) for name in asked}
+
+
+def _spread(values: Iterable[float | None]) -> dict[str, float | None]:
+    found = _finite(values)
+    return {
+        "mean": _mean(found),
+        "median": statistics.median(found) if found else None,
+        "min": min(found, default=None),
+        "max": max(found, default=None),
+    }
 
 
 def _finite(values: Iterable[float | None]) -> list[float]:

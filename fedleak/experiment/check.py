@@ -15,8 +15,8 @@ from fedleak.defenses.secagg_view import check_sums
 from fedleak.engines.room import check_room
 from fedleak.errors import ScenarioError
 from fedleak.experiment.plugins import check_plugins
+from fedleak.modalities.find import measure
 from fedleak.modalities.image import InputSpec
-from fedleak.modalities.image.lpips import load_lpips
 from fedleak.models.inspect import last_linear
 from fedleak.models.weights import load_weights
 from fedleak.sandbox.packing import pack
@@ -67,8 +67,7 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
     if scenario.model.weights is not None:
         load_weights(model, scenario.model.weights)
     _check_label_rules(scenario, model, data.input)
-    if scenario.evaluation.lpips is not None:
-        load_lpips(scenario.evaluation.lpips, data.input.shape)
+    measure(data.input.modality).extras(scenario.evaluation, data.input)
     if scenario.server.curious and scenario.attacks and scenario.server.isolation == "process":
         pack(scenario, model, data.input, None)
     data.verify()

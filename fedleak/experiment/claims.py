@@ -12,54 +12,45 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from fedleak.errors import ScenarioError
+from fedleak.errors import ScenarioError, nearest
 from fedleak.events import Listener, silent
 from fedleak.experiment.check import check
 from fedleak.experiment.manifest import default_folder
 from fedleak.experiment.result import Result
 from fedleak.experiment.resumable import run_into
+from fedleak.modalities import find
+from fedleak.modalities.base import Measure
+from fedleak.modalities.find import measure_of
 from fedleak.process.files import write_whole
 from fedleak.runs.folder import Row
 from fedleak.scenario.schema import Scenario, Section, parse_scenario
 from fedleak.scenario.tables import apply_override, read_table
 from fedleak.scenario.validation import explain, read
 
-REBUILT = 1e-3
-"""MSE below which an image counts as rebuilt, as in iDLG's evaluation (arXiv 2001.02610)."""
-
-Metric = Literal[
-    "psnr",
-    "psnr-min",
-    "ssim",
-    "lpips",
-    "gain",
-    "labels",
-    "label-set",
-    "label-counts",
-    "rebuilt",
-    "identified",
-    "identified-features",
-    "iterations",
-    "seconds",
-    "accuracy",
-]
-Reader = Callable[[list[Row]], "float | None"]
-_ACCURACY: Metric = "accuracy"
+Reader = Callable[[Measure, list[Row]], "float | None"]
+_ACCURACY = "accuracy"
 
 
 class Expectation(Section):
     """The range that one figure of a case is expected in; at least one bound."""
 
     attack: str | None = Field(default=None, min_length=1, description="whose result, by its title or name; not for 'accuracy'")
-    metric: Metric = Field(description="which figure; see METRICS")
+    metric: str = Field(description="which figure; see FIGURES and LEAST")
     minus: str | None = Field(default=None, description="expect the difference to this attack's figure")
     over: str | None = Field(default=None, description="expect the ratio to this attack's figure")
     at_least: float | None = None
     at_most: float | None = None
     published: str = Field(default="", description="the paper's own figure, in words")
     found: float | None = Field(default=None, description="what the run behind this file gave")
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str) -> str:
+        if metric not in (known := metrics()):
+            raise ValueError(f"unknown figure '{metric}'; {nearest(metric, known)}")
+        return metric
 
     @model_validator(mode="after")
     def _bounded(self) -> Expectation:
@@ -271,9 +262,9 @@ def _finding(case: str, expectation: Expectation, result: Result) -> Finding:
     if expectation.attack is None:
         value = next(reversed(result.summary["utility"]["accuracy"]), None)
     else:
-        value = measure(rows, expectation.attack, expectation.metric)
+        value = measured(rows, expectation.attack, expectation.metric)
     if other is not None and value is not None:
-        against = measure(rows, other, expectation.metric)
+        against = measured(rows, other, expectation.metric)
         if against is None:
             value = None
         elif expectation.minus:
@@ -285,9 +276,22 @@ def _finding(case: str, expectation: Expectation, result: Result) -> Finding:
     )
 
 
-def measure(rows: Iterable[Row], attack: str, metric: Metric) -> float | None:
+def measured(rows: Iterable[Row], attack: str, metric: str) -> float | None:
     """Return one figure of an attack from the rows of a run; ``None`` where there is nothing to measure."""
-    return METRICS[metric](_of(rows, attack))
+    found = _of(rows, attack)
+    measure = measure_of(found)
+    if metric in FIGURES:
+        return FIGURES[metric](measure, found)
+    name = metric.removesuffix(LEAST)
+    values = [value for row in found if (value := measure.value(row, name)) is not None]
+    return min(values, default=None) if metric != name else _mean(values)
+
+
+def metrics() -> list[str]:
+    """Return the names of all figures that a case can expect something of."""
+    measures = [find.measure(name) for name in find.names()]
+    own = (name for one in measures for name in (*(figure.name for figure in one.figures), f"{one.headline.name}{LEAST}"))
+    return [*dict.fromkeys(own), *FIGURES, _ACCURACY]
 
 
 def _of(rows: Iterable[Row], attack: str) -> list[Row]:
@@ -318,28 +322,29 @@ def _labels_in_common(rows: list[Row]) -> float | None:
     return _mean((true[update] & restored[update]).total() / true[update].total() for update in true if true[update])
 
 
-def _above_mean_image(row: Row) -> float | None:
-    return row["psnr"] - row["baseline"]["mean_image"]["psnr"] if row["psnr"] is not None else None
+def _above_guess(measure: Measure, row: Row) -> float | None:
+    value, guess = measure.value(row), measure.guess(row, measure.baselines[0].name)
+    return value - guess if value is not None and guess is not None else None
 
 
-METRICS: dict[Metric, Reader] = {
-    "psnr": lambda rows: _mean(row["psnr"] for row in rows),
-    "psnr-min": lambda rows: min((row["psnr"] for row in rows if row["psnr"] is not None), default=None),
-    "ssim": lambda rows: _mean(row["ssim"] for row in rows),
-    "lpips": lambda rows: _mean(row.get("lpips") for row in rows),
-    "gain": lambda rows: _mean(_above_mean_image(row) for row in rows),
-    "labels": lambda rows: _mean(row["label_correct"] for row in rows),
-    "label-set": _labels_in_common,
-    "label-counts": lambda rows: _mean(_each_update(rows, "label_counts")),
-    # An update that gave no image is one that was not rebuilt.
-    "rebuilt": lambda rows: _mean(row["mse"] is not None and row["mse"] < REBUILT for row in rows),
-    "identified": lambda rows: _mean(row["identified"] for row in rows),
-    "identified-features": lambda rows: _mean(row.get("identified_features") for row in rows),
-    "iterations": lambda rows: _mean(_each_update(rows, "iterations")),
-    "seconds": lambda rows: _mean(_each_update(rows, "cpu_seconds")),
+LEAST = "-min"
+"""Behind the name of a headline figure: its least value over the examples, in place of its mean."""
+
+FIGURES: dict[str, Reader] = {
+    "gain": lambda measure, rows: _mean(_above_guess(measure, row) for row in rows),
+    "labels": lambda _, rows: _mean(row["label_correct"] for row in rows),
+    "label-set": lambda _, rows: _labels_in_common(rows),
+    "label-counts": lambda _, rows: _mean(_each_update(rows, "label_counts")),
+    # An update that gave nothing is one that was not rebuilt.
+    "rebuilt": lambda measure, rows: _mean(measure.is_exact(row) for row in rows),
+    "identified": lambda _, rows: _mean(row["identified"] for row in rows),
+    "identified-features": lambda _, rows: _mean(row.get("identified_features") for row in rows),
+    "iterations": lambda _, rows: _mean(_each_update(rows, "iterations")),
+    "seconds": lambda _, rows: _mean(_each_update(rows, "cpu_seconds")),
 }
-"""Figures of an attack over a run: PSNR in dB, its minimum, SSIM, LPIPS, dB above the mean image, share of labels right for the
-image each is matched to, share of labels right whatever their images (``label-set`` of the rebuilt images, known only where
-truth is revealed; ``label-counts`` of all that the attack returned), share of images rebuilt (MSE below 1e-3) and identified (by
-pixels, by features), iterations and CPU seconds for each update; means over images or updates.
-The metric ``accuracy`` is none of an attack's: the share of test images that the model classifies after the last round."""
+"""Figures of an attack over a run beside those of its measure (for images PSNR in dB, SSIM, MSE, LPIPS): the headline above the
+harder baseline (for images dB above the mean image), share of labels right for the example each is matched to, share of labels
+right whatever their examples (``label-set`` of the rebuilt ones, known only where truth is revealed; ``label-counts`` of all that
+the attack returned), share of examples rebuilt as good as themselves (for images MSE below 1e-3) and identified (by what pairing
+costs, by features), iterations and CPU seconds for each update; means over examples or updates.
+The metric ``accuracy`` is none of an attack's: the share of test examples that the model classifies after the last round."""

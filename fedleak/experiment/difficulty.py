@@ -50,7 +50,7 @@ def difficulty(checked: Checked) -> Difficulty:
     positions = np.concatenate(batches)
     local = replace(Terms.of(scenario).local_training(len(positions), clients), num_examples=len(positions))
     parameters = sum(p.numel() for p in model.parameters())
-    unknowns = len(positions) * prod(data.input.shape)
+    unknowns = len(positions) * data.input.unknowns
     # On the server of a deployment nobody knows the labels.
     labels = data.labels(positions).tolist() if len(data.source.train) else []
     repeats = len(labels) - len(set(labels))

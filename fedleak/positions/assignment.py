@@ -1,4 +1,4 @@
-"""Which rebuilt image stands for which client's private image, where an update is the mean over several clients."""
+"""Which rebuilt example stands for which client's private one, where an update is the mean over several clients."""
 
 from __future__ import annotations
 
@@ -8,39 +8,47 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
-from torch import Tensor
 
 from fedleak.errors import ReplyError
 from fedleak.evaluation.pairing import assign
+from fedleak.modalities.base import Batch, Measure
 from fedleak.wire.arrays import decoded
 from fedleak.wire.directory import Directory
 
 
 def assign_over(
-    clients: Sequence[int], images: Tensor, server_round: int, directory: Directory, grid: Grid, timeout: float
+    clients: Sequence[int],
+    measure: Measure,
+    rebuilt: Batch,
+    server_round: int,
+    directory: Directory,
+    grid: Grid,
+    timeout: float,
 ) -> tuple[dict[int, list[int]], dict[int, str]]:
-    """Assign ``images`` to the private images of all ``clients`` together, so that the sum of the MSEs is least.
+    """Assign ``rebuilt`` to the private examples of all ``clients`` together, so that the sum of the costs is least.
 
-    No client sees another's images, nor the server any: each client sends the MSE of each of its images to each rebuilt
-    one, and the assignment is made here.
+    No client sees another's examples, nor the server any: each client sends what each pair of its own and a rebuilt one costs,
+    and the assignment is made here.
 
     Parameters
     ----------
     clients : sequence of int
         Partition ids.
-    images : Tensor
-        (R, C, H, W) pixels; one with a non-finite pixel is assigned to no one.
+    measure : Measure
+        Says which rebuilt examples can be compared; the others are assigned to no one.
+    rebuilt : Batch
+        R examples.
     server_round : int
         Whose batches are meant.
 
     Returns
     -------
     assigned : dict of int to list of int
-        For each client, the rebuilt image of each of its own in order; -1 where there are too few.
+        For each client, the rebuilt example of each of its own in order; -1 where there are too few.
     errors : dict of int to str
         Why a client is not in ``assigned``.
     """
-    arrays, config = ArrayRecord({"images": images}), ConfigRecord({"server-round": server_round})
+    arrays, config = ArrayRecord(dict(rebuilt)), ConfigRecord({"server-round": server_round})
     questions = [
         Message(
             RecordDict({"reconstruction": arrays, "config": config}),
@@ -49,7 +57,7 @@ def assign_over(
         )
         for client in clients
     ]
-    usable = images.isfinite().flatten(1).all(dim=1).numpy()
+    usable = measure.usable(rebuilt).numpy()
     errors = dict.fromkeys(clients, "no answer")
     matrices: dict[int, np.ndarray[Any, Any]] = {}
     for reply in grid.send_and_receive(questions, timeout=timeout):
@@ -72,7 +80,7 @@ def _distances(reply: Message, usable: np.ndarray[Any, Any]) -> np.ndarray[Any, 
     if reply.has_error():
         raise ReplyError(str(reply.error.reason))
     record = reply.content.array_records.get("distances", ArrayRecord())
-    values = decoded("distances", record.get("mse"))
+    values = decoded("distances", record.get("cost"))
     if values.ndim != 2 or not len(values) or values.shape[1] != len(usable) or values.dtype != np.float64:
         raise ReplyError(f"its distances are {values.dtype} {values.shape}, expected float64 and {len(usable)} columns")
     if not np.isfinite(values[:, usable]).all():

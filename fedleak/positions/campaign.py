@@ -170,6 +170,7 @@ class Campaign:
                 failure.client,
                 f"invalid reply: {failure.reason}",
                 ["invalid-reply"],
+                self._grader.modality,
             )
             for spec, _ in self.attacks
             if spec.strikes(server_round)

@@ -17,8 +17,10 @@ from fedleak.attacks.exact.count import count_update, weakest
 from fedleak.client.known import UNKNOWN
 from fedleak.errors import ReplyError
 from fedleak.evaluation.flags import grade_flags, result_flags, update_flags
-from fedleak.evaluation.grade import ImageGrade
+from fedleak.evaluation.grade import Figures, Grade
 from fedleak.evaluation.wire import grades_from_record
+from fedleak.modalities.base import Batch, Spec, select, size
+from fedleak.modalities.find import exhibit, measure
 from fedleak.models.digest import model_digest
 from fedleak.observation import Observation
 from fedleak.positions.assignment import assign_over
@@ -27,8 +29,7 @@ from fedleak.runs.folder import Row, RunFolder, stem
 from fedleak.wire.arrays import decoded
 from fedleak.wire.directory import Directory
 
-_METRICS = ("psnr", "ssim", "mse", "lpips")
-_Answer = tuple[list[ImageGrade], list[int] | None, dict[str, float | None]]
+_Answer = tuple[list[Grade], list[int] | None, dict[str, float | None]]
 
 
 class Grader:
@@ -39,11 +40,13 @@ class Grader:
     terms : Terms
         How clients train, and whether they reveal their batches to the report.
     folder : RunFolder
-        Takes the images.
+        Takes the pictures.
     directory : Directory
         Which node holds which partition.
-    mean_image : Tensor
-        (C, H, W), the public baseline.
+    spec : Spec
+        Of the examples.
+    public : Batch
+        What the server's public data says for the baselines.
     most_examples : int
         Images in the largest shard: what local training looks like where an observation does not say.
 
@@ -51,28 +54,35 @@ class Grader:
     ----------
     terms, most_examples
         As given; the number may be raised when a larger shard shows.
+    modality : str
+        Of the examples.
     """
 
-    def __init__(self, terms: Terms, folder: RunFolder, directory: Directory, mean_image: Tensor, most_examples: int) -> None:
+    def __init__(
+        self, terms: Terms, folder: RunFolder, directory: Directory, spec: Spec, public: Batch, most_examples: int
+    ) -> None:
         self.terms = terms
         self.most_examples = most_examples
+        self.modality = spec.modality
+        self._measure = measure(spec.modality)
+        self._exhibit = exhibit(spec.modality)
         self._folder = folder
         self._directory = directory
-        self._mean_image = mean_image
+        self._public = public
         self._counts: dict[tuple[int, ...], Row] = {}
-        self._revealed: dict[str, Tensor] = {}
+        self._revealed: dict[str, dict[str, Tensor]] = {}
 
     def grade(
         self, observation: Observation, result: Reconstruction, model: nn.Module, grid: Grid, *, models_steps: bool = False
     ) -> list[Row]:
-        """Return one row for each private image, with the client that owns it; or one row that says why there is none."""
+        """Return one row for each private example, with the client that owns it; or one row that says why there is none."""
         told = self._told(observation)
         flags = [*update_flags(told, model), *result_flags(result)]
         if models_steps:
             flags = [flag for flag in flags if flag != "several-local-steps"]
         counted = dict(self._counted(told, model)) | {"cohort": list(observation.clients) or None}
         if result.images is None:
-            return [self._failed(result, result.error or "no images", flags) | counted]
+            return [self._failed(result, result.error or f"no {self._measure.nouns}", flags) | counted]
         answers = self._ask(observation, result, grid)
         graded = {client: answer for client, answer in answers.items() if not isinstance(answer, str)}
         known = [label for _, labels, _ in graded.values() for label in labels or ()]
@@ -81,21 +91,26 @@ class Grader:
         for client, answer in answers.items():
             own = replace(result, client=client)
             if isinstance(answer, str):
-                rows.append(self._failed(own, f"the client did not grade the reconstruction: {answer}", flags) | counted)
+                error = f"the client did not grade the reconstruction: {answer}"
+                rows.append(self._failed(own, error, flags) | counted)
                 continue
-            for grade in answer[0]:
-                said = [*flags, *grade_flags([grade], duplicate_labels=duplicates)]
-                rows.append(self._row(own, grade, answer[1], said) | counted | {"label_counts": answer[2]["label-counts"]})
+            grades, labels, facts = answer
+            for grade in grades:
+                said = [*flags, *grade_flags([grade], self._measure, duplicate_labels=duplicates)]
+                row = self._row(observation, own, grade, labels, said)
+                rows.append(row | counted | {"label_counts": facts["label-counts"]})
         return rows
 
     def _ask(self, observation: Observation, result: Reconstruction, grid: Grid) -> dict[int, _Answer | str]:
         """Return each client's grades, true labels where they came, and facts of its batch; or why there are none."""
-        assert result.images is not None
         timeout = self.terms.timeout
         assigned: dict[int, list[int]] = {}
         answers: dict[int, _Answer | str] = dict.fromkeys(observation.cohort, "no answer")
         if observation.clients:
-            assigned, errors = assign_over(observation.clients, result.images, observation.round, self._directory, grid, timeout)
+            rebuilt = _batch(observation, result)
+            assigned, errors = assign_over(
+                observation.clients, self._measure, rebuilt, observation.round, self._directory, grid, timeout
+            )
             answers |= errors
         # The model that was attacked, in whose feature space a client looks for the nearest of its images. Most know it.
         model = {**observation.parameters, **observation.buffers}
@@ -143,60 +158,64 @@ class Grader:
     def _question(
         self, observation: Observation, result: Reconstruction, client: int, assigned: list[int] | None, digest: str
     ) -> Message:
-        assert result.images is not None
-        arrays = {"images": result.images, "mean_image": self._mean_image.float()}
+        rebuilt, public = _batch(observation, result), {name: tensor.float() for name, tensor in self._public.items()}
         reveal = not self._truth_path(observation.round, client, 0)
         config: dict[str, Any] = {"server-round": observation.round, "reveal": reveal, "model": digest}
         if assigned is not None:
             config["assigned"] = assigned
         if result.labels is not None:
             config["labels"] = list(result.labels)
-        content = RecordDict({"reconstruction": ArrayRecord(arrays), "config": ConfigRecord(config)})
+        content = RecordDict({"reconstruction": ArrayRecord(rebuilt), "public": ArrayRecord(public)})
+        content["config"] = ConfigRecord(config)
         return Message(content, dst_node_id=self._directory.node(client), message_type="query.grade")
 
     def _read(self, observation: Observation, result: Reconstruction, client: int, reply: Message) -> _Answer:
-        """Return the grades, the true labels if they came, and facts of the batch; save the true images, if they came."""
+        """Return the grades, the true labels if they came, and facts of the batch; save the true examples, if they came."""
         if reply.has_error():
             raise ReplyError(str(reply.error.reason))
         if UNKNOWN in reply.content.config_records:
             raise ReplyError("it does not know the model that came with the question")
         metrics, arrays = reply.content.metric_records, reply.content.array_records
-        grades = grades_from_record(metrics.get("grades", MetricRecord()))
-        rebuilt = len(result.images) if result.images is not None else 0
-        if not grades or any(grade.matched is not None and grade.matched >= rebuilt for grade in grades):
-            raise ReplyError(f"its grades are of other images than the {rebuilt} sent")
+        spec, measured = observation.input, self._measure
+        examples = size(_batch(observation, result))
+        grades = grades_from_record(metrics.get("grades", MetricRecord()), measured)
+        if not grades or any(grade.matched is not None and grade.matched >= examples for grade in grades):
+            raise ReplyError(f"its grades are of other {measured.nouns} than the {examples} sent")
         labels: Any = metrics["truth"].get("labels") if "truth" in metrics else None
         if labels is not None and (not isinstance(labels, list) or len(labels) != len(grades)):
-            raise ReplyError(f"its labels are not one for each of {len(grades)} images")
-        if "images" in arrays:
-            images = decoded("images", arrays["images"].get("images"))
-            if images.shape != (len(grades), *observation.input.shape) or images.dtype != np.float32:
-                raise ReplyError(f"its images are {images.dtype} {images.shape}")
+            raise ReplyError(f"its labels are not one for each of {len(grades)} {measured.nouns}")
+        if "examples" in arrays:
+            truth = decoded(spec.content, arrays["examples"].get(spec.content))
+            if truth.shape != (len(grades), *spec.shape) or truth.dtype != np.dtype(spec.dtype):
+                raise ReplyError(f"its {spec.content} are {truth.dtype} {truth.shape}")
             # Not written yet: an attack of this round may still be at work.
-            for number, image in enumerate(torch.from_numpy(images.copy())):
-                self._revealed[f"{stem(observation.round, client)}-truth-{number}"] = image
+            batch = {spec.content: torch.from_numpy(truth.copy())}
+            for number in range(len(grades)):
+                self._revealed[_truth_name(observation.round, client, number)] = select(batch, [number])
         return grades, labels, {key: _share(metrics["grades"], key) for key in ("duplicate-labels", "label-counts")}
 
     def _truth_path(self, server_round: int, client: int, number: int) -> str | None:
-        name = f"{stem(server_round, client)}-truth-{number}"
-        relative = f"images/{name}.png"
+        name = _truth_name(server_round, client, number)
+        relative = f"{self._exhibit.folder}/{name}{self._exhibit.suffix}"
         return relative if name in self._revealed or (self._folder.path / relative).exists() else None
 
     def reveal(self) -> None:
-        """Write the true images that clients sent since the last time."""
+        """Write the true examples that clients sent since the last time."""
         revealed, self._revealed = self._revealed, {}
-        for name, image in revealed.items():
-            self._folder.save_image(name, image)
+        for name, example in revealed.items():
+            self._folder.save_exhibit(name, self._exhibit, example)
 
-    def _row(self, result: Reconstruction, grade: ImageGrade, labels: list[int] | None, flags: list[str]) -> Row:
-        png = None
-        if grade.matched is not None and result.images is not None and self.terms.truth == "reveal":
-            name = f"{stem(result.round, result.client)}-{result.attack}-{grade.image}"
-            png = self._folder.save_image(name, result.images[grade.matched])
-        return base_row(self.terms, result) | {
-            "image": grade.image,
-            **{metric: _finite(getattr(grade, metric)) for metric in _METRICS},
-            "label": labels[grade.image] if labels is not None else None,
+    def _row(
+        self, observation: Observation, result: Reconstruction, grade: Grade, labels: list[int] | None, flags: list[str]
+    ) -> Row:
+        path = None
+        if grade.matched is not None and self.terms.truth == "reveal":
+            name = f"{stem(result.round, result.client)}-{result.attack}-{grade.example}"
+            path = self._folder.save_exhibit(name, self._exhibit, select(_batch(observation, result), [grade.matched]))
+        return base_row(self.terms, result, self.modality) | {
+            "example": grade.example,
+            "metrics": _finite_only(grade.metrics),
+            "label": labels[grade.example] if labels is not None else None,
             # Beside label_correct it would be the private label.
             "label_restored": grade.label_restored if labels is not None else None,
             "label_correct": grade.label_correct,
@@ -204,25 +223,33 @@ class Grader:
             "identified_features": grade.identified_features,
             "flags": list(dict.fromkeys(flags)),
             "error": None,
-            "baseline": {
-                "random": {metric: _finite(getattr(grade, f"random_{metric}")) for metric in _METRICS},
-                "mean_image": {metric: _finite(getattr(grade, f"mean_{metric}")) for metric in _METRICS},
-            },
-            "truth_png": self._truth_path(result.round, result.client, grade.image),
-            "png": png,
+            "baseline": {guess: _finite_only(figures) for guess, figures in grade.baseline.items()},
+            "truth": self._truth_path(result.round, result.client, grade.example),
+            "exhibit": path,
         }
 
     def _failed(self, result: Reconstruction, error: str, flags: list[str]) -> Row:
-        row = failed_row(self.terms, result.attack, result.round, result.client, error, flags)
-        return row | {key: value for key, value in base_row(self.terms, result).items() if key in row}
+        row = failed_row(self.terms, result.attack, result.round, result.client, error, flags, self.modality)
+        return row | {key: value for key, value in base_row(self.terms, result, self.modality).items() if key in row}
 
 
-def base_row(terms: Terms, result: Reconstruction) -> Row:
+def _batch(observation: Observation, result: Reconstruction) -> dict[str, Tensor]:
+    """Return what an attack rebuilt as named tensors."""
+    assert result.images is not None
+    return {observation.input.content: result.images}
+
+
+def _truth_name(server_round: int, client: int, number: int) -> str:
+    return f"{stem(server_round, client)}-truth-{number}"
+
+
+def base_row(terms: Terms, result: Reconstruction, modality: str) -> Row:
     """Return the facts that all rows of one attacked update share."""
     return {
         "round": result.round,
         "client": result.client,
         "attack": result.attack,
+        "modality": modality,
         "threat": terms.threat.preset,
         "defenses": [defense["name"] for defense in terms.defenses],
         "seconds": round(result.seconds, 4),
@@ -234,12 +261,13 @@ def base_row(terms: Terms, result: Reconstruction) -> Row:
     }
 
 
-def failed_row(terms: Terms, attack: str, server_round: int, client: int, error: str, flags: list[str]) -> Row:
-    """Return the row of an update that gave no images."""
+def failed_row(terms: Terms, attack: str, server_round: int, client: int, error: str, flags: list[str], modality: str) -> Row:
+    """Return the row of an update that gave nothing."""
     empty = Reconstruction(None, attack=attack, round=server_round, client=client, stop_reason="failed")
-    missing = dict.fromkeys(("image", *_METRICS, "label", "label_restored", "label_correct", "label_counts", "identified"))
-    missing |= dict.fromkeys(("identified_features", "truth_png", "png", "unknowns", "equations", "weakest_layer", "cohort"))
-    return base_row(terms, empty) | missing | {"flags": list(dict.fromkeys(flags)), "error": error, "baseline": None}
+    missing: Row = dict.fromkeys(("example", "label", "label_restored", "label_correct", "label_counts", "identified"))
+    missing |= dict.fromkeys(("identified_features", "truth", "exhibit", "unknowns", "equations", "weakest_layer", "cohort"))
+    said = {"metrics": {}, "baseline": {}, "flags": list(dict.fromkeys(flags)), "error": error}
+    return base_row(terms, empty, modality) | missing | said
 
 
 def _share(metrics: MetricRecord, key: str) -> float | None:
@@ -256,3 +284,7 @@ def _finite(value: float | None) -> float | None:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return None
     return float(value) if not isinstance(value, torch.Tensor) else float(value.item())
+
+
+def _finite_only(figures: Figures) -> Figures:
+    return {name: float(value) for name, value in figures.items() if math.isfinite(value)}

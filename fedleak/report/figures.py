@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from fedleak.evaluation.utility import epsilon_by_round
+from fedleak.modalities.base import Measure
 from fedleak.report.gallery import Gallery
-from fedleak.runs.records import baseline_psnr, number
+from fedleak.runs.records import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TOP_DB = 100.0
-"""PSNR in dB at which the chart ends; better images are drawn there."""
-
 MOST_MARKS = 2_000
-"""So many images are marked in the chart of rounds at most, so that a long run's page stays quick."""
+"""So many examples are marked in the chart of rounds at most, so that a long run's page stays quick."""
 
 _MARKED = 60  # points up to which a curve marks each
-_FEWEST = 4  # images from which a share of them says something
+_FEWEST = 4  # examples from which a share of them says something
+DASHES: tuple[tuple[float, ...], ...] = ((5, 3), (1, 2.5), (7, 2, 1.5, 2))
+"""How the line of each baseline is dashed, in points."""
 MARKERS = ("o", "s", "^", "D", "v")
 _THEME = {
     "#000001": "var(--muted)",
@@ -47,8 +47,8 @@ def series_colour(index: int) -> str:
 def rounds_chart(gallery: Gallery, rounds: Sequence[dict[str, Any]]) -> Markup | None:
     """Return what leaked in each round over what the model was worth then, on one axis of rounds; ``None`` if neither is known.
 
-    PSNR in dB of every image as dots, each attack's medians as a line, and both baselines; a round without an attack has no mark.
-    Below it test accuracy, and the largest epsilon of any client, where they were measured.
+    The headline figure of every example as dots, each attack's medians as a line, and the baselines; a round without an attack
+    has no mark. Below it test accuracy, and the largest epsilon of any client, where they were measured.
     """
     leaks, baselines = _leaks(gallery)
     accuracy, epsilon = _curve(rounds, "accuracy"), epsilon_by_round(rounds)
@@ -58,9 +58,10 @@ def rounds_chart(gallery: Gallery, rounds: Sequence[dict[str, Any]]) -> Markup |
         return None
     axis = sorted({*attacked, *accuracy, *epsilon})
     figure, panels = _figure(heights, width=12.8, height=1.2 + 1.5 * sum(heights))
-    titles, free = ["PSNR in dB"] * bool(attacked), iter(panels)
+    headline = gallery.measure.headline
+    titles, free = [" in ".join(filter(None, (headline.label, headline.unit)))] * bool(attacked), iter(panels)
     if attacked:
-        _draw_leaks(next(free), leaks, baselines, axis, marks(gallery))
+        _draw_leaks(next(free), gallery.measure, leaks, baselines, axis, marks(gallery))
     if accuracy:
         axes = next(free)
         _line(axes, accuracy)
@@ -81,7 +82,7 @@ def rounds_chart(gallery: Gallery, rounds: Sequence[dict[str, Any]]) -> Markup |
 
 
 def marks(gallery: Gallery) -> int | None:
-    """Return how many images of an attack and a round are marked at most; ``None`` if all are."""
+    """Return how many examples of an attack and a round are marked at most; ``None`` if all are."""
     points, _ = _leaks(gallery)
     sizes = [len(values) for by_round in points for values in by_round.values()]
     return None if sum(sizes) <= MOST_MARKS else max(3, MOST_MARKS // len(sizes))
@@ -96,39 +97,48 @@ def _by_rank(values: list[float], most: int | None) -> list[float]:
 
 
 def _leaks(gallery: Gallery) -> tuple[list[dict[int, list[float]]], dict[str, dict[int, list[float]]]]:
-    """Return PSNRs by round for each series, and those of both baselines."""
+    """Return headline figures by round for each series, and those of the baselines."""
+    measure = gallery.measure
     points: list[dict[int, list[float]]] = []
-    baselines: dict[str, dict[int, list[float]]] = {"mean_image": {}, "random": {}}
+    baselines: dict[str, dict[int, list[float]]] = {baseline.name: {} for baseline in measure.baselines}
     for series in gallery.series:
         by_round: dict[int, list[float]] = {}
         for place, row in gallery.rows(series):
-            if (psnr := number(row.get("psnr"))) is None:
+            if (value := measure.value(row)) is None:
                 continue
-            by_round.setdefault(place.round, []).append(min(psnr, TOP_DB))
+            by_round.setdefault(place.round, []).append(min(value, measure.thresholds.top))
             for kind, found in baselines.items():
-                if (value := baseline_psnr(row, kind)) is not None:
-                    found.setdefault(place.round, []).append(value)
+                if (guess := measure.guess(row, kind)) is not None:
+                    found.setdefault(place.round, []).append(guess)
         points.append(by_round)
     return points, baselines
 
 
 def _draw_leaks(
     axes: Axes,
+    measure: Measure,
     points: Sequence[dict[int, list[float]]],
     baselines: dict[str, dict[int, list[float]]],
     axis: list[int],
     most: int | None,
 ) -> None:
-    for kind, style in (("mean_image", (0, (5, 3))), ("random", (0, (1, 2.5)))):
-        means = {at: statistics.fmean(values) for at, values in baselines[kind].items()}
-        _flat(axes, means, axis, {"color": _TEXT, "linewidth": 1.3, "linestyle": style, "zorder": 1})
+    for index, by_round in enumerate(baselines.values()):
+        means = {at: statistics.fmean(values) for at, values in by_round.items()}
+        style = {"color": _TEXT, "linewidth": 1.3, "linestyle": (0, DASHES[index % len(DASHES)]), "zorder": 1}
+        _flat(axes, means, axis, style)
     for index, by_round in enumerate(points):
         _dots(axes, by_round, index, len(points), most)
     top = max(value for by_round in points for values in by_round.values() for value in values)
-    axes.set_ylim(0, max(20.0, top * 1.08))
-    _label(axes, "PSNR, dB", axis)
-    if top >= TOP_DB:
-        axes.set_yticks([0, 25, 50, 75, TOP_DB], ["0", "25", "50", "75", "≥ 100"])
+    axes.set_ylim(0, max(measure.thresholds.clear, top * 1.08))
+    _label(axes, measure.headline.title, axis)
+    if top >= measure.thresholds.top:
+        axes.set_yticks(*_ticks(measure))
+
+
+def _ticks(measure: Measure) -> tuple[list[float], list[str]]:
+    """Return five ticks from 0 to where charts of the headline end, where what is higher is drawn too."""
+    at = [measure.thresholds.top * quarter / 4 for quarter in range(5)]
+    return at, [*(f"{value:g}" for value in at[:-1]), f"≥ {at[-1]:g}"]
 
 
 def _margin(axis: Sequence[int]) -> float:
@@ -141,19 +151,21 @@ def _line(axes: Axes, curve: dict[int, float], drawstyle: str = "default") -> No
 
 
 def fidelity_chart(gallery: Gallery) -> Markup | None:
-    """Return the share of images that each attack rebuilt to at least so many dB; ``None`` for fewer than four images.
+    """Return the share of examples that each attack rebuilt at least so well; ``None`` for fewer than four examples.
 
-    iDLG's fidelity curve (arXiv 2001.02610, figure 2), over PSNR in place of MSE. An image that an attack gave nothing of
-    counts as not rebuilt.
+    iDLG's fidelity curve (arXiv 2001.02610, figure 2), over the headline figure. An example that an attack gave nothing of counts
+    as not rebuilt.
     """
     if len(gallery.places) < _FEWEST or not gallery.series:
         return None
+    measure = gallery.measure
+    headline, nouns = measure.headline, measure.nouns
     figure, (axes,) = _figure([1.0])
     drawn = False
     for index, series in enumerate(gallery.series):
-        # An update that came to nothing has one row without a PSNR, however many images are behind it.
-        values = [number(row.get("psnr")) for _, row in gallery.rows(series)]
-        at, shares = survival(values)
+        # An update that came to nothing has one row without a figure, however many examples are behind it.
+        values = [measure.value(row) for _, row in gallery.rows(series)]
+        at, shares = survival(values, measure.thresholds.top)
         if not at:
             continue
         axes.step(
@@ -167,18 +179,19 @@ def fidelity_chart(gallery: Gallery) -> Markup | None:
         drawn = True
     if not drawn:
         return None
-    axes.set_title("Share of images rebuilt to at least so much PSNR", loc="left", fontsize=13, color=_INK, pad=10)
-    axes.set_xlabel("PSNR, dB", fontsize=13, color=_TEXT)
-    axes.set_xlim(0, TOP_DB)
-    axes.set_xticks([0, 25, 50, 75, TOP_DB], ["0", "25", "50", "75", "≥ 100"])
+    axes.set_title(f"Share of {nouns} rebuilt to at least so much {headline.label}", loc="left", fontsize=13, color=_INK, pad=10)
+    axes.set_xlabel(headline.title, fontsize=13, color=_TEXT)
+    axes.set_xlim(0, measure.thresholds.top)
+    axes.set_xticks(*_ticks(measure))
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    return _render(figure, "fidelity", "Share of images that each attack rebuilt to at least so many dB")
+    much = f"many {headline.unit}" if headline.unit else f"much {headline.label}"
+    return _render(figure, "fidelity", f"Share of {nouns} that each attack rebuilt to at least so {much}")
 
 
-def survival(values: Sequence[float | None]) -> tuple[list[float], list[float]]:
-    """Return PSNRs in dB, rising and cut at the chart's top, and the share in (0, 1] of all ``values`` that reach each."""
-    found = sorted(min(value, TOP_DB) for value in values if value is not None)
+def survival(values: Sequence[float | None], top: float) -> tuple[list[float], list[float]]:
+    """Return figures, rising and cut at ``top``, and the share in (0, 1] of all ``values`` that reach each."""
+    found = sorted(min(value, top) for value in values if value is not None)
     return found, [(len(found) - rank) / len(values) for rank in range(len(found))]
 
 

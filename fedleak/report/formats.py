@@ -28,6 +28,11 @@ def scientific(value: Any) -> str:
     return NONE if found is None else f"{found:.1e}"
 
 
+def figure(value: Any, places: int | None) -> str:
+    """Return a measure's figure with its ``places``, of which ``None`` is two significant digits."""
+    return scientific(value) if places is None else decimals(value, places)
+
+
 def percent(value: Any) -> str:
     """Return a share in [0, 1] as a percentage."""
     found = number(value)

@@ -1,4 +1,4 @@
-"""Lines reconstructions up with the private images: who, which attack, which picture, how near."""
+"""Lines reconstructions up with the private examples: who, which attack, which exhibit, how near."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from fedleak.report.formats import class_name, decimals
-from fedleak.runs.records import Picture, RunRecords, baseline_psnr, number, read_picture
+from markupsafe import Markup
 
-CLOSE_DB = 30.0
-"""PSNR in dB above which the page calls an image rebuilt: a root-mean-square error of 3.2 % of the pixel range."""
+from fedleak.modalities.find import exhibit, measure_of
+from fedleak.report.formats import class_name, figure
+from fedleak.runs.records import RunRecords, Shown, number, read_exhibit
 
 
 class Series(NamedTuple):
@@ -30,31 +30,35 @@ class Series(NamedTuple):
 
 
 class Place(NamedTuple):
-    """One private image: round from 1, client and image from 0; image -1 if no attack told them apart."""
+    """One private example: round from 1, client and example from 0; example -1 if no attack told them apart."""
 
     round: int
     client: int
-    image: int
+    example: int
 
-    @property
-    def title(self) -> str:
-        """Where it is, in words."""
-        return f"round {self.round}, client {self.client}" + (f", image {self.image}" if self.image >= 0 else "")
+    def titled(self, noun: str) -> str:
+        """Where it is, in words, of which ``noun`` is the example's."""
+        return f"round {self.round}, client {self.client}" + (f", {noun} {self.example}" if self.example >= 0 else "")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the image grid."""
+    """One cell of the grid of examples; ``figure`` is the headline with its unit."""
 
-    kind: Literal["picture", "missing", "failed", "empty"]
-    picture: Picture | None = None
+    kind: Literal["shown", "missing", "failed", "empty"]
+    shown: Shown | None = None
     alt: str = ""
-    psnr: str | None = None
+    figure: str | None = None
     strength: Literal["close", "weak", "plain"] = "plain"
     label: str | None = None
     mark: Literal["right", "wrong", "given", ""] = ""
     reason: str = ""
     span: int = 1
+    truth: Shown | None = None
+
+    def html(self, side: int) -> Markup:
+        """Return what is shown, for a page."""
+        return self.shown.html(side, self.alt, self.truth) if self.shown is not None else Markup("")
 
 
 class Gallery:
@@ -64,13 +68,20 @@ class Gallery:
     ----------
     records : RunRecords
         What the run folder holds.
+
+    Attributes
+    ----------
+    measure, exhibit
+        Of the examples' modality.
     """
 
     def __init__(self, records: RunRecords) -> None:
         self._folder = records.folder
+        self.measure = measure_of(records.rows)
+        self.exhibit = exhibit(self.measure.modality)
         names = records.manifest.get("class_names")
         self.class_names: list[Any] = names if isinstance(names, list) else []
-        self._pictures: dict[str, Picture | None] = {}
+        self._exhibits: dict[str, Shown | None] = {}
         self._digests: dict[str, str | None] = {}
         self._results: dict[tuple[Series, Place], dict[str, Any]] = {}
         seen: Counter[tuple[Any, ...]] = Counter()
@@ -82,15 +93,15 @@ class Gallery:
             self._results[series, place] = row
         self.series = list(dict.fromkeys(series for series, _ in self._results))
         known = {place for _, place in self._results}
-        told_apart = {(place.round, place.client) for place in known if place.image >= 0}
-        self.places = sorted(p for p in known if p.image >= 0 or (p.round, p.client) not in told_apart)
+        told_apart = {(place.round, place.client) for place in known if place.example >= 0}
+        self.places = sorted(p for p in known if p.example >= 0 or (p.round, p.client) not in told_apart)
         self._truths = {
-            place: row for (_, place), row in self._results.items() if row.get("truth_png") or row.get("label") is not None
+            place: row for (_, place), row in self._results.items() if row.get("truth") or row.get("label") is not None
         }
 
     def result(self, series: Series, place: Place) -> dict[str, Any] | None:
         """Return the row of ``series`` at ``place``, or its failure on that client."""
-        return self._results.get((series, place)) or self._results.get((series, place._replace(image=-1)))
+        return self._results.get((series, place)) or self._results.get((series, place._replace(example=-1)))
 
     def rows(self, series: Series) -> list[tuple[Place, dict[str, Any]]]:
         """Return the places that ``series`` was run on, with its row."""
@@ -98,59 +109,70 @@ class Gallery:
         return [(place, row) for place, row in found if row is not None]
 
     def identity(self, place: Place) -> str | None:
-        """Return a digest of the private image, equal for the same image in two rounds; ``None`` if it is not shown."""
-        relative = self._truths.get(place, {}).get("truth_png")
+        """Return a digest of the private example, equal for the same one in two rounds; ``None`` if it is not shown."""
+        relative = self._truths.get(place, {}).get("truth")
         if not isinstance(relative, str):
             return None
-        # Asked of every image of a run, of which the page shows few: their pictures are not kept.
+        # Asked of every example of a run, of which the page shows few: their files are not kept.
         if relative not in self._digests:
-            picture = read_picture(self._folder, relative)
-            self._digests[relative] = hashlib.sha256(picture.content).hexdigest() if picture else None
+            shown = read_exhibit(self._folder, relative, self.exhibit)
+            self._digests[relative] = hashlib.sha256(shown.content).hexdigest() if shown else None
         return self._digests[relative]
 
-    def truth_picture(self, place: Place) -> Picture | None:
-        """Return the private image, if the run revealed it."""
-        return self.picture(self._truths.get(place, {}).get("truth_png"))
+    def truth_shown(self, place: Place) -> Shown | None:
+        """Return the private example, if the run revealed it."""
+        return self.shown(self._truths.get(place, {}).get("truth"))
 
-    def picture(self, relative: Any) -> Picture | None:
-        """Return the PNG at ``relative``, read once."""
+    def shown(self, relative: Any) -> Shown | None:
+        """Return the example at ``relative``, read once."""
         if not isinstance(relative, str):
             return None
-        if relative not in self._pictures:
-            self._pictures[relative] = read_picture(self._folder, relative)
-        return self._pictures[relative]
+        if relative not in self._exhibits:
+            self._exhibits[relative] = read_exhibit(self._folder, relative, self.exhibit)
+        return self._exhibits[relative]
 
     @property
     def reveals(self) -> bool:
-        """Whether any row names a private image."""
-        return any(row.get("truth_png") for row in self._truths.values())
+        """Whether any row names a private example."""
+        return any(row.get("truth") for row in self._truths.values())
 
     def truth_cell(self, place: Place) -> Cell:
-        """Return the cell of the private image itself."""
+        """Return the cell of the private example itself."""
         row = self._truths.get(place, {})
         label = class_name(row.get("label"), self.class_names)
-        picture = self.truth_picture(place)
-        if picture is None:
+        shown = self.truth_shown(place)
+        if shown is None:
             return Cell("missing", label=label, reason="no picture")
-        return Cell("picture", picture, f"Private image: {place.title}" + (f", {label}" if label else ""), label=label)
+        where = f"Private {self.measure.noun}: {place.titled(self.measure.noun)}"
+        return Cell("shown", shown, where + (f", {label}" if label else ""), label=label)
 
     def cell(self, series: Series, place: Place) -> Cell:
         """Return the cell of what ``series`` made of ``place``."""
         row = self.result(series, place)
         if row is None:
             return Cell("empty")
-        if row.get("error") or number(row.get("psnr")) is None and not row.get("png"):
+        value, headline = self.measure.value(row), self.measure.headline
+        if row.get("error") or value is None and not row.get("exhibit"):
             return Cell("failed", reason=str(row.get("error") or "not rebuilt"))
         label, mark = _label(row, self.class_names)
-        psnr = number(row.get("psnr"))
-        picture = self.picture(row.get("png"))
-        shown = f"{decimals(psnr)} dB" if psnr is not None else None
-        alt = f"Rebuilt by {series.title}: {place.title}" + (f", {shown}" if shown else "")
-        kind: Literal["picture", "missing"] = "picture" if picture else "missing"
-        return Cell(kind, picture, alt, shown, _strength(row), label, mark, "" if picture else "no picture")
+        shown = self.shown(row.get("exhibit"))
+        text = headline.with_unit(figure(value, headline.decimals)) if value is not None else None
+        alt = f"Rebuilt by {series.title}: {place.titled(self.measure.noun)}" + (f", {text}" if text else "")
+        kind: Literal["shown", "missing"] = "shown" if shown else "missing"
+        reason = "" if shown else "no picture"
+        return Cell(kind, shown, alt, text, self._strength(row), label, mark, reason, truth=self.truth_shown(place))
+
+    def _strength(self, row: dict[str, Any]) -> Literal["close", "weak", "plain"]:
+        value, headline = self.measure.value(row), self.measure.headline
+        guess = self.measure.guess(row, self.measure.baselines[0].name)
+        if value is None:
+            return "plain"
+        if guess is not None and not headline.nearer(value, guess):
+            return "weak"
+        return "close" if headline.nearer(value, self.measure.thresholds.seen) else "plain"
 
     def line(self, series: Series, places: Iterable[Place]) -> list[Cell]:
-        """Return a row of cells; one failure over several images of a client is one wide cell."""
+        """Return a row of cells; one failure over several examples of a client is one wide cell."""
         cells: list[Cell] = []
         last: tuple[int, str] | None = None
         for place in places:
@@ -164,8 +186,8 @@ class Gallery:
         return cells
 
     def picks(self, series: Series) -> list[tuple[str, Place]]:
-        """Return the places of the best, the median and the worst image of ``series`` by PSNR."""
-        graded = [(psnr, place) for place, row in self.rows(series) if (psnr := number(row.get("psnr"))) is not None]
+        """Return the places of the best, the median and the worst example of ``series`` by the headline figure."""
+        graded = [(value, place) for place, row in self.rows(series) if (value := self.measure.value(row)) is not None]
         graded.sort(key=lambda pair: (-pair[0], pair[1]))
         if not graded:
             return []
@@ -185,22 +207,13 @@ def bands(places: list[Place], width: int) -> list[list[Place]]:
 
 
 def _place(row: dict[str, Any]) -> Place:
-    values = (number(row.get(key)) for key in ("round", "client", "image"))
-    server_round, client, image = (-1 if value is None else int(value) for value in values)
-    return Place(server_round, client, image)
+    values = (number(row.get(key)) for key in ("round", "client", "example"))
+    server_round, client, example = (-1 if value is None else int(value) for value in values)
+    return Place(server_round, client, example)
 
 
 def _names(value: Any) -> tuple[str, ...]:
     return tuple(str(item) for item in value) if isinstance(value, list) else ()
-
-
-def _strength(row: dict[str, Any]) -> Literal["close", "weak", "plain"]:
-    psnr, baseline = number(row.get("psnr")), baseline_psnr(row, "mean_image")
-    if psnr is None:
-        return "plain"
-    if baseline is not None and psnr <= baseline:
-        return "weak"
-    return "close" if psnr > CLOSE_DB else "plain"
 
 
 def _label(row: dict[str, Any], names: list[Any]) -> tuple[str | None, Literal["right", "wrong", "given", ""]]:

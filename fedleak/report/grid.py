@@ -1,14 +1,11 @@
-"""A PNG of private images over their reconstructions, as a README shows it."""
+"""A PNG of private examples over their reconstructions, as a README shows it."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
-import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 from fedleak.errors import ScenarioError
 from fedleak.report.gallery import Cell, Gallery, Place
@@ -21,7 +18,7 @@ _INK, _MUTED = "#1b1b19", "#66645d"
 
 
 def save_grid(folder: Path, out: Path, columns: int = 8) -> Path:
-    """Draw the first private images of a run over what each attack made of them.
+    """Draw the first private examples of a run over what each attack made of them.
 
     Parameters
     ----------
@@ -30,7 +27,7 @@ def save_grid(folder: Path, out: Path, columns: int = 8) -> Path:
     out : Path
         The PNG to write; its folder is made.
     columns : int
-        At most so many images; one that is the same in several rounds is shown once, from the first of them.
+        At most so many examples; one that is the same in several rounds is shown once, from the first of them.
 
     Returns
     -------
@@ -48,9 +45,9 @@ def save_grid(folder: Path, out: Path, columns: int = 8) -> Path:
     places = _first_of_each(gallery)[:columns]
     rows = [(series.title, [gallery.cell(series, place) for place in places]) for series in gallery.series]
     if gallery.reveals:
-        rows.insert(0, ("private image", [gallery.truth_cell(place) for place in places]))
+        rows.insert(0, (f"private {gallery.measure.noun}", [gallery.truth_cell(place) for place in places]))
     rows = [(name, cells) for name, cells in rows if any(cell.kind != "empty" for cell in cells)]
-    if not any(cell.picture for _, cells in rows for cell in cells):
+    if not any(cell.shown for _, cells in rows for cell in cells):
         raise ScenarioError(f"{folder}: holds no pictures; expected a run in which an attack returned an image")
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +74,7 @@ def _draw(rows: list[tuple[str, list[Cell]]], columns: int) -> Figure:
         for column, cell in enumerate(cells):
             left = _MARGIN + names + column * (_SIDE + _GAP)
             _picture(figure, cell, (left / width, bottom / height, _SIDE / width, _SIDE / height))
-            caption = cell.psnr or {"failed": "failed", "empty": ""}.get(cell.kind, cell.label or "")
+            caption = cell.figure or {"failed": "failed", "empty": ""}.get(cell.kind, cell.label or "")
             colour = _INK if cell.strength == "close" else _MUTED
             _text(figure, left + _SIDE / 2, bottom - 0.09, caption, width, height, size=6, color=colour)
     return figure
@@ -87,14 +84,11 @@ def _picture(figure: Figure, cell: Cell, box: tuple[float, float, float, float])
     axes = figure.add_axes(box)
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.spines[:].set_visible(cell.picture is None)
+    axes.spines[:].set_visible(cell.shown is None)
     axes.spines[:].set_color("#d8d6cf")
     axes.spines[:].set_linewidth(0.6)
-    if cell.picture is not None:
-        with Image.open(io.BytesIO(cell.picture.content)) as image:
-            pixels = np.asarray(image.convert("RGB"))
-        smooth = max(pixels.shape[:2]) > _SIDE * _DPI
-        axes.imshow(pixels, interpolation="antialiased" if smooth else "nearest")
+    if cell.shown is not None:
+        cell.shown.exhibit.draw(axes, cell.shown.content, _SIDE * _DPI)
 
 
 def _text(

@@ -12,37 +12,32 @@ from fedleak.errors import FedleakError
 from fedleak.evaluation.flags import FLAGS
 from fedleak.evaluation.privacy import said, spent
 from fedleak.evaluation.resources import resources
-from fedleak.evaluation.summary import CLEAR_DB
 from fedleak.evaluation.utility import by_client, utility
+from fedleak.modalities.base import Measure
 from fedleak.process.files import write_whole
 from fedleak.report import asked, formats
 from fedleak.report.faults import faults
-from fedleak.report.figures import MARKERS, fidelity_chart, loss_chart, marks, rounds_chart, series_colour
-from fedleak.report.gallery import CLOSE_DB, Cell, Gallery, Place, Series, bands
+from fedleak.report.figures import DASHES, MARKERS, fidelity_chart, loss_chart, marks, rounds_chart, series_colour
+from fedleak.report.gallery import Cell, Gallery, Place, Series, bands
 from fedleak.report.pages import asset, render
 from fedleak.report.verdict import verdict
-from fedleak.runs.records import RunRecords, baseline_psnr, number, read_records, table
+from fedleak.runs.records import RunRecords, number, read_records, table
 
-FEW_IMAGES = 24
-"""Up to so many private images are all shown at once; of more, the best, the median and the worst come first."""
+FEW_EXAMPLES = 24
+"""Up to so many private examples are all shown at once; of more, the best, the median and the worst come first."""
 
-MOST_IMAGES = 240
-"""So many private images are drawn at most, so that a long run's page still opens; the page says what it leaves out."""
+MOST_EXAMPLES = 240
+"""So many private examples are drawn at most, so that a long run's page still opens; the page says what it leaves out."""
 
 MOST_ROWS = 2_000
 """So many rows and so many clients the page's tables hold at most; those left out are in the run folder's files."""
 MOST_FAULTS = 200
 """So many lines the page has for what went wrong; every row has its own error."""
 
-_MEAN_IMAGE = {
-    "True": "that of the public test split",
-    "False": "a flat image of the source's published channel means, for want of a test split",
-}
-
 
 @dataclass(frozen=True)
 class Band:
-    """One table of the image grid: places side by side, the private images on top, one row for each series."""
+    """One table of the grid of examples: places side by side, the private ones on top, one row for each series."""
 
     rounds: list[tuple[str, int]]
     places: list[Place]
@@ -52,7 +47,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Pick:
-    """Best, median or worst of a series: the private image and what was made of it."""
+    """Best, median or worst of a series: the private example and what was made of it."""
 
     title: str
     place: Place
@@ -71,7 +66,7 @@ def write_report(folder: Path) -> Path:
     Returns
     -------
     Path
-        ``folder / "report.html"``: CSS, images (as ``data:`` URIs) and charts (as SVG) are inside it.
+        ``folder / "report.html"``: CSS, exhibits and charts (as SVG) are inside it.
 
     Raises
     ------
@@ -99,11 +94,15 @@ def _context(records: RunRecords) -> dict[str, Any]:
         "created": formats.moment(records.manifest.get("created")),
         "verdict": verdict(records, gallery),
         "progress": _progress(records),
-        "close_db": CLOSE_DB,
-        "clear_db": CLEAR_DB,
-        **_images(gallery),
-        "leakage": (leakage := [_leak(row) for row in records.leakage]),
-        "has_lpips": any(number(row["lpips"]) is not None for row in leakage),
+        "measure": gallery.measure,
+        "dashes": DASHES,
+        **_examples(gallery),
+        "leakage": (leakage := [_leak(row, gallery.measure) for row in records.leakage]),
+        "beside": [
+            figure
+            for figure in gallery.measure.beside
+            if not figure.optional or any(figure.name in row["beside"] for row in leakage)
+        ],
         "legend": [
             (series.title, series_colour(index), MARKERS[index % len(MARKERS)]) for index, series in enumerate(gallery.series)
         ],
@@ -113,7 +112,7 @@ def _context(records: RunRecords) -> dict[str, Any]:
         "no_utility": "" if any(number(row.get("accuracy")) is not None for row in records.rounds) else _no_utility(records),
         **_costs(records),
         "server": _server(records),
-        "mean_image": _MEAN_IMAGE.get(str(records.manifest.get("has_test_split")), "that of public images"),
+        "origins": _origins(records, gallery.measure),
         "preset": asked.preset(records),
         "grants": asked.grants(records),
         "facts": asked.facts(records),
@@ -134,20 +133,21 @@ def _context(records: RunRecords) -> dict[str, Any]:
     }
 
 
-def _images(gallery: Gallery) -> dict[str, Any]:
-    many = len(gallery.places) > FEW_IMAGES
-    shown = gallery.places[:MOST_IMAGES]
+def _examples(gallery: Gallery) -> dict[str, Any]:
+    many = len(gallery.places) > FEW_EXAMPLES
+    shown = gallery.places[:MOST_EXAMPLES]
     wide = 4 if len(shown) <= 4 else 8
     picks = (
         [(series, [_pick(gallery, series, *pick) for pick in gallery.picks(series)]) for series in gallery.series] if many else []
     )
     return {
         "many": many,
-        "image_count": len(gallery.places),
+        "example_count": len(gallery.places),
         "shown_count": len(shown),
         "picks": [(series, found) for series, found in picks if found],
         "bands": [_band(gallery, places) for places in bands(shown, wide)],
         "reveals": gallery.reveals,
+        "folder": gallery.exhibit.folder,
         "target": 160 if len(shown) <= 4 else 96,
         "single_chain": len({(series.threat, series.defenses) for series in gallery.series}) <= 1,
     }
@@ -172,25 +172,36 @@ def _progress(records: RunRecords) -> list[str]:
     return notes
 
 
-def _leak(row: dict[str, Any]) -> dict[str, Any]:
-    psnr = table(row, "psnr")
-    mean_image, random = baseline_psnr(row, "mean_image"), baseline_psnr(row, "random")
-    median = number(psnr.get("median"))
-    note = ""
-    if median is not None and mean_image is not None and median <= mean_image:
-        note = "Not above the mean image"
-    elif median is not None and random is not None and median <= random:
-        note = "Not above random noise"
-    keys = ("attack", "threat", "defenses", "images", "failures", "label_accuracy", "label_counts", "identification")
+def _leak(row: dict[str, Any], measure: Measure) -> dict[str, Any]:
+    metrics, headline = table(row, "metrics"), measure.headline
+    spread = table(metrics, headline.name)
+    median = number(spread.get("median"))
+    guesses = [measure.guess(row, baseline.name) for baseline in measure.baselines]
+    above = (
+        baseline.phrase
+        for baseline, guess in zip(measure.baselines, guesses, strict=True)
+        if median is not None and guess is not None and not headline.nearer(median, guess)
+    )
+    means = {figure.name: table(metrics, figure.name).get("mean") for figure in measure.beside}
+    keys = ("attack", "threat", "defenses", "examples", "failures", "label_accuracy", "label_counts", "identification")
     return {
         **{key: row.get(key) for key in (*keys, "identification_features", "success", "cpu_seconds")},
-        "psnr": {key: psnr.get(key) for key in ("median", "mean", "min", "max")},
-        "ssim": table(row, "ssim").get("mean"),
-        "lpips": table(row, "lpips").get("mean"),
-        "mean_image": mean_image,
-        "random": random,
-        "note": note,
+        "headline": {key: spread.get(key) for key in ("median", "mean", "min", "max")},
+        "beside": {name: mean for name, mean in means.items() if number(mean) is not None},
+        "guesses": guesses,
+        "note": next((f"Not above {phrase}" for phrase in above), ""),
     }
+
+
+def _origins(records: RunRecords, measure: Measure) -> dict[str, str]:
+    """Return what the baselines are made of, by name, those of which it matters."""
+    split = records.manifest.get("has_test_split")
+    found = {}
+    for baseline in measure.baselines:
+        if baseline.with_test:
+            known = {True: baseline.with_test, False: baseline.without_test}
+            found[baseline.name] = known[split] if isinstance(split, bool) else f"that of public {measure.nouns}"
+    return found
 
 
 def _costs(records: RunRecords) -> dict[str, Any]:
@@ -275,14 +286,10 @@ def _row(row: dict[str, Any], gallery: Gallery) -> dict[str, Any]:
     keys = (
         "round",
         "client",
-        "image",
+        "example",
         "attack",
         "threat",
         "defenses",
-        "psnr",
-        "ssim",
-        "mse",
-        "lpips",
         "label_counts",
         "identified",
         "identified_features",
@@ -294,8 +301,8 @@ def _row(row: dict[str, Any], gallery: Gallery) -> dict[str, Any]:
     )
     return {
         **{key: row.get(key) for key in (*keys, "stop_reason", "loss", "flags", "error")},
-        "mean_image": baseline_psnr(row, "mean_image"),
-        "random": baseline_psnr(row, "random"),
+        "metrics": {figure.name: gallery.measure.value(row, figure.name) for figure in gallery.measure.figures},
+        "guesses": [gallery.measure.guess(row, baseline.name) for baseline in gallery.measure.baselines],
         "label": formats.class_name(row.get("label"), gallery.class_names),
         "label_restored": formats.class_name(row.get("label_restored"), gallery.class_names),
     }

@@ -15,7 +15,7 @@ from fedleak.report import formats
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_FILTERS = ("decimals", "scientific", "percent", "count", "duration", "size", "yes_no", "enumerated", "plain")
+_FILTERS = ("decimals", "figure", "scientific", "percent", "count", "duration", "size", "yes_no", "enumerated", "plain")
 
 
 def render(template: str, context: dict[str, Any]) -> str:

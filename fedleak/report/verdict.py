@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from fedleak.modalities.base import Measure
 from fedleak.printable import plural
-from fedleak.report.formats import decimals, enumerated
-from fedleak.report.gallery import CLOSE_DB, Gallery, Place, Series
-from fedleak.runs.records import RunRecords, baseline_psnr, number, rows_of, table
+from fedleak.report.formats import enumerated, figure
+from fedleak.report.gallery import Gallery, Place, Series
+from fedleak.runs.records import RunRecords, rows_of, table
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What leaked: ``count`` and ``sentence`` read as one headline, ``details`` stand below it.
 
-    ``leaks`` says whether any image was rebuilt.
+    ``leaks`` says whether any example was rebuilt.
     """
 
     count: str
@@ -35,8 +37,7 @@ class _Score:
     graded: int
     failed: int
     updates: int
-    mean_image: float | None
-    random: float | None
+    guesses: dict[str, float]  # by what a sentence calls them
 
 
 def verdict(records: RunRecords, gallery: Gallery) -> Verdict:
@@ -51,7 +52,7 @@ def verdict(records: RunRecords, gallery: Gallery) -> Verdict:
     if not scores:
         return Verdict("", _nothing_graded(records.rows), [])
     best = max(scores, key=lambda score: (score.close / score.total, score.median))
-    return _judge(best, scores)
+    return _judge(gallery.measure, best, scores)
 
 
 def _nothing_graded(rows: list[dict[str, Any]]) -> str:
@@ -62,65 +63,66 @@ def _nothing_graded(rows: list[dict[str, Any]]) -> str:
 
 
 def _score(gallery: Gallery, series: Series) -> _Score | None:
-    rows = gallery.rows(series)
-    graded = [(psnr, place, row) for place, row in rows if (psnr := number(row.get("psnr"))) is not None]
+    rows, measure = gallery.rows(series), gallery.measure
+    graded = [(value, place, row) for place, row in rows if (value := measure.value(row)) is not None]
     if not graded:
         return None
     revealed = all(gallery.identity(place) for place, _ in rows)
 
-    # A client may train on the same image in every round; it is one private image all the same.
+    # A client may train on the same example in every round; it is one private example all the same.
     def name(place: Place) -> Any:
         return gallery.identity(place) if revealed else place
 
     return _Score(
         series=series,
-        close=len({name(place) for psnr, place, _ in graded if psnr > CLOSE_DB}),
+        close=len({name(place) for value, place, _ in graded if measure.headline.nearer(value, measure.thresholds.seen)}),
         total=len({name(place) for place, _ in rows}),
-        unit="private image" if revealed else "reconstruction",
-        median=statistics.median(psnr for psnr, _, _ in graded),
+        unit=f"private {measure.noun}" if revealed else "reconstruction",
+        median=statistics.median(value for value, _, _ in graded),
         graded=len(graded),
         failed=len({place[:2] for place, row in rows if row.get("error")}),
         updates=len({place[:2] for place, _ in rows}),
-        mean_image=_mean(baseline_psnr(row, "mean_image") for _, _, row in graded),
-        random=_mean(baseline_psnr(row, "random") for _, _, row in graded),
+        guesses={
+            baseline.phrase: mean
+            for baseline in measure.baselines
+            if (mean := _mean(measure.guess(row, baseline.name) for _, _, row in graded)) is not None
+        },
     )
 
 
-def _judge(best: _Score, scores: list[_Score]) -> Verdict:
-    name = best.series.title
-    private = best.unit == "private image"
+def _judge(measure: Measure, best: _Score, scores: list[_Score]) -> Verdict:
+    name, headline = best.series.title, measure.headline
+    seen = headline.with_unit(f"{measure.thresholds.seen:g}")
+    private = best.unit != "reconstruction"
     nouns = best.unit if best.total == 1 else best.unit + "s"
-    details = [_beside_baselines(best)]
+    details = [_beside_baselines(measure, best)]
     if best.failed:
         updates = plural(best.updates, "update")
-        details.append(f"{name} failed on {best.failed:,} of {updates}; images only in those count as not rebuilt.")
+        details.append(f"{name} failed on {best.failed:,} of {updates}; {measure.nouns} only in those count as not rebuilt.")
     if not best.close:
-        sentence = f"{nouns} rebuilt above {CLOSE_DB:.0f} dB." if private else f"{nouns} came above {CLOSE_DB:.0f} dB."
+        sentence = f"{nouns} rebuilt above {seen}." if private else f"{nouns} came above {seen}."
         return Verdict(f"None of {best.total:,}", sentence, details, leaks=False)
-    sentence = (
-        f"{nouns} rebuilt above {CLOSE_DB:.0f} dB by {name}." if private else f"{nouns} by {name} came above {CLOSE_DB:.0f} dB."
-    )
+    sentence = f"{nouns} rebuilt above {seen} by {name}." if private else f"{nouns} by {name} came above {seen}."
     others = [f"{s.series.title} {s.close:,}\N{NO-BREAK SPACE}of\N{NO-BREAK SPACE}{s.total:,}" for s in scores if s is not best]
     if others:
-        details.append(f"Above {CLOSE_DB:.0f} dB by the other attacks: {enumerated(others)}.")
+        details.append(f"Above {seen} by the other attacks: {enumerated(others)}.")
     return Verdict(f"{best.close:,} of {best.total:,}", sentence, details, leaks=True)
 
 
-def _beside_baselines(best: _Score) -> str:
+def _beside_baselines(measure: Measure, best: _Score) -> str:
+    headline = measure.headline
+
+    def said(value: float) -> str:
+        return headline.with_unit(figure(value, headline.decimals))
+
     start = "Median" if best.close else f"{best.series.title} came nearest: median"
-    text = f"{start} {decimals(best.median)} dB over {plural(best.graded, 'reconstruction')}"
-    if best.mean_image is not None:
-        text += f"; guessing the mean image instead scores {decimals(best.mean_image)} dB"
-    if best.random is not None:
-        text += (
-            f", random noise {decimals(best.random)} dB"
-            if best.mean_image is not None
-            else f"; random noise scores {decimals(best.random)} dB"
-        )
-    known = [value for value in (best.mean_image, best.random) if value is not None]
-    return text + (": the attack is not above a guess that saw no update." if known and best.median <= max(known) else ".")
+    text = f"{start} {said(best.median)} over {plural(best.graded, 'reconstruction')}"
+    for number, (phrase, value) in enumerate(best.guesses.items()):
+        text += f", {phrase} {said(value)}" if number else f"; guessing {phrase} instead scores {said(value)}"
+    beaten = all(headline.nearer(best.median, guess) for guess in best.guesses.values())
+    return text + ("." if beaten else ": the attack is not above a guess that saw no update.")
 
 
-def _mean(values: Any) -> float | None:
+def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None

@@ -9,7 +9,7 @@ It holds private images: folders have mode 0700, files 0600. Nothing in it is a 
     reconstructions.jsonl    one line an image
     problems.jsonl           one line for each round that could not be shown to an attack; only if there was any
     captures/                one observation a file (safetensors)
-    images/                  PNG, truth and reconstructions
+    images/                  truth and reconstructions as the modality shows them: PNG
     checkpoint.safetensors   the global model and the strategy's state after the last whole round
     summary.json  report.html
     run.lock                 held by the run or the attack at work there; stays, and means nothing while nobody holds it
@@ -18,7 +18,6 @@ It holds private images: folders have mode 0700, files 0600. Nothing in it is a 
 from __future__ import annotations
 
 import errno
-import io
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -27,15 +26,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save
-from torch import Tensor
 
 from fedleak.errors import FedleakError, ScenarioError
+from fedleak.modalities import find
+from fedleak.modalities.base import Batch, Exhibit
 from fedleak.observation import Observation
 from fedleak.process import files
 from fedleak.process.lock import Lock
+from fedleak.runs.earlier import of_today
 from fedleak.scenario.schema import AttackSpec, Scenario, parse_scenario
 
 Row = dict[str, Any]
@@ -74,7 +74,7 @@ class RunFolder:
         refuse_existing(path)
         try:
             path.mkdir(parents=True, mode=0o700)
-            for name in ("captures", "images"):
+            for name in ("captures", *_exhibits()):
                 (path / name).mkdir(mode=0o700)
         except OSError as error:
             raise ScenarioError(f"{path}: cannot be made ({error.strerror}); choose another --out") from error
@@ -156,7 +156,7 @@ class RunFolder:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:
                 break
-        return rows
+        return [of_today(row) for row in rows]
 
     def write_json(self, name: str, content: Row) -> None:
         """Write a JSON file whole: a reader sees the old one or the new one."""
@@ -173,12 +173,10 @@ class RunFolder:
         found = (self.path / "captures").glob("r*-c*.safetensors")
         return iter(sorted(found, key=lambda path: [int(part[1:]) for part in path.stem.split("-")]))
 
-    def save_image(self, name: str, image: Tensor) -> str:
-        """Write an image (C, H, W) in [0, 1] as PNG; return its path within the folder."""
-        pixels = (image.detach().cpu().clamp(0, 1).nan_to_num(0.5) * 255).round().byte().permute(1, 2, 0).numpy()
-        relative = f"images/{name}.png"
-        Image.fromarray(pixels.squeeze()).save(encoded := io.BytesIO(), format="PNG")
-        self.replace_file(relative, encoded.getbuffer(), sync=False)
+    def save_exhibit(self, name: str, exhibit: Exhibit, batch: Batch) -> str:
+        """Write the one example in ``batch`` as it is shown; return its path within the folder."""
+        relative = f"{exhibit.folder}/{name}{exhibit.suffix}"
+        self.replace_file(relative, exhibit.encode(batch), sync=False)
         return relative
 
     def save_checkpoint(self, server_round: int, arrays: Arrays, state: Row) -> None:
@@ -236,12 +234,12 @@ class RunFolder:
         self.write_json("manifest.json", manifest)
 
     def forget_after(self, server_round: int) -> None:
-        """Drop the rows, captures and images of rounds after ``server_round``, which a killed run left unfinished."""
+        """Drop the rows, captures and exhibits of rounds after ``server_round``, which a killed run left unfinished."""
         for name in ("rounds.jsonl", "reconstructions.jsonl", *([PROBLEMS] if (self.path / PROBLEMS).exists() else [])):
             self.drop_rows(name, lambda row: row["round"] > server_round)
         for path in self.path.glob(f"*{files.UNFINISHED}"):
             path.unlink()
-        for path in [*(self.path / "captures").glob("r*-c*"), *(self.path / "images").glob("r*-c*")]:
+        for path in [found for place in ("captures", *_exhibits()) for found in (self.path / place).glob("r*-c*")]:
             if int(path.name[1:].split("-")[0]) > server_round:
                 path.unlink()
 
@@ -283,6 +281,11 @@ class RunFolder:
                 f"{self.path}: cannot be written ({error.strerror}); what was done before is kept: make room, and go on with "
                 f"fedleak run --resume {self.path}"
             ) from error
+
+
+def _exhibits() -> list[str]:
+    """Return the folders that hold what is shown."""
+    return sorted({find.exhibit(name).folder for name in find.names()})
 
 
 def _lines(rows: Iterable[Row]) -> bytes:

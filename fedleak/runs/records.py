@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from fedleak.errors import ScenarioError
 from fedleak.evaluation.summary import summarise
-
-_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+from fedleak.modalities.base import Exhibit
+from fedleak.runs.earlier import of_today
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def read_records(folder: Path) -> RunRecords:
     rows = _read_lines(folder / "reconstructions.jsonl", damaged)
     problems = _read_lines(folder / "problems.jsonl", damaged)
     summary = _read_json(folder / "summary.json", damaged)
-    leakage = rows_of(summary, "leakage") if "leakage" in summary else summarise(rows)
+    leakage = [of_today(row) for row in rows_of(summary, "leakage")] if "leakage" in summary else summarise(rows)
     return RunRecords(folder, manifest, rounds, rows, summary, leakage, problems, tuple(damaged))
 
 
@@ -115,7 +115,7 @@ def _read_lines(path: Path, damaged: list[str]) -> list[dict[str, Any]]:
         except ValueError:
             value = None
         if isinstance(value, dict):
-            found.append(value)
+            found.append(of_today(value))
         elif line.strip() and number < len(lines):
             unreadable += 1
     if unreadable:
@@ -124,35 +124,27 @@ def _read_lines(path: Path, damaged: list[str]) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A PNG of the run folder.
+class Shown:
+    """One example of the run folder, as it is shown.
 
     Attributes
     ----------
+    exhibit : Exhibit
+        Knows how.
     content : bytes
         The file.
-    width, height : int
-        Pixels.
     """
 
+    exhibit: Exhibit
     content: bytes
-    width: int
-    height: int
 
-    @property
-    def uri(self) -> str:
-        """The file as a ``data:`` URI."""
-        return "data:image/png;base64," + base64.b64encode(self.content).decode()
-
-    def display_size(self, target: int) -> tuple[int, int]:
-        """Return width and height in CSS pixels: a whole multiple of the image's own where it is the smaller one."""
-        side = max(self.width, self.height)
-        scale = target // side if side <= target else target / side
-        return max(1, round(self.width * scale)), max(1, round(self.height * scale))
+    def html(self, side: int, alt: str, truth: Shown | None = None) -> Markup:
+        """Return it for a page; see :meth:`fedleak.modalities.base.Exhibit.html`."""
+        return self.exhibit.html(self.content, side, alt, truth.content if truth is not None else None)
 
 
-def read_picture(folder: Path, relative: Any) -> Picture | None:
-    """Return the PNG at ``relative`` inside ``folder``; ``None`` if it is missing, outside, or no whole PNG."""
+def read_exhibit(folder: Path, relative: Any, exhibit: Exhibit) -> Shown | None:
+    """Return the file at ``relative`` inside ``folder``; ``None`` if it is missing, outside, or not whole."""
     if not isinstance(relative, str):
         return None
     try:
@@ -163,11 +155,7 @@ def read_picture(folder: Path, relative: Any) -> Picture | None:
         content = path.read_bytes()
     except (OSError, ValueError, RuntimeError):
         return None
-    # A kill may have cut the file short; a PNG says itself where it ends.
-    if not content.startswith(_PNG_START) or content[12:16] != b"IHDR" or not content.endswith(_PNG_END):
-        return None
-    width, height = struct.unpack(">II", content[16:24])
-    return Picture(content, width, height) if width and height else None
+    return Shown(exhibit, content) if exhibit.is_whole(content) else None
 
 
 def table(owner: dict[str, Any], key: str) -> dict[str, Any]:
@@ -187,8 +175,3 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         return None
     return float(value)
-
-
-def baseline_psnr(row: dict[str, Any], kind: str) -> float | None:
-    """Return the PSNR in dB of the baseline ``kind``: ``"random"`` or ``"mean_image"``."""
-    return number(table(table(row, "baseline"), kind).get("psnr"))

@@ -78,7 +78,7 @@ def make_campaign(serving: Serving, directory: Directory, model: nn.Module, data
     return Campaign(
         scenario.attacks,
         model,
-        Grader(Terms.of(scenario), folder, directory, data.mean_image(), data.largest_shard),
+        Grader(Terms.of(scenario), folder, directory, data.input, data.public(), data.largest_shard),
         Books(folder, **files),
         attackers_for(scenario, model, data.input, public=public, device=serving.device),
         recall=lambda: (replace(Observation.load(path), surrogate=public) for path in folder.captures()),

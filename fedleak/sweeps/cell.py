@@ -12,6 +12,7 @@ from fedleak.events import Event
 from fedleak.experiment.resumable import run_into
 from fedleak.process.files import write_whole
 from fedleak.process.lock import Lock
+from fedleak.runs.earlier import sweep_row_of_today
 from fedleak.runs.folder import Row
 from fedleak.scenario.schema import Scenario
 from fedleak.sweeps.rows import run_rows
@@ -91,7 +92,7 @@ def done_rows(out: Path, name: str, digest: str) -> list[Row] | None:
     if not path.is_file() or not (out / CELLS / name / "manifest.json").is_file():
         return None
     found = json.loads(path.read_text(encoding="utf-8"))
-    rows: list[Row] = found["rows"]
+    rows: list[Row] = [sweep_row_of_today(row) for row in found["rows"]]
     return rows if found["digest"] == digest else None
 
 

@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from fedleak.errors import ScenarioError
+from fedleak.modalities.find import measure_of
 from fedleak.process.files import UNFINISHED, write_whole
+from fedleak.runs.earlier import sweep_row_of_today
 from fedleak.runs.folder import Row
 from fedleak.sweeps.cell import CELLS
 
-_COLUMNS = (
+_BEFORE = (
     "cell",
     "defense",
     "family",
@@ -44,13 +46,10 @@ _COLUMNS = (
     "knows_defense",
     "graded",
     "failures",
-    "psnr",
-    "psnr_max",
+)
+_AFTER = (
     "gain",
     "gain_max",
-    "mean_image",
-    "random",
-    "ssim",
     "label_accuracy",
     "identification",
     "chance",
@@ -141,15 +140,19 @@ class SweepFolder:
     def rows(self) -> list[Row]:
         """Return all rows of ``sweep.jsonl``."""
         path = self.path / "sweep.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [sweep_row_of_today(json.loads(line)) for line in lines]
 
     def write_table(self, rows: Sequence[Row]) -> None:
         """Write ``sweep.jsonl`` and ``sweep.csv`` whole: a reader sees the old ones or the new ones."""
         self._replace("sweep.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
         text = io.StringIO()
-        table = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+        flat = [_flat(row) for row in rows]
+        figures = dict.fromkeys(key for row in flat for key in row)
+        columns = [*_BEFORE, *(key for key in figures if key not in {*_BEFORE, *_AFTER}), *_AFTER]
+        table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
         table.writeheader()
-        for row in rows:
+        for row in flat:
             table.writerow({key: _cell(value) for key, value in row.items()})
         self._replace("sweep.csv", text.getvalue())
 
@@ -164,6 +167,23 @@ class SweepFolder:
 def _of_a_start(name: str) -> bool:
     """Whether a file is what a start that was killed at once leaves."""
     return name == "sweep.lock" or (name.startswith("sweep.json.") and name.endswith(UNFINISHED))
+
+
+def _flat(row: Row) -> Row:
+    """Return a row without the single examples, each figure and each guess in a column of its own."""
+    plain = {key: value for key, value in row.items() if key in {*_BEFORE, *_AFTER}}
+    if not row.get("metrics"):
+        return plain
+    measure = measure_of([row])
+    headline = measure.headline.name
+    metrics, guesses = row["metrics"], row.get("baseline") or {}
+    return {
+        **plain,
+        headline: metrics.get(headline),
+        f"{headline}_max": row.get("best"),
+        **{guess.name: guesses.get(guess.name) for guess in measure.baselines},
+        **{one.name: metrics.get(one.name) for one in measure.beside},
+    }
 
 
 def _cell(value: Any) -> Any:

@@ -1,11 +1,11 @@
-"""Intervals of a mean over seeds and images, by a bootstrap that draws whole seeds first and images within them.
+"""Intervals of a mean over seeds and examples, by a bootstrap that draws whole seeds first and examples within them.
 
-Formula: the 2.5 % and 97.5 % quantiles of 2,000 means, each over k - 1 of the k seeds and n - 1 of each seed's n images
+Formula: the 2.5 % and 97.5 % quantiles of 2,000 means, each over k - 1 of the k seeds and n - 1 of each seed's n examples
 Source: Davison and Hinkley 1997, section 3.8 (clustered bootstrap); Rao and Wu 1988 (draw one fewer than there are)
 
-Images of one seed share a network, a partition and the draws of a defense, so they are no independent observations of the
+Examples of one seed share a network, a partition and the draws of a defense, so they are no independent observations of the
 defense. Drawing one fewer than there are, at both levels, keeps the variance of few clusters from being underrated; with two
-seeds the interval spans what each of them alone would give. With one seed it is over images alone, and says nothing of
+seeds the interval spans what each of them alone would give. With one seed it is over examples alone, and says nothing of
 other networks.
 """
 
@@ -32,10 +32,10 @@ class Interval:
     Attributes
     ----------
     mean : float
-        Over all images.
+        Over all examples.
     low, high : float
         Ends of the interval; infinite where one value is all there is.
-    seeds, images : int
+    seeds, examples : int
         How many it rests on.
     """
 
@@ -43,7 +43,7 @@ class Interval:
     low: float
     high: float
     seeds: int
-    images: int
+    examples: int
 
     @property
     def half(self) -> float:
@@ -57,7 +57,7 @@ def interval(by_seed: Sequence[Sequence[float]]) -> Interval | None:
     Parameters
     ----------
     by_seed : sequence of sequences of float
-        For each seed the values of its images, all finite; a seed without a value is left out.
+        For each seed the values of its examples, all finite; a seed without a value is left out.
     """
     groups = [np.asarray(values, dtype=float) for values in by_seed if len(values)]
     total = sum(map(len, groups))
@@ -80,6 +80,6 @@ def interval(by_seed: Sequence[Sequence[float]]) -> Interval | None:
     return Interval(mean, min(mean, float(low)), max(mean, float(high)), len(groups), total)
 
 
-def none_of(images: int) -> float:
-    """Return the largest share in [0, 1] that seeing none among ``images`` does not exclude, at :data:`LEVEL`."""
-    return 1.0 - (1.0 - LEVEL) ** (1.0 / images) if images else 1.0
+def none_of(examples: int) -> float:
+    """Return the largest share in [0, 1] that seeing none among ``examples`` does not exclude, at :data:`LEVEL`."""
+    return 1.0 - (1.0 - LEVEL) ** (1.0 / examples) if examples else 1.0

@@ -1,4 +1,4 @@
-"""From a run folder to the rows of a table: one for each attack, with every image's gain above a guess."""
+"""From a run folder to the rows of a table: one for each attack, with every example's gain above a guess."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from typing import Any
 
 from fedleak.attacks.base import attacks
 from fedleak.errors import ScenarioError
+from fedleak.modalities.find import measure_of
 from fedleak.runs.folder import Row
-from fedleak.runs.records import RunRecords, baseline_psnr, number, read_records, table
+from fedleak.runs.records import RunRecords, number, read_records, table
 from fedleak.scenario.schema import AttackSpec, Scenario
 from fedleak.threat import Knowledge
-
-SEEN_DB = 30.0
-"""PSNR in dB from which an image counts as fully seen, as in the run's report: what lies above it leaks nothing more."""
 
 
 def run_rows(folder: Path) -> list[Row]:
@@ -31,9 +29,10 @@ def run_rows(folder: Path) -> list[Row]:
     Returns
     -------
     list of dict
-        PSNR, gain and baselines in dB, each a mean over images; shares in [0, 1]; ``cpu_seconds`` for each attacked
-        update; ``seconds``, ``bytes`` and ``coded_bytes`` for each client's reply, as in the summary's ``cost``; ``images``
-        holds, image by image, its name (equal for the same private image in two rounds), its gain and whether it was
+        ``metrics`` are the measure's figures and ``baseline`` the headline of each guess, means over examples; ``best`` is the
+        headline of the example rebuilt best. Shares are in [0, 1]; ``cpu_seconds`` for each attacked update; ``seconds``,
+        ``bytes`` and ``coded_bytes`` for each client's reply, as in the summary's ``cost``; ``examples`` holds, one by one, a
+        name (equal for the same private example in two rounds), the gain, where it is shown, and whether it was
         identified. A value is ``None`` where it is unknown.
 
     Raises
@@ -60,20 +59,6 @@ def run_rows(folder: Path) -> list[Row]:
 def failed_rows(reason: str) -> list[Row]:
     """Return the row of a run that broke off."""
     return [{"attack": None, "error": " ".join(reason.split())}]
-
-
-def gain(row: Row) -> float | None:
-    """Return by how many dB an image is nearer than the better of both guesses, the PSNR cut at :data:`SEEN_DB`.
-
-    ``None`` for an image that was not graded.
-    """
-    psnr = number(row.get("psnr"))
-    guesses = [value for kind in ("mean_image", "random") if (value := baseline_psnr(row, kind)) is not None]
-    if psnr is None or not guesses or not all(map(math.isfinite, guesses)):
-        return None
-    best = max(guesses)
-    # A guess may be above the cut itself, where all images are nearly the same.
-    return min(psnr, max(SEEN_DB, best)) - best
 
 
 def _scenario(records: RunRecords, folder: Path) -> Scenario:
@@ -121,39 +106,44 @@ def _knowledge(spec: AttackSpec | None, scenario: Scenario) -> Row:
 
 
 def _leak(rows: list[Row], folder: Path) -> Row:
-    graded = [row for row in rows if number(row.get("psnr")) is not None]
+    measure = measure_of(rows)
+    values = [value for row in rows if (value := measure.value(row)) is not None]
+    graded = [row for row in rows if measure.value(row) is not None]
     updates = {(row.get("round"), row.get("client")): row for row in rows}
-    images = [
-        {"name": _name(row, folder), "gain": gain(row), "identified": row.get("identified"), "png": row.get("png")}
+    examples = [
+        {
+            "name": _name(row, folder),
+            "gain": measure.gain(row),
+            "identified": row.get("identified"),
+            "exhibit": row.get("exhibit"),
+        }
         for row in rows
     ]
-    gains = [image["gain"] for image in images if image["gain"] is not None]
-    psnrs = [psnr for row in graded if (psnr := number(row.get("psnr"))) is not None]
+    gains = [example["gain"] for example in examples if example["gain"] is not None]
     return {
+        "modality": measure.modality,
         "graded": len(graded),
         "failures": len(rows) - len(graded),
         "failure": next((str(row["error"]) for row in rows if row.get("error")), None),
-        "psnr": _mean(psnrs),
-        "psnr_max": max(psnrs, default=None),
+        "metrics": {one.name: _mean(measure.value(row, one.name) for row in graded) for one in measure.figures},
+        "best": max(values, default=None),
         "gain": _mean(gains),
         "gain_max": max(gains, default=None),
-        "ssim": _mean(row.get("ssim") for row in graded),
+        "baseline": {guess.name: _mean(measure.guess(row, guess.name) for row in graded) for guess in measure.baselines},
         "label_accuracy": _mean(row.get("label_correct") for row in rows),
         "identification": _mean(row.get("identified") for row in rows),
-        "mean_image": _mean(baseline_psnr(row, "mean_image") for row in graded),
-        "random": _mean(baseline_psnr(row, "random") for row in graded),
         "cpu_seconds": _mean(row.get("cpu_seconds") for row in updates.values()),
-        "images": images,
+        "examples": examples,
     }
 
 
 def _name(row: Row, folder: Path) -> str:
-    """Name the private image: by its pixels where they were revealed, and by its place elsewhere."""
-    truth = row.get("truth_png")
+    """Name the private example: by what it holds where it was revealed, and by its place elsewhere."""
+    truth = row.get("truth")
     path = folder / truth if isinstance(truth, str) else None
     if path is not None and path.is_file() and path.resolve().is_relative_to(folder.resolve()):
         return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    return f"r{row.get('round')}-c{row.get('client')}-{row.get('image')}"
+    return f"r{row.get('round')}-c{row.get('client')}-{row.get('example')}"
 
 
 def _mean(values: Iterable[Any]) -> float | None:

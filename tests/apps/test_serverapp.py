@@ -108,11 +108,11 @@ def test_each_client_with_its_own_folder_gives_the_numbers_of_one_process(
     assert (result.here, result.path, places) == (True, tmp_path / "deployed", [tmp_path / "deployed"])
     assert timeless(result.summary) == timeless(expected.summary)
     assert result.summary["engine"] == "deployment"
-    assert [row["psnr"] for row in result.reconstructions] == [row["psnr"] for row in expected.reconstructions]
+    assert [row["metrics"] for row in result.reconstructions] == [row["metrics"] for row in expected.reconstructions]
     assert [event.kind for event in heard if event.kind == "round-done"] == ["round-done"] * 3
     told = [row for event in heard for row in event.facts.get("rows", [])]
     assert len(told) == len(result.reconstructions) > 0
-    assert all(set(row) == {"psnr", "cpu_seconds", "error"} for row in told)
+    assert all(set(row) == {"modality", "metrics", "cpu_seconds", "error"} for row in told)
     again = attack_run(result.path, ["analytic"], device="cpu")
     assert timeless(again.summary) == timeless(expected.summary)
 

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional
 
 from fedleak.attacks.base import attacks
-from fedleak.evaluation.pairing import pair
+from fedleak.evaluation.images import pair
 from fedleak.modalities.image import InputSpec
 from fedleak.modalities.image.metrics import psnr
 from fedleak.observation import LocalTraining, observe

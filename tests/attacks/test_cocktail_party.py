@@ -2,7 +2,7 @@ import pytest
 
 from fedleak.attacks.base import attacks
 from fedleak.data.samples import CIFAR10_MEAN
-from fedleak.evaluation.pairing import pair
+from fedleak.evaluation.images import pair
 from fedleak.modalities.image import InputSpec
 from fedleak.modalities.image.metrics import psnr
 from fedleak.models.zoo import build_model

@@ -8,7 +8,7 @@ from fedleak.attacks.exact.cohorts import inconsistency, observation_of, separat
 from fedleak.attacks.exact.count import count
 from fedleak.data.samples import Samples
 from fedleak.errors import AttackError, ParameterError
-from fedleak.evaluation.pairing import pair
+from fedleak.evaluation.images import pair
 from fedleak.modalities.image import InputSpec
 from fedleak.modalities.image.metrics import psnr
 from fedleak.models import build_model

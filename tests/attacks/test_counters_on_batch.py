@@ -17,7 +17,7 @@ from fedleak.attacks.victims.base import Victim
 from fedleak.data.federated import federated_data
 from fedleak.defenses.ats import draws, transform
 from fedleak.defenses.base import Situation, defenses
-from fedleak.evaluation.pairing import pair
+from fedleak.evaluation.images import pair
 from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
 from fedleak.observation import Observation, observe

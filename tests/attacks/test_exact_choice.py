@@ -1,7 +1,7 @@
 import pytest
 
 from fedleak.attacks.base import attacks
-from fedleak.evaluation.pairing import pair
+from fedleak.evaluation.images import pair
 from fedleak.modalities.image import InputSpec
 from fedleak.modalities.image.metrics import psnr
 from fedleak.models.zoo import build_model

@@ -9,7 +9,7 @@ from fedleak.attacks.general_dlg import GeneralDLG
 from fedleak.attacks.images.priors import total_variation
 from fedleak.attacks.labels.base import label_rules
 from fedleak.data.samples import CIFAR10_MEAN, Samples
-from fedleak.evaluation.pairing import pair
+from fedleak.evaluation.images import pair
 from fedleak.modalities.image import InputSpec
 from fedleak.modalities.image.metrics import psnr
 from fedleak.models import build_model

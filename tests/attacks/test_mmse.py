@@ -15,7 +15,7 @@ from fedleak.attacks.estimation.sample_gradients import SampleGradients
 from fedleak.attacks.estimation.signals import batch_signals
 from fedleak.attacks.images.synthetic import synthetic_images
 from fedleak.data.samples import Samples
-from fedleak.evaluation.pairing import pair
+from fedleak.evaluation.images import pair
 from fedleak.modalities.image import InputSpec
 from fedleak.modalities.image.metrics import psnr
 from fedleak.models import build_model

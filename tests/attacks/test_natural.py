@@ -11,7 +11,7 @@ from fedleak.attacks.matching.whitening import whitening
 from fedleak.attacks.victims.base import Victim
 from fedleak.attacks.victims.mean_point import Drift, LocalVictim, at_mean_point, steps_of
 from fedleak.data.samples import CIFAR10_MEAN, Samples
-from fedleak.evaluation.pairing import pair
+from fedleak.evaluation.images import pair
 from fedleak.modalities.image import InputSpec
 from fedleak.modalities.image.metrics import psnr
 from fedleak.models import build_model

@@ -13,7 +13,7 @@ from fedleak.attacks.victims.base import Victim
 from fedleak.attacks.victims.mean_point import steps_of
 from fedleak.client.training import gradient_of, step
 from fedleak.data.samples import CIFAR10_MEAN, Samples
-from fedleak.evaluation.pairing import pair
+from fedleak.evaluation.images import pair
 from fedleak.modalities.image import InputSpec
 from fedleak.modalities.image.metrics import psnr
 from fedleak.models import build_model

@@ -58,7 +58,7 @@ from torch import Tensor, nn
 import fedleak
 from fedleak.attacks.base import attacks
 from fedleak.data.federated import FederatedData, federated_data
-from fedleak.evaluation.pairing import pair
+from fedleak.evaluation.images import pair
 from fedleak.modalities.image.metrics import psnr, ssim
 from fedleak.models import build_model
 from fedleak.observation import Observation, observe

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from fedleak.attacks.base import attacks
 from fedleak.data.samples import CIFAR10_MEAN, Samples
-from fedleak.evaluation.pairing import pair
+from fedleak.evaluation.images import pair
 from fedleak.modalities.image import InputSpec
 from fedleak.modalities.image.metrics import psnr
 from fedleak.models import build_model

@@ -33,7 +33,7 @@ from torch import Tensor
 from fedleak.attacks.base import attacks
 from fedleak.data.federated import federated_data
 from fedleak.data.samples import CIFAR10_MEAN
-from fedleak.evaluation.pairing import pair
+from fedleak.evaluation.images import pair
 from fedleak.modalities.image import InputSpec
 from fedleak.modalities.image.metrics import psnr
 from fedleak.models import build_model

@@ -31,7 +31,7 @@ import fedleak
 from fedleak.client.training import gradient_of
 from fedleak.data.federated import FederatedData, federated_data
 from fedleak.defenses.chain import DefenseChain, defended_model
-from fedleak.evaluation.pairing import pair
+from fedleak.evaluation.images import pair
 from fedleak.modalities.image.metrics import psnr
 from fedleak.observation import LocalTraining, Observation
 from fedleak.scenario.schema import Data, parse_scenario

@@ -37,7 +37,7 @@ from torch.nn import functional
 
 import fedleak
 from fedleak.data.federated import FederatedData, federated_data
-from fedleak.evaluation.pairing import pair
+from fedleak.evaluation.images import pair
 from fedleak.modalities.image import InputSpec
 from fedleak.modalities.image.metrics import psnr, ssim
 from fedleak.models import build_model

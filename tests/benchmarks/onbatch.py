@@ -49,7 +49,7 @@ from torch import Tensor, nn
 import fedleak
 from fedleak.data.federated import FederatedData, federated_data
 from fedleak.defenses.base import Situation, defenses
-from fedleak.evaluation.pairing import pair
+from fedleak.evaluation.images import pair
 from fedleak.modalities.image.metrics import psnr
 from fedleak.models import build_model
 from fedleak.observation import Observation, observe

@@ -108,7 +108,7 @@ def attacked(root: Path, learning_rate: float) -> None:
         titles = dict.fromkeys(row["attack"] for row in result.reconstructions)
         for title in titles:
             rows = [row for row in result.reconstructions if row["attack"] == title and row["round"] == ROUNDS_ATTACKED]
-            psnr = [row["psnr"] for row in rows if row["psnr"] is not None]
+            psnr = [row["metrics"]["psnr"] for row in rows if row["metrics"]]
             middle, low, high = (statistics.median(psnr), min(psnr), max(psnr)) if psnr else (None, None, None)
             mean = statistics.fmean(row["baseline"]["mean_image"]["psnr"] for row in rows if row["baseline"]) if psnr else None
             values = "  ".join(f"{decimals(value):>5}" for value in (middle, low, high, mean))

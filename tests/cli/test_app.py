@@ -149,8 +149,8 @@ def test_titles_tell_two_attacks_of_one_name_apart(finished):
     rows = [json.loads(line) for line in (folder / "reconstructions.jsonl").read_text().splitlines()]
     assert [row["attack"] for row in rows] == ["closed-form", "inverting-gradients", "longer"]
     assert [row["iterations"] for row in rows[1:]] == [1, 2]
-    assert rows[2]["png"] == "images/r001-c000-longer-0.png"
-    assert (folder / rows[2]["png"]).is_file()
+    assert rows[2]["exhibit"] == "images/r001-c000-longer-0.png"
+    assert (folder / rows[2]["exhibit"]).is_file()
 
 
 @pytest.mark.slow
@@ -184,7 +184,7 @@ def test_live_bars_show_rounds_and_attacks_and_leave_only_results():
         live(Event("attack", {"attack": "dlg", "round": 1, "number": 1, "total": 4}))
         live(Event("progress", {"client": 0, "iteration": 3, "iterations": 9, "loss": 0.5, "seconds_left": 240.0}))
         live._bars.refresh()
-        row = {"psnr": 40.0, "cpu_seconds": 1.0, "error": None}
+        row = {"metrics": {"psnr": 40.0}, "cpu_seconds": 1.0, "error": None}
         live(Event("graded", {"attack": "dlg", "round": 1, "client": 0, "rows": [row]}))
         failure = {"client": 3, "reason": "[oops]"}
         live(Event("round-done", {"round": 1, "failures": [failure], "accuracy": 0.5, "loss": 1.0}))

@@ -5,6 +5,7 @@ import io
 from rich.console import Console
 
 from fedleak.cli.sweep_live import LiveSweep, verdict_table
+from fedleak.modalities.find import measure
 from fedleak.sweeps.intervals import Interval
 from fedleak.sweeps.verdicts import Attacked, Verdict
 
@@ -50,7 +51,7 @@ def test_quiet_shows_nothing():
 
 
 def test_the_verdicts_as_a_table():
-    best = Attacked("cosine", False, Interval(5.0, 4.0, 6.5, 2, 8), 9.0, 2, 0.0, Interval(0.5, 0.3, 0.7, 2, 8), 0.2)
+    best = Attacked("cosine", False, Interval(5.0, 4.0, 6.5, 2, 8), 9.0, 2, 0.0, Interval(0.5, 0.3, 0.7, 2, 8), 0.2, measure())
     judged = [
         Verdict("", "none", "none", "", True, "leaks", "", best, best, 9.0, 0.5, None),
         Verdict("", "[x] p=1", "[x]", "p=1", False, "inconclusive", "", None, None, None, None, None),
@@ -59,6 +60,7 @@ def test_the_verdicts_as_a_table():
     out.print(verdict_table(judged))
     text = out.file.getvalue()
     assert "no defense" in text
+    assert "gain dB" in text
     assert "4.0 to 6.5" in text
     assert "[x] p=1" in text
     assert "setting" not in text

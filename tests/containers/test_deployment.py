@@ -59,7 +59,7 @@ def test_up_trains_attacks_and_leaves_the_figures_of_one_process(compose: Compos
         (row["round"], row["client"], row["attack"]) for row in wanted
     ]
     for row, same in zip(got, wanted, strict=True):
-        assert row["psnr"] == pytest.approx(same["psnr"], abs=0.1)
+        assert row["metrics"]["psnr"] == pytest.approx(same["metrics"]["psnr"], abs=0.1)
     summary = json.loads((folder.path / "summary.json").read_text())
     assert summary["rounds"] == 3
     assert summary["model_sha256"] == expected.summary["model_sha256"]

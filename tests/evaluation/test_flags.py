@@ -8,27 +8,21 @@ from torch import nn
 from fedleak.attacks.base import Reconstruction
 from fedleak.defenses.base import Defense, defenses
 from fedleak.evaluation.flags import FLAGS, grade_flags, result_flags, update_flags
-from fedleak.evaluation.grade import ImageGrade
+from fedleak.evaluation.grade import Grade
+from fedleak.modalities.find import measure
 from fedleak.modalities.image import InputSpec
 from fedleak.observation import LocalTraining, Observation
 
 PLAIN = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
 LOCAL = LocalTraining(num_examples=1, batch_size=1, mode="train")
-GRADE = ImageGrade(
-    image=0,
+GRADE = Grade(
+    example=0,
     matched=0,
-    psnr=20.0,
-    ssim=0.5,
-    mse=0.01,
+    metrics={"psnr": 20.0, "ssim": 0.5, "mse": 0.01},
     label_restored=1,
     label_correct=True,
     identified=True,
-    random_psnr=8.0,
-    random_ssim=0.0,
-    random_mse=0.15,
-    mean_psnr=12.0,
-    mean_ssim=0.1,
-    mean_mse=0.06,
+    baseline={"random": {"psnr": 8.0, "ssim": 0.0, "mse": 0.15}, "mean_image": {"psnr": 12.0, "ssim": 0.1, "mse": 0.06}},
 )
 SOLVED = Reconstruction(torch.zeros(1, 3, 2, 2), loss=0.1, initial_loss=2.0, stop_reason="converged")
 
@@ -146,19 +140,23 @@ def test_the_attacks_own_flags_stay_first_and_once():
     assert result_flags(result) == ("non-finite-restart", "budget-exhausted")
 
 
+def graded(psnr: float, random: float = 8.0) -> Grade:
+    return replace(GRADE, metrics={"psnr": psnr}, baseline={**GRADE.baseline, "random": {"psnr": random}})
+
+
 def test_not_above_baseline_compares_with_the_better_guess():
-    assert grade_flags([GRADE]) == ()
-    assert grade_flags([replace(GRADE, psnr=12.0)]) == ("not-above-baseline",)
-    assert grade_flags([replace(GRADE, psnr=12.5, random_psnr=13.0)]) == ("not-above-baseline",)
-    assert grade_flags([replace(GRADE, psnr=9.0), GRADE]) == ()
+    assert grade_flags([GRADE], measure()) == ()
+    assert grade_flags([graded(12.0)], measure()) == ("not-above-baseline",)
+    assert grade_flags([graded(12.5, random=13.0)], measure()) == ("not-above-baseline",)
+    assert grade_flags([graded(9.0), GRADE], measure()) == ()
 
 
 def test_duplicate_labels():
-    assert grade_flags([GRADE], duplicate_labels=True) == ("duplicate-labels",)
+    assert grade_flags([GRADE], measure(), duplicate_labels=True) == ("duplicate-labels",)
 
 
 def test_fewer_images():
-    assert grade_flags([GRADE, replace(GRADE, image=1, matched=None, psnr=None)]) == ("fewer-images",)
+    assert grade_flags([GRADE, replace(GRADE, example=1, matched=None, metrics={})], measure()) == ("fewer-images",)
 
 
 def test_a_defense_says_itself_which_flags_it_raises(monkeypatch):

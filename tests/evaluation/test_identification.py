@@ -3,7 +3,9 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.evaluation import identification
-from fedleak.evaluation.identification import PenultimateFeatures, identified_by_features, identified_by_pixels
+from fedleak.evaluation.identification import PenultimateFeatures
+from fedleak.modalities.base import Batch
+from fedleak.modalities.find import measure
 from fedleak.modalities.image import InputSpec
 
 INPUT = InputSpec((3, 8, 8), 4, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -13,9 +15,18 @@ def noise(count: int, seed: int = 0) -> Tensor:
     return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def brightness(images: Tensor) -> Tensor:
+def identified_by_pixels(rebuilt: Tensor, shard: Tensor, positions: list[int]) -> list[bool | None]:
+    return identification.identified_by_cost(measure(), {"images": rebuilt}, {"images": shard}, positions)
+
+
+def identified_by_features(rebuilt: Tensor, shard: Tensor, positions: list[int], features: object) -> list[bool | None]:
+    labels = torch.arange(len(shard))  # tells twins apart, and must not
+    return identification.identified_by_features({"images": rebuilt}, {"images": shard, "labels": labels}, positions, features)
+
+
+def brightness(batch: Batch) -> Tensor:
     """One feature that most of an image's pixels do not matter to."""
-    return images.mean(dim=(1, 2, 3))[:, None]
+    return batch["images"].mean(dim=(1, 2, 3))[:, None]
 
 
 def flat(*levels: float) -> Tensor:
@@ -40,8 +51,9 @@ def test_feature_space_and_pixel_space_can_disagree() -> None:
 def test_twins_count_as_the_true_image_though_their_features_differ_in_the_last_bits() -> None:
     shard = flat(0.2, 0.8, 0.2)
 
-    def rounding(images: Tensor) -> Tensor:
-        return brightness(images) + 1e-6 * torch.arange(len(images))[:, None] * (len(images) > 1)
+    def rounding(batch: Batch) -> Tensor:
+        count = len(batch["images"])
+        return brightness(batch) + 1e-6 * torch.arange(count)[:, None] * (count > 1)
 
     assert identified_by_features(flat(0.2), shard, [2], rounding) == [True]
     assert identified_by_pixels(flat(0.2), shard, [2]) == [True]
@@ -55,8 +67,8 @@ def test_a_shard_of_one_image_identifies_nothing() -> None:
 
 def test_features_that_tell_no_images_apart_answer_nothing() -> None:
     shard = noise(5)
-    assert identified_by_features(shard[:2], shard, [0, 1], lambda images: torch.zeros(len(images), 7)) == [None, None]
-    assert identified_by_features(shard[:2], shard, [0, 1], lambda images: torch.full((len(images), 7), torch.nan)) == [
+    assert identified_by_features(shard[:2], shard, [0, 1], lambda batch: torch.zeros(len(batch["images"]), 7)) == [None, None]
+    assert identified_by_features(shard[:2], shard, [0, 1], lambda batch: torch.full((len(batch["images"]), 7), torch.nan)) == [
         None,
         None,
     ]
@@ -66,9 +78,9 @@ def test_a_large_shard_is_compared_in_part_and_the_true_images_always(monkeypatc
     monkeypatch.setattr(identification, "POOL", 4)
     shard, sizes = noise(100), []
 
-    def counted(images: Tensor) -> Tensor:
-        sizes.append(len(images))
-        return images.flatten(1)
+    def counted(batch: Batch) -> Tensor:
+        sizes.append(len(batch["images"]))
+        return batch["images"].flatten(1)
 
     positions = [1, 2, 50, 97]
     assert identified_by_features(shard[positions], shard, positions, counted) == [True] * 4
@@ -81,12 +93,12 @@ def test_features_are_what_the_classifier_is_given() -> None:
     images = noise(70) * 1.5
     inputs = ((images.clamp(0, 1) - 0.5) / 0.25).flatten(1)
     expected = torch.tanh(inputs @ model[1].weight.T + model[1].bias)
-    found = PenultimateFeatures(model, INPUT)(images)
+    found = PenultimateFeatures(model, INPUT)({"images": images})
     torch.testing.assert_close(found, expected)
-    assert PenultimateFeatures(model, INPUT)(images[:0]).shape[0] == 0
+    assert PenultimateFeatures(model, INPUT)({"images": images[:0]}).shape[0] == 0
 
 
 def test_a_network_without_a_linear_layer_gives_its_logits() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten())
-    found = PenultimateFeatures(model, INPUT)(noise(2))
+    found = PenultimateFeatures(model, INPUT)({"images": noise(2)})
     torch.testing.assert_close(found, model((noise(2) - 0.5) / 0.25))

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedleak.evaluation.pairing import mse_matrix, pair
-from fedleak.modalities.image.metrics import mse
+from fedleak.errors import AttackError
+from fedleak.evaluation.images import pair
+from fedleak.modalities.image.metrics import mse, mse_matrix
 
 
 def noise(count: int, seed: int = 0) -> Tensor:
@@ -69,5 +70,5 @@ def test_the_matrix_holds_the_metric():
 
 
 def test_shapes_must_agree():
-    with pytest.raises(ValueError, match=r"\(3, 8, 8\)"):
+    with pytest.raises(AttackError, match=r"\(3, 8, 8\)"):
         pair(torch.zeros(1, 1, 8, 8), noise(1))

@@ -7,7 +7,7 @@ import pytest
 
 from fedleak.errors import ScenarioError
 from fedleak.experiment import resumable
-from fedleak.experiment.claims import Expectation, load_claim, measure, read_claims, run_claim
+from fedleak.experiment.claims import Expectation, load_claim, measured, read_claims, run_claim
 
 TEXT = """
 claim = "The closed form rebuilds one image."
@@ -64,9 +64,11 @@ def changed(file, old, new):
     return file
 
 
-def row(attack="a", image=0, **values):
-    base = {"round": 1, "client": 0, "attack": attack, "image": image, "flags": [], "iterations": 5, "cpu_seconds": 2.0}
-    base |= {"psnr": 20.0, "ssim": 0.5, "mse": 0.01, "label_correct": True, "identified": False}
+def row(attack="a", example=0, **values):
+    base = {"round": 1, "client": 0, "attack": attack, "example": example, "flags": [], "iterations": 5, "cpu_seconds": 2.0}
+    metrics = {"psnr": 20.0, "ssim": 0.5, "mse": 0.01}
+    metrics |= {name: values.pop(name) for name in metrics if name in values}
+    base |= {"metrics": metrics, "label_correct": True, "identified": False}
     return base | {"baseline": {"mean_image": {"psnr": 12.0}}} | values
 
 
@@ -135,31 +137,31 @@ def test_all_cases_are_checked_before_the_first_one_starts(file, tmp_path):
 
 
 def test_figures_are_means_over_images_and_updates():
-    rows = [row(), row(image=1, psnr=30.0, mse=1e-4, label_correct=False), row(client=1, psnr=40.0, mse=1e-5, iterations=8)]
+    rows = [row(), row(example=1, psnr=30.0, mse=1e-4, label_correct=False), row(client=1, psnr=40.0, mse=1e-5, iterations=8)]
     rows += [row("b", psnr=99.0)]
-    assert measure(rows, "a", "psnr") == pytest.approx(30)
-    assert measure(rows, "a", "psnr-min") == 20
-    assert measure(rows, "a", "gain") == pytest.approx(18)
-    assert measure(rows, "a", "labels") == pytest.approx(2 / 3)
-    assert measure(rows, "a", "rebuilt") == pytest.approx(2 / 3)
-    assert measure(rows, "a", "iterations") == pytest.approx(6.5)  # two updates, one of them with two images
-    assert measure(rows, "c", "psnr") is None
+    assert measured(rows, "a", "psnr") == pytest.approx(30)
+    assert measured(rows, "a", "psnr-min") == 20
+    assert measured(rows, "a", "gain") == pytest.approx(18)
+    assert measured(rows, "a", "labels") == pytest.approx(2 / 3)
+    assert measured(rows, "a", "rebuilt") == pytest.approx(2 / 3)
+    assert measured(rows, "a", "iterations") == pytest.approx(6.5)  # two updates, one of them with two images
+    assert measured(rows, "c", "psnr") is None
 
 
 def test_labels_count_as_a_set_with_repeats_whatever_their_images():
     true, restored = [6, 6, 8, 1], [8, 6, 3, 6]
-    rows = [row(image=n, label=a, label_restored=b) for n, (a, b) in enumerate(zip(true, restored, strict=True))]
-    assert measure(rows, "a", "label-set") == 0.75
-    failed = row(client=1, image=None, label=None, label_restored=None)
-    assert measure([*rows, row(client=2, label=5, label_restored=None), failed], "a", "label-set") == pytest.approx(0.375)
-    assert measure([failed], "a", "label-set") is None
+    rows = [row(example=n, label=a, label_restored=b) for n, (a, b) in enumerate(zip(true, restored, strict=True))]
+    assert measured(rows, "a", "label-set") == 0.75
+    failed = row(client=1, example=None, label=None, label_restored=None)
+    assert measured([*rows, row(client=2, label=5, label_restored=None), failed], "a", "label-set") == pytest.approx(0.375)
+    assert measured([failed], "a", "label-set") is None
 
 
 def test_an_update_without_images_counts_as_not_rebuilt():
-    failed = row(image=None, psnr=None, ssim=None, mse=None, label_correct=None, identified=None, baseline=None)
-    assert measure([failed], "a", "rebuilt") == 0
-    assert measure([failed, row(mse=1e-5)], "a", "rebuilt") == 0.5
-    assert measure([failed], "a", "psnr") is None
+    failed = row(example=None, metrics={}, label_correct=None, identified=None, baseline={})
+    assert measured([failed], "a", "rebuilt") == 0
+    assert measured([failed, row(mse=1e-5)], "a", "rebuilt") == 0.5
+    assert measured([failed], "a", "psnr") is None
 
 
 def test_a_bound_is_part_of_its_range_and_nothing_is_not():

@@ -81,7 +81,7 @@ def test_whatever_a_kill_left_is_finished(scenario, tmp_path, left, monkeypatch)
             shutil.copy(tmp_path / "whole" / "manifest.json", place)
             (place / "rounds.jsonl").write_text('{"round": 0')
     result = run_into(scenario, place, device="cpu")
-    assert result.summary["leakage"][0]["psnr"] == whole.summary["leakage"][0]["psnr"]
+    assert result.summary["leakage"][0]["metrics"]["psnr"] == whole.summary["leakage"][0]["metrics"]["psnr"]
     assert len(lines(place)) == 4
     assert (place / "report.html").exists()
     assert finished(scenario, place) is not None

@@ -135,6 +135,6 @@ def test_an_interrupt_keeps_the_rows_that_have_no_new_ones(build: Build, start: 
     with pytest.raises(KeyboardInterrupt):
         attack_run(result.path, [grey], device="cpu", listener=interrupt)
     after = Result(result.path, {}).reconstructions
-    key = operator.itemgetter("round", "client", "image")
+    key = operator.itemgetter("round", "client", "example")
     assert sorted(map(key, after)) == sorted(map(key, before))
     assert not (result.path / "again.jsonl").exists()

@@ -126,22 +126,22 @@ def test_a_failing_attack_is_a_row_with_an_error(
     for row in rows:
         assert row["error"]
         assert "attack-failed" in row["flags"]
-        assert (row["psnr"], row["image"]) == (None, None)
+        assert (row["metrics"], row["example"]) == ({}, None)
     assert result.summary["attack_failures"] == 6
     assert result.summary["client_errors"] == 0
     assert result.summary["model_sha256"] == expected
-    assert sum(row["psnr"] is not None for row in result.reconstructions) == 12
+    assert sum("psnr" in row["metrics"] for row in result.reconstructions) == 12
 
 
 @pytest.mark.parametrize("kind", ODD)
 def test_an_odd_result_is_graded_for_what_it_is(build: Build, start: Start, attack: Callable[[Any], str], kind: str) -> None:
     expected = start(scenario(build, [])).summary["model_sha256"]
     result = start(scenario(build, [attack(ODD[kind])]))
-    assert [(row["round"], row["client"], row["image"]) for row in result.reconstructions] == [
+    assert [(row["round"], row["client"], row["example"]) for row in result.reconstructions] == [
         (r, c, i) for r in (1, 2) for c in range(3) for i in range(2)
     ]
     nothing = kind in {"NaN", "no images"}
-    assert all((row["psnr"] is None) == nothing for row in result.reconstructions)
+    assert all(("psnr" not in row["metrics"]) == nothing for row in result.reconstructions)
     assert all(("fewer-images" in row["flags"]) == nothing for row in result.reconstructions)
     assert {row["attack"] for row in result.reconstructions} == {"odd"}
     assert result.summary["model_sha256"] == expected
@@ -161,8 +161,8 @@ def test_an_attack_that_writes_into_everything_changes_nothing_but_its_own_resul
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), state)
-    ours = [row["psnr"] for row in result.reconstructions if row["attack"] == grey]
-    assert ours == [row["psnr"] for row in plain.reconstructions]
+    ours = [row["metrics"].get("psnr") for row in result.reconstructions if row["attack"] == grey]
+    assert ours == [row["metrics"]["psnr"] for row in plain.reconstructions]
     for capture in RunFolder(plain.path).captures():
         first, second = (Observation.load(path) for path in (capture, result.path / "captures" / capture.name))
         for name, value in first.update.items():
@@ -189,4 +189,4 @@ def test_the_failure_of_one_update_spares_the_others(build: Build, start: Start,
 
     result = start(scenario(build, [plugin(Picky).name]))
     assert {row["client"] for row in result.reconstructions if row["error"]} == {1}
-    assert {row["client"] for row in result.reconstructions if row["psnr"] is not None} == {0, 2}
+    assert {row["client"] for row in result.reconstructions if "psnr" in row["metrics"]} == {0, 2}

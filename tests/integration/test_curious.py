@@ -28,7 +28,7 @@ def test_the_model_is_the_same_bits_with_and_without_the_onlooker(
     watched = start(build(**tables, attacks=[{"name": grey}, {"name": "inverting-gradients", "iterations": 2}]))
     unwatched = start(build(**tables, server={"curious": False}))
     assert watched.summary["model_sha256"] == unwatched.summary["model_sha256"]
-    assert [entry["images"] for entry in watched.summary["leakage"]] == [18 if protocol == "fedsgd" else 40] * 2
+    assert [entry["examples"] for entry in watched.summary["leakage"]] == [18 if protocol == "fedsgd" else 40] * 2
     assert watched.summary["attack_failures"] == 0
     assert not list((unwatched.path / "captures").iterdir())
     assert not (unwatched.path / "reconstructions.jsonl").exists()

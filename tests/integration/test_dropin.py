@@ -130,7 +130,7 @@ def test_two_lines_give_a_run_folder_and_change_no_bit_of_the_model(tmp_path: Pa
     rows = folder.rows("reconstructions.jsonl")
     assert {(row["round"], row["client"]) for row in rows} == {(1, 0), (1, 1), (2, 0), (2, 1)}
     assert len(rows) == 16
-    assert all(row["psnr"] > 5 and row["label"] is not None and row["truth_png"] for row in rows)
+    assert all(row["metrics"]["psnr"] > 5 and row["label"] is not None and row["truth"] for row in rows)
     assert folder.manifest["scenario"]["federation"]["clients"] == 2
     page = (tmp_path / "run" / "report.html").read_text()
     assert "inverting-gradients" in page
@@ -150,7 +150,7 @@ def test_images_stay_with_a_client_that_does_not_reveal_them(tmp_path: Path) -> 
         serve(app, strategy, 2, 1, 0.01)
         rows = RunFolder(tmp_path / truth).rows("reconstructions.jsonl")
         assert len(rows) == 4
-        assert all(row["label"] is None and row["truth_png"] is None and row["psnr"] for row in rows)
+        assert all(row["label"] is None and row["truth"] is None and row["metrics"]["psnr"] for row in rows)
         assert not list((tmp_path / truth / "images").glob("*truth*"))
 
 
@@ -247,7 +247,7 @@ def test_it_works_in_flowers_own_simulation(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     rows = RunFolder(tmp_path / "run").rows("reconstructions.jsonl")
     assert {(row["round"], row["client"]) for row in rows} == {(1, 0), (1, 1), (2, 0), (2, 1)}
-    assert min(row["psnr"] for row in rows) > 60
+    assert min(row["metrics"]["psnr"] for row in rows) > 60
     assert (tmp_path / "run" / "report.html").is_file()
 
 
@@ -280,7 +280,7 @@ def test_the_quickstarts_own_setting_gives_its_classes_away_and_not_its_images(
     rows = RunFolder(tmp_path / "run").rows("reconstructions.jsonl")
     assert len(rows) == 2 * images
     assert not [row for row in rows if row["error"]]
-    gain = sum(row["psnr"] - row["baseline"]["mean_image"]["psnr"] for row in rows) / len(rows)
+    gain = sum(row["metrics"]["psnr"] - row["baseline"]["mean_image"]["psnr"] for row in rows) / len(rows)
     classes = []
     for client in (0, 1):
         true, restored = (Counter(row[key] for row in rows if row["client"] == client) for key in ("label", "label_restored"))

@@ -205,7 +205,7 @@ def test_a_bad_reply_is_counted_named_and_left_out(
         invalid = [row for row in result.reconstructions if "invalid-reply" in row["flags"]]
         assert [(row["round"], row["client"], row["attack"]) for row in invalid] == [(1, FAULTY, "grey")]
         assert failure["reason"] in invalid[0]["error"]
-        assert sorted({(row["round"], row["client"]) for row in result.reconstructions if row["psnr"] is not None}) == [
+        assert sorted({(row["round"], row["client"]) for row in result.reconstructions if "psnr" in row["metrics"]}) == [
             (1, 0),
             (1, 2),
             (2, 0),
@@ -308,7 +308,7 @@ def test_a_client_that_does_not_grade_fails_the_attack_only(
         if answer == "other grades":
             reply.content["grades"] = MetricRecord({**reply.content["grades"], "matched": [7, 7]})  # type: ignore[dict-item]
         if answer == "huge image":
-            reply.content["images"] = ArrayRecord({"images": torch.zeros(2, 3, 400, 400)})  # type: ignore[dict-item]
+            reply.content["examples"] = ArrayRecord({"images": torch.zeros(2, 3, 400, 400)})  # type: ignore[dict-item]
         if answer == "few labels":
             reply.content["truth"] = MetricRecord({"labels": [1]})
         return reply
@@ -317,7 +317,7 @@ def test_a_client_that_does_not_grade_fails_the_attack_only(
     clients(app)
     result = run_with_fault(build, start, True, grey)
     failed = [row for row in result.reconstructions if row["error"]]
-    assert [(row["round"], row["client"], row["psnr"]) for row in failed] == [(1, FAULTY, None), (2, FAULTY, None)]
+    assert [(row["round"], row["client"], row["metrics"]) for row in failed] == [(1, FAULTY, {}), (2, FAULTY, {})]
     assert all("did not grade" in row["error"] for row in failed)
     assert (result.summary["client_errors"], result.summary["attack_failures"]) == (0, 2)
     assert result.summary["model_sha256"] == expected

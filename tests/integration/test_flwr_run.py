@@ -41,4 +41,4 @@ def test_flwr_run_leaves_a_run_folder_with_a_report(tmp_path: Path) -> None:
     assert report.is_file()
     summary = json.loads((tmp_path / "runs" / "mine" / "summary.json").read_text())
     assert (summary["engine"], summary["rounds"], summary["client_errors"]) == ("deployment", 1, 0)
-    assert summary["leakage"][0]["psnr"]["min"] > 60
+    assert summary["leakage"][0]["metrics"]["psnr"]["min"] > 60

@@ -86,13 +86,13 @@ def test_an_attack_that_hangs_is_a_row_and_the_round_goes_on(
         assert "was stopped" in row["error"] or "could not be stopped" in row["error"]
         assert "attack-failed" in row["flags"]
     assert (result.summary["attack_failures"], result.summary["model_sha256"]) == (2, expected)
-    assert len([row for row in result.reconstructions if row["psnr"] is not None]) == 4 + 6
+    assert len([row for row in result.reconstructions if "psnr" in row["metrics"]]) == 4 + 6
     plain = start(build(attacks=[{"name": grey}]))
     assert graded(result, grey) == graded(plain, grey)
 
 
 def graded(result: Result, attack: str) -> list[Any]:
-    return [(row["client"], row["psnr"]) for row in result.reconstructions if row["attack"] == attack]
+    return [(row["client"], row["metrics"].get("psnr")) for row in result.reconstructions if row["attack"] == attack]
 
 
 def test_a_limit_that_is_not_reached_changes_no_number(build: Build, start: Start) -> None:
@@ -178,7 +178,7 @@ def test_an_attack_that_takes_all_memory_is_a_row_and_gives_it_back(
     failed = [(row["round"], row["client"], row["error"].partition(":")[0]) for row in rows if row["error"]]
     assert failed == [(1, 1, "MemoryError"), (2, 1, "RuntimeError"), (3, 1, "RuntimeError")]
     assert "allocate memory" in next(row["error"] for row in rows if row["round"] == 2 and row["error"])
-    assert len([row for row in rows if row["psnr"] is not None]) == 6
+    assert len([row for row in rows if "psnr" in row["metrics"]]) == 6
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["rounds"], summary["attack_failures"], summary["client_errors"]) == (3, 3, 0)
     plain = api.run(

@@ -118,9 +118,9 @@ def test_lpips_stands_in_rows_and_summary(build: Build, start: Start, grey: str,
     evaluation = {"lpips": str(tmp_path / "w.safetensors"), "truth": "score"}
     result = start(build(data={"image_size": 32}, federation={"rounds": 1}, attacks=[{"name": grey}], evaluation=evaluation))
     [entry] = result.summary["leakage"]
-    assert entry["lpips"]["mean"] > 0
+    assert entry["metrics"]["lpips"]["mean"] > 0
     assert entry["baseline"]["mean_image"]["lpips"] > 0
-    assert all(row["lpips"] > 0 and row["baseline"]["random"]["lpips"] > 0 for row in result.reconstructions)
+    assert all(row["metrics"]["lpips"] > 0 and row["baseline"]["random"]["lpips"] > 0 for row in result.reconstructions)
 
 
 def test_label_counts_come_under_score_too(build: Build, start: Start) -> None:

@@ -67,8 +67,8 @@ def test_a_deployment_gives_the_numbers_of_one_process(services: Services, tmp_p
     assert result.summary["model_sha256"] == expected.summary["model_sha256"]
     for got, wanted in zip(result.reconstructions, expected.reconstructions, strict=True):
         assert (got["client"], got["round"], got["label"]) == (wanted["client"], wanted["round"], wanted["label"])
-        assert got["psnr"] == pytest.approx(wanted["psnr"], abs=0.1)
-        assert wanted["psnr"] > 60
+        assert got["metrics"]["psnr"] == pytest.approx(wanted["metrics"]["psnr"], abs=0.1)
+        assert wanted["metrics"]["psnr"] > 60
     assert result.report.is_file()
     assert RunFolder(result.path).manifest["engine"] == "deployment"
     assert (result.path.stat().st_mode & 0o777) == 0o700

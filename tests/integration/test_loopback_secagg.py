@@ -33,6 +33,6 @@ def test_masked_vectors_travel_through_a_superlink(tmp_path: Path) -> None:
         result = api.run(scenario(engine="deployment", superlink=superlink), out=tmp_path / "deployed", device="cpu")
     assert result.summary["client_errors"] == 0
     assert result.summary["model_sha256"] == expected.summary["model_sha256"]
-    got, wanted = ([(row["client"], row["psnr"]) for row in run.reconstructions] for run in (result, expected))
+    got, wanted = ([(row["client"], row["metrics"]["psnr"]) for row in run.reconstructions] for run in (result, expected))
     assert got == wanted
     assert min(psnr for _, psnr in wanted) > 25

@@ -36,4 +36,4 @@ def test_auto_says_in_its_rows_what_it_ran_and_why(build: Build, start: Start) -
     assert sorted(row["attack"] for row in rows) == ["auto"] * 3 + ["closed-form"] * 3
     assert all("equations suffice" in row["method"] for row in rows if row["attack"] == "auto")
     assert all(row["method"] == "" for row in rows if row["attack"] == "closed-form")
-    assert min(row["psnr"] for row in rows) > 60
+    assert min(row["metrics"]["psnr"] for row in rows) > 60

@@ -38,20 +38,20 @@ def test_images_are_assigned_over_the_whole_cohort_and_rows_name_their_owner(
         watcher.answers = {1: images[order] * 0.9}  # type: ignore[attr-defined]
         result = start(scenario)
         rows = result.reconstructions
-        assert [(row["client"], row["image"]) for row in rows] == [(client, image) for client in range(3) for image in range(2)]
+        assert [(row["client"], row["example"]) for row in rows] == [(client, image) for client in range(3) for image in range(2)]
         for number, row in enumerate(rows):
-            assert row["mse"] == pytest.approx(
+            assert row["metrics"]["mse"] == pytest.approx(
                 float(mse(images[number : number + 1] * 0.9, images[number : number + 1])), rel=1e-4
             )
             assert row["cohort"] == [0, 1, 2]
             assert row["identified"]
-            assert (row["png"] is None) == (mode == "score")
+            assert (row["exhibit"] is None) == (mode == "score")
             if mode == "reveal":
-                assert row["png"] == f"images/r001-c{row['client']:03d}-watcher-{row['image']}.png"
-                assert row["truth_png"] == f"images/r001-c{row['client']:03d}-truth-{row['image']}.png"
+                assert row["exhibit"] == f"images/r001-c{row['client']:03d}-watcher-{row['example']}.png"
+                assert row["truth"] == f"images/r001-c{row['client']:03d}-truth-{row['example']}.png"
         assert len(list((result.path / "images").iterdir())) == (12 if mode == "reveal" else 0)
         [entry] = result.summary["leakage"]
-        assert (entry["images"], entry["failures"]) == (6, 0)
+        assert (entry["examples"], entry["failures"]) == (6, 0)
         assert entry["cpu_seconds"] == pytest.approx(rows[0]["cpu_seconds"])  # one attack, not one a client
 
 
@@ -60,7 +60,7 @@ def test_too_few_and_broken_images_leave_the_worst_without_one(build: Build, sta
     images = torch.cat([truth(scenario, client, 1) for client in range(3)])
     watcher.answers = {1: torch.stack([images[2], torch.full_like(images[0], torch.nan)])}  # type: ignore[attr-defined]
     rows = start(scenario).reconstructions
-    assert [row["mse"] for row in rows] == [None, None, pytest.approx(0)]
+    assert [row["metrics"].get("mse") for row in rows] == [None, None, pytest.approx(0)]
     assert all("fewer-images" in row["flags"] for row in rows[:2])
 
 

@@ -364,5 +364,5 @@ def test_on_ray_the_same_model_comes_out(build: Build, start: Start, grey: str) 
     here = start(build(**tables))
     there = start(build(**merged(tables, {"federation": {"engine": "ray"}})))
     assert there.summary["model_sha256"] == here.summary["model_sha256"]
-    assert [row["psnr"] for row in there.reconstructions] == [row["psnr"] for row in here.reconstructions]
+    assert [row["metrics"]["psnr"] for row in there.reconstructions] == [row["metrics"]["psnr"] for row in here.reconstructions]
     assert Knowledge.DEFENSE not in build(**tables).threat.granted

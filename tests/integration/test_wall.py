@@ -21,7 +21,6 @@ from fedleak.defenses.chain import defended_model
 from fedleak.engines.inprocess import InProcess
 from fedleak.experiment import run as api
 from fedleak.experiment.result import Result
-from fedleak.modalities.image import InputSpec
 from fedleak.models.digest import model_digest
 from fedleak.observation import Observation
 from fedleak.runs.folder import RunFolder
@@ -77,12 +76,12 @@ def test_with_score_nothing_private_leaves_the_clients_or_enters_the_folder(
     result = start(scenario)
     assert replies
     assert not leaked(scenario, replies)
-    assert not any("truth" in reply.content or "images" in reply.content for reply in replies)
+    assert not any("truth" in reply.content or "examples" in reply.content for reply in replies)
     assert not list((result.path / "images").iterdir())
     assert len(result.reconstructions) == 12
     for row in result.reconstructions:
-        assert row["psnr"] is not None
-        assert (row["label"], row["label_restored"], row["truth_png"], row["png"]) == (None, None, None, None)
+        assert "psnr" in row["metrics"]
+        assert (row["label"], row["label_restored"], row["truth"], row["exhibit"]) == (None, None, None, None)
     images = [image for client in range(3) for image in truth(scenario, client, 1)[0]]
     for path in result.path.rglob("*"):
         if path.is_file():
@@ -93,11 +92,11 @@ def test_the_search_finds_what_reveal_does_return(build: Build, start: Start, gr
     scenario = build(local={"batch_size": 2}, attacks=[{"name": grey}, {"name": "inverting-gradients", "iterations": 1}])
     result = start(scenario)
     assert leaked(scenario, replies)
-    assert sum("images" in reply.content for reply in replies) == 6  # once for each client and round, not for each attack
+    assert sum("examples" in reply.content for reply in replies) == 6  # once for each client and round, not for each attack
     assert len(list((result.path / "images").glob("*-truth-*.png"))) == 12
     for row in result.reconstructions:
-        assert row["label"] == truth(scenario, row["client"], row["round"])[1][row["image"]]
-        assert (result.path / row["truth_png"]).exists()
+        assert row["label"] == truth(scenario, row["client"], row["round"])[1][row["example"]]
+        assert (result.path / row["truth"]).exists()
 
 
 def asked(scenario: Scenario, kind: str, content: RecordDict) -> Message:
@@ -122,13 +121,14 @@ def test_a_client_tells_its_labels_only_where_the_preset_grants_them(build: Buil
 @pytest.mark.parametrize("reveal", [True, False])
 def test_a_client_reveals_only_if_its_scenario_says_so(build: Build, mode: str, reveal: bool) -> None:
     scenario = build(evaluation={"truth": mode})
-    arrays = ArrayRecord({"images": torch.zeros(1, 3, 16, 16), "mean_image": torch.zeros(3, 16, 16)})  # type: ignore[dict-item]
-    model = defended_model(scenario, InputSpec((3, 16, 16), 10)).state_dict()
-    digest = model_digest({name: value.numpy() for name, value in model.items()})
+    arrays = ArrayRecord({"images": torch.zeros(1, 3, 16, 16)})  # type: ignore[dict-item]
+    public = ArrayRecord({"mean_image": torch.zeros(3, 16, 16)})  # type: ignore[dict-item]
+    model = ArrayRecord(defended_model(scenario, client_data(scenario).input).state_dict())
+    digest = model_digest({name: array.numpy() for name, array in model.items()})
     config = ConfigRecord({"server-round": 1, "reveal": reveal, "model": digest})
-    question = {"reconstruction": arrays, "config": config, "model": ArrayRecord(model)}
-    reply = asked(scenario, "query.grade", RecordDict(question))
-    assert ("images" in reply.content) == (mode == "reveal" and reveal)
+    content = RecordDict({"reconstruction": arrays, "public": public, "model": model, "config": config})
+    reply = asked(scenario, "query.grade", content)
+    assert ("examples" in reply.content) == (mode == "reveal" and reveal)
     assert ("truth" in reply.content) == (mode == "reveal")
     assert "grades" in reply.content
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from fedleak.attacks.base import Attack, Reconstruction, attacks
 from fedleak.events import Event
+from fedleak.modalities.image import InputSpec
 from fedleak.observation import Observation
 from fedleak.positions.books import Books
 from fedleak.positions.campaign import Campaign
@@ -73,7 +74,8 @@ def campaign(folder: RunFolder, net: nn.Module, clients: Callable[..., Any]) -> 
 
     def make(*specs: dict[str, Any]) -> tuple[Campaign, list[Event]]:
         told: list[Event] = []
-        grader = Grading(TERMS, folder, clients().directory(clients().grid()), torch.zeros(1, 2, 2), 1)
+        directory, public = clients().directory(clients().grid()), {"mean_image": torch.zeros(1, 2, 2)}
+        grader = Grading(TERMS, folder, directory, InputSpec((1, 2, 2), 2), public, 1)
         chosen = [AttackSpec(**spec) for spec in specs]
         built = [attacks.get(spec.name)(**spec.parameters) for spec in chosen]
         return Campaign(chosen, net, grader, Books(folder), Here(built, net, seed=Seed(1)), listener=told.append), told

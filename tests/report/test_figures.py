@@ -32,7 +32,7 @@ def test_of_very_many_images_some_are_marked_evenly_by_rank(make_run, lines, mon
     monkeypatch.setattr(figures, "MOST_MARKS", 5)
 
     def rows(folder):
-        return [lines.image(folder, 1, 0, "dlg", 20.0 + image, image=image) for image in range(41)]
+        return [lines.image(folder, 1, 0, "dlg", 20.0 + image, example=image) for image in range(41)]
 
     gallery = Gallery(read_records(make_run(rows)))
     assert figures.marks(gallery) == 5
@@ -46,7 +46,7 @@ def test_of_very_many_images_some_are_marked_evenly_by_rank(make_run, lines, mon
 
 def test_exact_images_are_drawn_at_the_top_and_the_axis_says_so(make_run, lines):
     def rows(folder):
-        return [lines.image(folder, 1, 0, "dlg", psnr, image=image) for image, psnr in enumerate((100.0, 200.0))]
+        return [lines.image(folder, 1, 0, "dlg", psnr, example=image) for image, psnr in enumerate((100.0, 200.0))]
 
     svg = chart(make_run(rows))
     assert len(set(marks(svg, "series-0"))) == 1
@@ -89,8 +89,8 @@ def test_the_axis_of_a_single_round_names_that_round_only(make_run, lines):
 
 
 def test_the_fidelity_curve_counts_images_that_came_to_nothing():
-    assert figures.survival([20.0, None, 120.0, 10.0]) == ([10.0, 20.0, 100.0], [0.75, 0.5, 0.25])
-    assert figures.survival([None]) == ([], [])
+    assert figures.survival([20.0, None, 120.0, 10.0], 100.0) == ([10.0, 20.0, 100.0], [0.75, 0.5, 0.25])
+    assert figures.survival([None], 100.0) == ([], [])
 
 
 def test_the_fidelity_curve_needs_several_images(make_run, lines):

@@ -12,7 +12,7 @@ def gallery(folder):
 
 def test_one_failure_over_a_clients_images_is_one_wide_cell(make_run, lines):
     def rows(folder):
-        seen = [lines.image(folder, 1, client, "dlg", 40.0, image=image) for client in (0, 1) for image in (0, 1)]
+        seen = [lines.image(folder, 1, client, "dlg", 40.0, example=image) for client in (0, 1) for image in (0, 1)]
         return [*seen, lines.failed(1, 0, "exact", "why"), lines.failed(1, 1, "exact", "why")]
 
     found = gallery(make_run(rows))
@@ -28,7 +28,7 @@ def test_a_client_on_which_all_attacks_failed_still_has_a_place(make_run, lines)
 
     found = gallery(make_run(rows))
     assert found.places == [Place(1, 0, 0), Place(1, 1, -1)]
-    assert [cell.kind for cell in found.line(found.series[0], found.places)] == ["picture", "failed"]
+    assert [cell.kind for cell in found.line(found.series[0], found.places)] == ["shown", "failed"]
 
 
 def test_an_attack_that_was_not_run_on_a_client_has_an_empty_cell(make_run, lines):
@@ -36,7 +36,7 @@ def test_an_attack_that_was_not_run_on_a_client_has_an_empty_cell(make_run, line
         return [lines.image(folder, 1, client, "dlg", 40.0) for client in (0, 1)] + [lines.image(folder, 1, 0, "exact", 90.0)]
 
     found = gallery(make_run(rows))
-    assert [cell.kind for cell in found.line(found.series[1], found.places)] == ["picture", "empty"]
+    assert [cell.kind for cell in found.line(found.series[1], found.places)] == ["shown", "empty"]
 
 
 def test_an_attack_listed_twice_keeps_both_results(make_run, lines):
@@ -44,7 +44,7 @@ def test_an_attack_listed_twice_keeps_both_results(make_run, lines):
         return [lines.image(folder, 1, 0, "dlg", psnr) for psnr in (40.0, 20.0)]
 
     found = gallery(make_run(rows))
-    assert [(series.title, found.cell(series, found.places[0]).psnr) for series in found.series] == [
+    assert [(series.title, found.cell(series, found.places[0]).figure) for series in found.series] == [
         ("dlg", "40.0 dB"),
         ("dlg (2)", "20.0 dB"),
     ]
@@ -55,8 +55,8 @@ def test_pictures_that_were_only_compared_are_not_kept(make_run, lines):
     digests = [found.identity(place) for place in found.places]
     assert len(set(digests)) == 2  # two images, each in two rounds
     assert None not in digests
-    assert found._pictures == {}
-    assert found.truth_picture(found.places[0]) is found.truth_picture(found.places[0])
+    assert found._exhibits == {}
+    assert found.truth_shown(found.places[0]) is found.truth_shown(found.places[0])
 
 
 def test_strength_is_judged_against_the_images_own_baseline(make_run, lines):

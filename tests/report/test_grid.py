@@ -29,8 +29,8 @@ def test_a_row_for_the_truth_and_one_for_each_attack(make_run, lines, tmp_path):
 def test_pixels_are_the_images_own(make_run, lines, tmp_path):
     def rows(folder):
         row = lines.image(folder, 1, 0, "dlg", 40.0)
-        Image.new("RGB", (4, 4), (200, 10, 30)).save(folder / row["png"])
-        Image.new("RGB", (4, 4), (10, 200, 30)).save(folder / row["truth_png"])
+        Image.new("RGB", (4, 4), (200, 10, 30)).save(folder / row["exhibit"])
+        Image.new("RGB", (4, 4), (10, 200, 30)).save(folder / row["truth"])
         return [row]
 
     pixels = np.asarray(Image.open(save_grid(make_run(rows), tmp_path / "grid.png")).convert("RGB"))

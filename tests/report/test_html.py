@@ -53,7 +53,7 @@ def test_images_are_enlarged_by_a_whole_factor_and_described(make_run, read):
 def test_large_images_are_shrunk_smoothly(make_run, read, lines):
     def rows(folder):
         row = lines.image(folder, 1, 0, "dlg", 41.0)
-        return [row | {"png": lines.picture(folder / "images" / "large.png", seed=1, side=224)}]
+        return [row | {"exhibit": lines.picture(folder / "images" / "large.png", seed=1, side=224)}]
 
     large = read(write_report(make_run(rows))).all("img")[1]
     assert (large["width"], "class" in large) == ("160", False)
@@ -138,7 +138,7 @@ def test_only_pngs_inside_the_folder_are_shown(make_run, read, lines, tmp_path, 
     lines.picture(tmp_path / "secret.png", seed=5)
 
     def rows(folder):
-        found = [lines.image(folder, 1, 0, "dlg", 41.0) | {"png": relative}]
+        found = [lines.image(folder, 1, 0, "dlg", 41.0) | {"exhibit": relative}]
         (folder / "images" / "link.png").symlink_to(tmp_path / "secret.png")
         (folder / "images" / "note.png").write_text("<script>")
         return found
@@ -153,7 +153,7 @@ def test_an_absolute_path_is_not_followed(make_run, read, lines, tmp_path):
     lines.picture(tmp_path / "secret.png", seed=5)
 
     def rows(folder):
-        return [lines.image(folder, 1, 0, "dlg", 41.0) | {"png": str(tmp_path / "secret.png")}]
+        return [lines.image(folder, 1, 0, "dlg", 41.0) | {"exhibit": str(tmp_path / "secret.png")}]
 
     assert len(read(write_report(make_run(rows))).all("img")) == 1
 
@@ -210,7 +210,7 @@ def test_not_curious(make_run, read):
 
 def test_scored_run_shows_no_private_image(make_run, read, lines):
     def rows(folder):
-        return [row | {"truth_png": None} for row in lines.default(folder)]
+        return [row | {"truth": None} for row in lines.default(folder)]
 
     page = read(write_report(make_run(rows, evaluation={"truth": "score"})))
     assert "stayed with the clients" in page.text
@@ -232,7 +232,7 @@ def test_no_test_split_is_said(make_run, read, lines):
 
 def many_rows(lines, count):
     def rows(folder):
-        return [lines.image(folder, 1, 0, "dlg", 20.0 + image, image=image) for image in range(count)]
+        return [lines.image(folder, 1, 0, "dlg", 20.0 + image, example=image) for image in range(count)]
 
     return rows
 
@@ -240,7 +240,7 @@ def many_rows(lines, count):
 def test_many_images_open_with_best_median_and_worst(make_run, read, lines):
     page = read(write_report(make_run(many_rows(lines, 25))))
     before = page.source.split("<details>")[0]
-    assert re.findall(r'<span class="psnr \w+">([\d.]+) dB', before) == ["44.0", "32.0", "20.0"]
+    assert re.findall(r'<span class="headline \w+">([\d.]+) dB', before) == ["44.0", "32.0", "20.0"]
     assert "All 25 images" in page.text
     assert len(page.all("img")) == 6 + 50
 
@@ -251,7 +251,7 @@ def test_few_images_are_all_shown_at_once(make_run, read, lines):
 
 
 def test_what_is_left_out_is_said(make_run, read, lines, monkeypatch):
-    monkeypatch.setattr(html, "MOST_IMAGES", 30)
+    monkeypatch.setattr(html, "MOST_EXAMPLES", 30)
     page = read(write_report(make_run(many_rows(lines, 40))))
     assert "The first 30 of 40 images" in page.text
     assert "40 rows of reconstructions.jsonl" in page.text
@@ -325,7 +325,7 @@ def test_odd_values_do_not_break_the_page(make_run, read, lines):
 
     folder = make_run(rows)
     summary = json.loads((folder / "summary.json").read_text())
-    summary["leakage"] = [{"attack": "dlg", "psnr": None}, "nonsense"]
+    summary["leakage"] = [{"attack": "dlg", "metrics": None}, {"attack": "earlier", "psnr": None}, "nonsense"]
     (folder / "summary.json").write_text(json.dumps(summary))
     page = read(write_report(folder))
     assert "class 99" in page.text

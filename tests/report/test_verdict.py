@@ -55,7 +55,7 @@ def test_an_ungraded_image_counts_as_not_rebuilt(make_run, lines):
     def rows(folder):
         return [
             lines.image(folder, 1, 0, "dlg", 40.0),
-            lines.image(folder, 1, 1, "dlg", 40.0, psnr=None, ssim=None, mse=None, png=None),
+            lines.image(folder, 1, 1, "dlg", None, exhibit=None),
         ]
 
     assert headline(judge(make_run(rows))) == "1 of 2 private images rebuilt above 30 dB by dlg."

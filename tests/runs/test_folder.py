@@ -9,6 +9,7 @@ import torch
 
 from fedleak.errors import FedleakError, ScenarioError
 from fedleak.modalities.image import InputSpec
+from fedleak.modalities.image.exhibit import EXHIBIT
 from fedleak.observation import Observation
 from fedleak.runs.folder import RunFolder, stem
 from fedleak.scenario.schema import parse_scenario
@@ -37,7 +38,7 @@ def test_its_files_are_too_so_that_a_copy_of_them_is(folder: RunFolder) -> None:
     folder.append("rounds.jsonl", [{"round": 1}])
     folder.drop_rows("rounds.jsonl", lambda row: row["round"] == 1)
     folder.save_capture(seen())
-    folder.save_image("r001-c000-truth-0", torch.zeros(3, 4, 4))
+    folder.save_exhibit("r001-c000-truth-0", EXHIBIT, {"images": torch.zeros(3, 4, 4)[None]})
     folder.save_checkpoint(1, {"w": np.zeros(2)}, {})
     files = [path for path in folder.path.rglob("*") if path.is_file()]
     assert len(files) == 5
@@ -148,7 +149,7 @@ def test_an_unfinished_round_is_forgotten_whole(folder: RunFolder) -> None:
         folder.append(name, [{"round": number} for number in (0, 1, 2, 3)])
     for server_round in (1, 2, 3):
         folder.save_capture(seen(server_round))
-        folder.save_image(f"{stem(server_round, 0)}-truth-0", torch.zeros(3, 4, 4))
+        folder.save_exhibit(f"{stem(server_round, 0)}-truth-0", EXHIBIT, {"images": torch.zeros(3, 4, 4)[None]})
     (folder.path / "captures" / "r003-c001.tmp").write_bytes(b"torn")
     folder.forget_after(1)
     assert [row["round"] for row in folder.rows("rounds.jsonl")] == [0, 1]
@@ -162,7 +163,7 @@ def test_an_image_is_clamped_and_nan_is_grey(folder: RunFolder, channels: int) -
     from PIL import Image
 
     image = torch.tensor([-1.0, 0.0, 0.5, 1.0, 7.0, float("nan")]).view(1, 2, 3).expand(channels, 2, 3)
-    with Image.open(folder.path / folder.save_image("x", image)) as opened:
+    with Image.open(folder.path / folder.save_exhibit("x", EXHIBIT, {"images": image[None]})) as opened:
         values = np.asarray(opened).reshape(6, -1)
     assert [row.tolist() for row in values] == [[v] * channels for v in (0, 0, 128, 255, 255, 128)]
 
@@ -187,7 +188,7 @@ def test_nothing_is_written_through_a_link_in_the_folder(folder: RunFolder, tmp_
         lambda: folder.note_stop("interrupted"),
         lambda: folder.save_checkpoint(1, {"model/w": np.zeros(1)}, {}),
         lambda: folder.save_capture(seen(1)),
-        lambda: folder.save_image("r001-c000-truth-0", torch.zeros(3, 4, 4)),
+        lambda: folder.save_exhibit("r001-c000-truth-0", EXHIBIT, {"images": torch.zeros(3, 4, 4)[None]}),
     )
     for writing in writings:
         with contextlib.suppress(FedleakError):

@@ -1,24 +1,9 @@
-"""What counts as a picture, and as a number."""
+"""What counts as a file to show, and as a number."""
 
 from __future__ import annotations
 
-import pytest
-
-from fedleak.runs.records import Picture, number, read_picture, read_records
-
-
-@pytest.mark.parametrize(
-    ("own", "target", "shown"),
-    [
-        ((32, 32), 96, (96, 96)),
-        ((28, 28), 96, (84, 84)),
-        ((96, 96), 96, (96, 96)),
-        ((224, 112), 96, (96, 48)),
-        ((1000, 1), 96, (96, 1)),
-    ],
-)
-def test_display_size(own, target, shown):
-    assert Picture(b"", *own).display_size(target) == shown
+from fedleak.modalities.image.exhibit import EXHIBIT
+from fedleak.runs.records import Shown, number, read_exhibit, read_records
 
 
 def test_truth_values_and_nan_are_no_numbers():
@@ -41,13 +26,12 @@ def test_leakage_is_computed_where_the_summary_is_missing(make_run):
     assert read_records(folder).leakage == whole
 
 
-def test_only_a_whole_png_is_a_picture(tmp_path, lines):
+def test_only_a_whole_file_is_shown(tmp_path, lines):
     path = tmp_path / "images" / "a.png"
     lines.picture(path, seed=1)
     whole = path.read_bytes()
-    found = read_picture(tmp_path, "images/a.png")
-    assert found is not None
-    assert (found.width, found.height) == (4, 4)
-    for content in (whole[:-10], b"<svg onload=''" + whole[14:], whole[:12] + b"XXXX" + whole[16:], b""):
-        path.write_bytes(content)
-        assert read_picture(tmp_path, "images/a.png") is None
+    assert read_exhibit(tmp_path, "images/a.png", EXHIBIT) == Shown(EXHIBIT, whole)
+    path.write_bytes(whole[:-10])
+    assert read_exhibit(tmp_path, "images/a.png", EXHIBIT) is None
+    assert read_exhibit(tmp_path / "images", "../images/a.png", EXHIBIT) is None
+    assert read_exhibit(tmp_path, None, EXHIBIT) is None

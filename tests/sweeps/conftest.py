@@ -54,7 +54,7 @@ def made_up(
     """One row of a sweep's table, with so many dB of gain for each private image."""
     told = identified or [None] * len(gains)
     images = [
-        {"name": f"{seed}-{number}", "gain": value, "identified": found, "png": None}
+        {"name": f"{seed}-{number}", "gain": value, "identified": found, "exhibit": None}
         for number, (value, found) in enumerate(zip(gains, told, strict=True))
     ]
     row: Row = {
@@ -69,7 +69,7 @@ def made_up(
         "chance": 0.2,
         "attack": attack,
         "knows_defense": knows,
-        "images": images,
+        "examples": images,
         "accuracy": None,
         "epsilon": None,
         "error": None,

@@ -13,14 +13,14 @@ def test_no_value_has_no_interval_and_one_has_an_infinite_one():
     assert interval([[], []]) is None
     found = interval([[], [3.0]])
     assert found is not None
-    assert (found.mean, found.low, found.high, found.seeds, found.images) == (3.0, -math.inf, math.inf, 1, 1)
+    assert (found.mean, found.low, found.high, found.seeds, found.examples) == (3.0, -math.inf, math.inf, 1, 1)
 
 
 def test_the_mean_is_over_images_and_inside_its_interval():
     found = interval([[1.0, 2.0, 3.0], [6.0]])
     assert found.mean == 3.0
     assert found.low <= 3.0 <= found.high
-    assert (found.seeds, found.images) == (2, 4)
+    assert (found.seeds, found.examples) == (2, 4)
     assert interval([[1.0, 2.0, 3.0], [6.0]]) == found
 
 

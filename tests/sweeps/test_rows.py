@@ -9,12 +9,13 @@ import pytest
 from fedleak.defenses.base import Defense, defenses
 from fedleak.errors import ScenarioError
 from fedleak.experiment import run as api
+from fedleak.modalities.find import measure
 from fedleak.scenario.schema import parse_scenario
-from fedleak.sweeps.rows import SEEN_DB, _knowledge, gain, run_rows
+from fedleak.sweeps.rows import _knowledge, run_rows
 
 
 def graded(psnr, mean_image=12.0, random=8.0):
-    return {"psnr": psnr, "baseline": {"mean_image": {"psnr": mean_image}, "random": {"psnr": random}}}
+    return {"metrics": {"psnr": psnr}, "baseline": {"mean_image": {"psnr": mean_image}, "random": {"psnr": random}}}
 
 
 @pytest.mark.parametrize(
@@ -28,13 +29,13 @@ def graded(psnr, mean_image=12.0, random=8.0):
         (graded(20.0, mean_image=None), 12.0),
         (graded(None), None),
         (graded(math.nan), None),
-        ({"psnr": 20.0, "baseline": None}, None),
+        ({"metrics": {"psnr": 20.0}, "baseline": {}}, None),
         ({}, None),
     ],
 )
 def test_gain_is_above_the_better_guess_and_cut_where_the_image_is_seen(row, expected):
-    assert SEEN_DB == 30.0
-    assert gain(row) == expected
+    assert measure().thresholds.seen == 30.0
+    assert measure().gain(row) == expected
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +58,12 @@ def test_one_row_for_each_attack_with_all_its_images(run):
     exact, cosine = run_rows(run)
     assert [exact["attack"], cosine["attack"]] == ["closed-form", "ig"]
     assert (exact["graded"], cosine["graded"]) == (2, 4)
-    assert len(exact["images"]) == 2
-    assert exact["gain"] == pytest.approx(sum(image["gain"] for image in exact["images"]) / 2)
+    assert len(exact["examples"]) == 2
+    assert exact["gain"] == pytest.approx(sum(image["gain"] for image in exact["examples"]) / 2)
     lines = [json.loads(line) for line in (run / "reconstructions.jsonl").read_text().splitlines()]
-    psnr = [line["psnr"] for line in lines if line["attack"] == "closed-form"]
-    assert exact["psnr"] == pytest.approx(sum(psnr) / 2)
-    assert exact["psnr_max"] == max(psnr)
+    psnr = [line["metrics"]["psnr"] for line in lines if line["attack"] == "closed-form"]
+    assert exact["metrics"]["psnr"] == pytest.approx(sum(psnr) / 2)
+    assert exact["best"] == max(psnr)
     assert (exact["threat"], exact["defense_known"], exact["knows_defense"]) == ("labels-known", True, False)
     assert [exact[key] for key in ("model", "data", "batch", "protocol", "rounds")] == ["mlp", "samples", 1, "fedsgd", 2]
     assert exact["bytes"] > 10_000
@@ -74,8 +75,8 @@ def test_one_row_for_each_attack_with_all_its_images(run):
 
 def test_the_same_private_image_has_the_same_name_in_both_rounds(run):
     exact, cosine = run_rows(run)
-    names = {image["name"] for image in cosine["images"]}
-    assert {image["name"] for image in exact["images"]} <= names
+    names = {image["name"] for image in cosine["examples"]}
+    assert {image["name"] for image in exact["examples"]} <= names
     truths = {path.read_bytes() for path in (run / "images").glob("*-truth-*.png")}
     assert len(names) == len(truths)
 
@@ -86,15 +87,15 @@ def test_failed_updates_and_replies_are_told_apart(run, tmp_path):
     for name in ("manifest.json", "rounds.jsonl"):
         (copy / name).write_text((run / name).read_text())
     rows = [json.loads(line) for line in (run / "reconstructions.jsonl").read_text().splitlines()]
-    rows[0] |= {"psnr": None, "image": None, "error": "no linear layer", "baseline": None, "truth_png": None}
-    rows[1] |= {"psnr": None, "image": None, "error": "invalid reply", "flags": ["invalid-reply"], "baseline": None}
+    rows[0] |= {"metrics": {}, "example": None, "error": "no linear layer", "baseline": {}, "truth": None}
+    rows[1] |= {"metrics": {}, "example": None, "error": "invalid reply", "flags": ["invalid-reply"], "baseline": {}}
     (copy / "reconstructions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = {row["attack"]: row for row in run_rows(copy)}
     attack = rows[0]["attack"]
     assert found[attack]["failures"] == 1
     assert found[attack]["failure"] == "no linear layer"
-    assert [image["gain"] is None for image in found[attack]["images"]].count(True) == 1
-    assert sum(len(row["images"]) for row in found.values()) == len(rows) - 1
+    assert [image["gain"] is None for image in found[attack]["examples"]].count(True) == 1
+    assert sum(len(row["examples"]) for row in found.values()) == len(rows) - 1
 
 
 def test_accuracy_epsilon_and_costs_are_the_runs_own(run, tmp_path):

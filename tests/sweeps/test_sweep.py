@@ -267,8 +267,11 @@ def test_a_sweep_of_40_runs_killed_twice_finishes_with_40_distinct_results_none_
     plan = {cell.name: cell.scenario for cell in load_sweep(tiny).cells}
     for name in sorted(half_done)[:3] or [next(iter(plan))]:
         straight = api.run(plan[name], out=tmp_path / name, device="cpu")
-        ours = [json.loads(line)["psnr"] for line in (out / "cells" / name / "reconstructions.jsonl").read_text().splitlines()]
-        assert ours == [row["psnr"] for row in straight.reconstructions]
+        ours = [
+            json.loads(line)["metrics"]["psnr"]
+            for line in (out / "cells" / name / "reconstructions.jsonl").read_text().splitlines()
+        ]
+        assert ours == [row["metrics"]["psnr"] for row in straight.reconstructions]
 
 
 @pytest.mark.slow

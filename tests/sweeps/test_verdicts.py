@@ -167,18 +167,18 @@ def test_images_that_an_attack_gave_nothing_of_gain_nothing(row):
 
 
 def test_no_image_at_all(row, control):
-    broken = row([]) | {"attack": None, "images": None, "error": "out of memory"}
+    broken = row([]) | {"attack": None, "examples": None, "error": "out of memory"}
     found = judged([*control, broken])
     assert (found.word, found.best, found.worst) == ("inconclusive", None, None)
-    assert "No attack returned an image" in found.reason
+    assert "No attack returned an example" in found.reason
 
 
 def test_the_same_private_image_in_two_rounds_counts_once(row):
     twice = row([10.0, 2.0])
-    for image in twice["images"]:
+    for image in twice["examples"]:
         image["name"] = "same"
     [found] = attacked([twice, row([4.0], seed=2)])
-    assert found.gain.images == 2
+    assert found.gain.examples == 2
     assert found.gain.mean == 5.0
     assert found.worst == 10.0
     assert found.leaked == 1

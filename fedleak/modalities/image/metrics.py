@@ -45,6 +45,27 @@ def mse(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).square().mean(dim=(1, 2, 3))
 
 
+def mse_matrix(a: Tensor, b: Tensor) -> Tensor:
+    """Return the mean squared error of every image of ``a`` against every image of ``b``.
+
+    Parameters
+    ----------
+    a : Tensor
+        (N, C, H, W), clamped to [0, 1] here.
+    b : Tensor
+        (M, C, H, W), clamped to [0, 1] here.
+
+    Returns
+    -------
+    Tensor
+        (N, M) float64 in [0, 1]; equal images of ``a`` have bit-equal rows.
+    """
+    flat_a, flat_b = (images.detach().to(torch.float64).clamp(0, 1).flatten(1) for images in (a, b))
+    # Not by the product form |a|^2 - 2ab + |b|^2, which would lose the small distances.
+    distances = torch.cdist(flat_a.to(flat_b.device), flat_b, compute_mode="donot_use_mm_for_euclid_dist")
+    return distances.square_() / flat_b.shape[1]
+
+
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio of each image, for a data range of 1.
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from fedleak.modalities.base import LABELS, Batch, Spec
+
+IMAGES = "images"
+"""The tensor of a batch that holds the images, (B, C, H, W) in [0, 1]."""
 
 
 @dataclass(frozen=True)
-class InputSpec:
+class InputSpec(Spec):
     """What the model takes: images of one shape, and how pixels become model inputs.
 
     Attributes
@@ -24,6 +30,10 @@ class InputSpec:
         Per channel, in units of the [0, 1] pixel range: a model input is ``(pixel - mean) / std``.
     """
 
+    modality: ClassVar[str] = "image"
+    content: ClassVar[str] = IMAGES
+    dtype: ClassVar[str] = "float32"
+
     shape: tuple[int, int, int]
     num_classes: int
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
@@ -35,6 +45,18 @@ class InputSpec:
         given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
         return cls(**given)
 
+    def clamp(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the batch with its pixels in [0, 1], as float32."""
+        return {**batch, IMAGES: batch[IMAGES].float().clamp(0, 1)}
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """Return model inputs (B, C, H, W)."""
+        return self.normalize(batch[IMAGES])
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the mean cross-entropy of logits (B, num_classes) in nats, a scalar."""
+        return functional.cross_entropy(outputs, batch[LABELS])
+
     def normalize(self, images: Tensor) -> Tensor:
         """Turn pixels (B, C, H, W) in [0, 1] into model inputs of the same shape."""
         return (images - self._channel(self.mean, images)) / self._channel(self.std, images)
@@ -45,3 +67,6 @@ class InputSpec:
 
     def _channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
         return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+
+
+SPEC = InputSpec

@@ -11,16 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedleak.report.figures import _INK, _LINE, _TEXT, MARKERS, _render
+from fedleak.modalities.base import Measure
+from fedleak.report.figures import _INK, _LINE, _TEXT, DASHES, MARKERS, _render
 
-_DOTTED, _DASHED = (0, (1, 2.5)), (0, (5, 3))
 _ROW = 0.34  # inches of a defense in the chart by defense
 _LONGEST = 36  # letters of a label
 
 
 @dataclass(frozen=True)
 class Point:
-    """A mark: leakage as gain in dB over the better guess, with its interval, beside accuracy in [0, 1] where it is known."""
+    """A mark: leakage as gain over the better guess, with its interval, beside accuracy in [0, 1] where it is known."""
 
     label: str
     series: int
@@ -51,7 +51,7 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
     return front[::-1]
 
 
-def trade_chart(points: Sequence[Point], guesses: dict[str, float], name: str) -> Markup | None:
+def trade_chart(points: Sequence[Point], guesses: dict[str, float], measure: Measure, name: str) -> Markup | None:
     """Return leakage over test accuracy with the Pareto front; ``None`` where no accuracy was measured.
 
     Parameters
@@ -59,7 +59,9 @@ def trade_chart(points: Sequence[Point], guesses: dict[str, float], name: str) -
     points : sequence of Point
         The best attack on each defense.
     guesses : dict
-        The gain in dB of each baseline over the better one, by ``"mean_image"`` and ``"random"``.
+        The gain of each baseline over the better one, by its name.
+    measure : Measure
+        Of the examples' modality.
     name : str
         Of the chart, for its ids; letters and hyphens.
     """
@@ -67,9 +69,8 @@ def trade_chart(points: Sequence[Point], guesses: dict[str, float], name: str) -
     if not shown:
         return None
     figure, axes = _panel(4.6)
-    for kind, style in (("mean_image", _DASHED), ("random", _DOTTED)):
-        if kind in guesses:
-            axes.axhline(guesses[kind], color=_TEXT, linewidth=1.3, linestyle=style, zorder=1)
+    for value, style in _dashed(guesses, measure):
+        axes.axhline(value, color=_TEXT, linewidth=1.3, linestyle=style, zorder=1)
     front = pareto_front(shown)
     axes.step(
         [100 * (point.accuracy or 0) for point in front],
@@ -92,41 +93,48 @@ def trade_chart(points: Sequence[Point], guesses: dict[str, float], name: str) -
             parse_math=False,
         )
     axes.set_xlabel("Test accuracy, %", fontsize=13, color=_TEXT)
-    axes.set_title("Gain of the best attack over a guess, dB", loc="left", fontsize=13, color=_INK, pad=10)
+    axes.set_title(_in_unit("Gain of the best attack over a guess", measure), loc="left", fontsize=13, color=_INK, pad=10)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.margins(x=0.18, y=0.12)
     return _render(figure, f"trade-{name}", "Leakage over test accuracy, with the Pareto front")
 
 
-def gain_chart(rows: Sequence[tuple[str, Sequence[Point]]], guesses: dict[str, float], nothing: float, name: str) -> Markup:
+def gain_chart(rows: Sequence[tuple[str, Sequence[Point]]], guesses: dict[str, float], measure: Measure, name: str) -> Markup:
     """Return the gain of every attack, a line of the chart for each defense.
 
     Parameters
     ----------
     rows : sequence of (str, sequence of Point)
         Each defense and its attacks.
-    guesses, name
+    guesses, measure, name
         As for :func:`trade_chart`.
-    nothing : float
-        Gain in dB up to which an image is close to a guess.
     """
     figure, axes = _panel(1.3 + _ROW * len(rows))
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=_LINE, linewidth=0.8)
-    for kind, style in (("mean_image", _DASHED), ("random", _DOTTED)):
-        if kind in guesses:
-            axes.axvline(guesses[kind], color=_TEXT, linewidth=1.3, linestyle=style, zorder=1)
-    axes.axvspan(0, nothing, color=_LINE, alpha=0.6, linewidth=0, zorder=0)
+    for value, style in _dashed(guesses, measure):
+        axes.axvline(value, color=_TEXT, linewidth=1.3, linestyle=style, zorder=1)
+    axes.axvspan(0, measure.thresholds.nothing, color=_LINE, alpha=0.6, linewidth=0, zorder=0)
     for position, (_, points) in enumerate(rows):
         for rank, point in enumerate(points):
             offset = 0.5 * ((rank + 0.5) / len(points) - 0.5)
             _mark(axes, point.gain, position + offset, point, horizontal=True)
     axes.set_yticks(range(len(rows)), [_short(label) for label, _ in rows], parse_math=False)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel("Gain over a guess, dB", fontsize=13, color=_TEXT)
+    axes.set_xlabel(_in_unit("Gain over a guess", measure), fontsize=13, color=_TEXT)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
     return _render(figure, f"gain-{name}", "Gain of every attack over a guess, by defense")
+
+
+def _dashed(guesses: dict[str, float], measure: Measure) -> list[tuple[float, tuple[int, tuple[float, ...]]]]:
+    """Return the gain of each baseline with the style of its line."""
+    found = ((guesses.get(baseline.name), DASHES[index % len(DASHES)]) for index, baseline in enumerate(measure.baselines))
+    return [(value, (0, dashes)) for value, dashes in found if value is not None]
+
+
+def _in_unit(text: str, measure: Measure) -> str:
+    return f"{text}, {measure.headline.unit}" if measure.headline.unit else text
 
 
 def _short(label: str) -> str:

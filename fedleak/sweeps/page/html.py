@@ -1,4 +1,4 @@
-"""The HTML page of a sweep: verdicts, leakage against accuracy, images, every line, and the rules; one self-contained file."""
+"""The HTML page of a sweep: verdicts, leakage against accuracy, examples, every line, and the rules; one self-contained file."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
+from fedleak.modalities.find import measure_of
 from fedleak.printable import plural
 from fedleak.process.files import write_whole
 from fedleak.report import formats
+from fedleak.report.figures import DASHES
 from fedleak.report.gallery import Cell, Gallery, Place
 from fedleak.report.pages import asset, render
 from fedleak.runs.folder import Row
 from fedleak.runs.records import read_records
 from fedleak.sweeps import verdicts as rules
 from fedleak.sweeps.folder import SweepFolder
-from fedleak.sweeps.lines import Line, lines
+from fedleak.sweeps.lines import Line, figures, lines
 from fedleak.sweeps.page.figures import Point, gain_chart, trade_chart
 from fedleak.sweeps.verdicts import Attacked, Verdict, Word, verdicts
 
 MOST_SETTINGS = 6
-"""So many settings get charts and images of their own; the tables hold all."""
+"""So many settings get charts and examples of their own; the tables hold all."""
 
-_PICTURES = 6
+_SHOWN = 6
 _WORDS: tuple[tuple[Word, str, str], ...] = (
     ("leaks", "leaks", "leak"),
     ("degrades", "degrades", "degrade"),
@@ -40,7 +42,7 @@ _WORDS: tuple[tuple[Word, str, str], ...] = (
 
 @dataclass(frozen=True)
 class Grid:
-    """Truth against attack: the same private images under each defense, by its best attack, from one seed's runs."""
+    """Truth against attack: the same private examples under each defense, by its best attack, from one seed's runs."""
 
     seed: str
     truths: list[Cell]
@@ -87,6 +89,9 @@ def _context(folder: SweepFolder) -> dict[str, Any]:
         "about": asked.get("about"),
         "started": formats.moment(asked.get("started")),
         **_headline(judged),
+        "measure": (measure := measure_of([row for row in rows if row.get("modality")])),
+        "beside": [one for one in measure.beside if not one.optional],
+        "dashes": DASHES,
         "total": len(cells),
         "done": len(done),
         "settings": [_setting(folder, title, rows, judged, index) for index, title in enumerate(settings[:MOST_SETTINGS])],
@@ -97,7 +102,7 @@ def _context(folder: SweepFolder) -> dict[str, Any]:
         "rules": _paragraphs(rules.__doc__ or ""),
         "file": asked.get("file"),
         "command": shlex.join(["fedleak", "sweep", "sweep.toml", *map(str, asked.get("options") or ())]),
-        "private": any(image.get("png") for row in rows for image in row.get("images") or ()),
+        "private": any(example.get("exhibit") for row in rows for example in row.get("examples") or ()),
         "many_seeds": len({row["seed"] for row in rows}) > 1,
         "style": asset("style.css"),
         "more_style": asset("tables.css"),
@@ -119,7 +124,7 @@ def _setting(folder: SweepFolder, title: str, rows: Sequence[Row], judged: Seque
     attacks = {name: number for number, name in enumerate(dict.fromkeys(line.first["attack"] for line in found))}
     families = {name: number for number, name in enumerate(dict.fromkeys(verdict.family for verdict in judged))}
     here = [verdict for verdict in judged if verdict.setting == title]
-    guesses = _guesses(found)
+    guesses, measure = _guesses(found), measure_of(mine)
     by_defense: dict[str, list[Point]] = {}
     for line in found:
         points = by_defense.setdefault(line.first["defense"], [])
@@ -133,8 +138,8 @@ def _setting(folder: SweepFolder, title: str, rows: Sequence[Row], judged: Seque
     return Setting(
         title=title,
         verdicts=here,
-        gains=gain_chart(list(by_defense.items()), guesses, rules.NOTHING_DB, str(index)) if best else None,
-        trade=trade_chart(best, guesses, str(index)),
+        gains=gain_chart(list(by_defense.items()), guesses, measure, str(index)) if best else None,
+        trade=trade_chart(best, guesses, measure, str(index)),
         attacks=list(attacks.items()),
         defenses=[(name, number) for name, number in families.items() if any(verdict.family == name for verdict in here)],
         grid=_grid(folder, mine, here),
@@ -147,8 +152,8 @@ def _mark_name(verdict: Verdict) -> str:
 
 
 def _guesses(found: Sequence[Line]) -> dict[str, float]:
-    """Return how many dB each baseline gains over the better one, on the mean over images."""
-    means = {kind: line.mean(kind) for line in found[:1] for kind in ("mean_image", "random")}
+    """Return how much each baseline gains over the better one, on the mean over examples."""
+    means = {guess.name: line.guess(guess.name) for line in found[:1] for guess in line.measure.baselines}
     known = {kind: value for kind, value in means.items() if value is not None}
     return {kind: value - max(known.values()) for kind, value in known.items()}
 
@@ -183,12 +188,12 @@ def _first_places(gallery: Gallery) -> list[Place]:
     for place in gallery.places:
         if (identity := gallery.identity(place)) is not None:
             found.setdefault(identity, place)
-    return list(found.values())[:_PICTURES]
+    return list(found.values())[:_SHOWN]
 
 
 def _rebuilt(gallery: Gallery, attack: str, place: Place, identity: str | None) -> Cell:
     series = next((series for series in gallery.series if series.attack == attack), None)
-    # A defense that changes the batch trains on other images at the same place.
+    # A defense that changes the batch trains on other examples at the same place.
     if series is None or gallery.identity(place) not in (identity, None):
         return Cell("empty")
     return gallery.cell(series, place)
@@ -201,16 +206,15 @@ def _line(line: Line, verdict: Verdict) -> Row:
         "defense_known": first["defense_known"],
         "knows_defense": first["knows_defense"],
         "batch": _batch(first),
-        "psnr": line.mean("psnr"),
+        **figures(line),
         "gain": found.gain.mean if found else None,
         "half": found.gain.half if found and math.isfinite(found.gain.half) else None,
         "worst": found.worst if found else None,
-        "worst_psnr": line.most("psnr_max"),
         "leaked": found.leaked if found else None,
-        "images": found.gain.images if found else 0,
+        "examples": found.gain.examples if found else 0,
         "failures": line.total("failures"),
         "failure": next((row["failure"] for row in line.rows if row["failure"]), None),
-        **{key: line.mean(key) for key in ("mean_image", "random", "ssim", "label_accuracy", "identification", "chance")},
+        **{key: line.mean(key) for key in ("label_accuracy", "identification", "chance")},
         **{key: line.mean(key) for key in ("accuracy", "epsilon", "cpu_seconds", "seconds", "bytes", "coded_bytes")},
         "word": verdict.word,
         "runs": [(formats.plain(row["seed"]), quote(f"{row['folder']}/report.html")) for row in line.rows],

@@ -1,4 +1,4 @@
-"""The leaderboard's page: one table for each threat model, in one self-contained file."""
+"""The leaderboard's page: one table for each modality and threat model, in one self-contained file."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from fedleak.errors import ScenarioError
+from fedleak.modalities.find import measure
 from fedleak.printable import plural
 from fedleak.process.files import write_whole
 from fedleak.report import formats
 from fedleak.report.pages import asset, render
 from fedleak.runs.folder import Row
-from fedleak.sweeps.lines import Line
+from fedleak.sweeps.lines import Line, figures
 from fedleak.threat import PRESETS
 
 _ORDER = list(PRESETS)
@@ -31,20 +32,24 @@ def write_page(lines: Sequence[Line], unfinished: Sequence[str], target: Path) -
     target : Path
         The file; its folder is made.
     """
-    threats: dict[tuple[int, bool], list[Line]] = {}
+    groups: dict[tuple[str, int, bool], list[Line]] = {}
     for line in lines:
-        threats.setdefault((_ORDER.index(line.first["threat"]), bool(line.first["defense_known"])), []).append(line)
+        threat = _ORDER.index(line.first["threat"]), bool(line.first["defense_known"])
+        groups.setdefault((line.measure.modality, *threat), []).append(line)
     context = {
         "groups": [
             {
+                "measure": (measured := measure(modality)),
+                "beside": [one for one in measured.beside if not one.optional],
                 "preset": _ORDER[preset],
                 "knows": knows,
                 "granted": sorted(fact.value for fact in PRESETS[_ORDER[preset]]),
                 "undefended": _table([line for line in found if line.first["control"]]),
                 "defended": _table([line for line in found if not line.first["control"]]),
             }
-            for (preset, knows), found in sorted(threats.items())
+            for (modality, preset, knows), found in sorted(groups.items())
         ],
+        "measures": list(dict.fromkeys(line.measure for line in lines)),
         "runs": len({row["report"] for line in lines for row in line.rows}),
         "attacks": len({line.first["attack"] for line in lines}),
         "unfinished": list(unfinished),
@@ -87,10 +92,10 @@ def _line(line: Line) -> dict[str, Any]:
         "rounds": first["rounds"],
         "gain": found.gain.mean if found else None,
         "half": found.gain.half if found and math.isfinite(found.gain.half) else None,
-        "images": found.gain.images if found else 0,
-        "worst_psnr": line.most("psnr_max"),
+        "examples": found.gain.examples if found else 0,
+        **figures(line),
         "failures": line.total("failures"),
-        **{key: line.mean(key) for key in ("psnr", "mean_image", "random", "ssim", "label_accuracy", "identification")},
+        **{key: line.mean(key) for key in ("label_accuracy", "identification")},
         **{key: line.mean(key) for key in ("cpu_seconds", "accuracy", "epsilon")},
         "runs": [(formats.plain(row["seed"]), row["report"]) for row in line.rows],
     }

@@ -7,7 +7,7 @@ from fedleak.attacks.exact.chain import ImagePrior, walk
 from fedleak.attacks.exact.features import classifier_features
 from fedleak.attacks.exact.separation import Separation
 from fedleak.data.samples import Samples
-from fedleak.evaluation.pairing import pair
+from fedleak.evaluation.images import pair
 from fedleak.modalities.image import InputSpec
 from fedleak.modalities.image.metrics import psnr
 from fedleak.models.inspect import execution_order

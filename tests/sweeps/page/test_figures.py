@@ -2,6 +2,7 @@
 
 import math
 
+from fedleak.modalities.find import measure
 from fedleak.sweeps.page.figures import Point, gain_chart, pareto_front, trade_chart
 
 
@@ -17,14 +18,14 @@ def test_the_front_holds_what_no_other_beats():
 
 
 def test_no_accuracy_no_trade_chart():
-    assert trade_chart([point(None, 3.0)], {}, "0") is None
+    assert trade_chart([point(None, 3.0)], {}, measure(), "0") is None
 
 
 def test_charts_carry_their_labels_their_theme_and_no_foreign_markup():
     hostile = "<script>$\\alpha$"
-    trade = trade_chart([point(0.5, 3.0, hostile), point(0.6, 9.0)], {"mean_image": 0.0, "random": -4.0}, "0")
+    trade = trade_chart([point(0.5, 3.0, hostile), point(0.6, 9.0)], {"mean_image": 0.0, "random": -4.0}, measure(), "0")
     endless = point(None, 1.0, low=-math.inf, high=math.inf)
-    gains = gain_chart([(hostile, [point(None, 3.0), endless]), ("y" * 99, [])], {"random": -4.0}, 2.0, "1")
+    gains = gain_chart([(hostile, [point(None, 3.0), endless]), ("y" * 99, [])], {"random": -4.0}, measure(), "1")
     for chart in (trade, gains):
         assert "<script" not in chart
         assert "&lt;script&gt;$\\alpha$" in chart

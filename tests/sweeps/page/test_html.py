@@ -17,7 +17,8 @@ SEEN, GREY = [18.0, 17.0, 18.5, 17.5], [0.5, -0.5, 0.0, -1.0]
 
 def made_up(defense, gains, seed=1, attack="cosine", **changes):
     images = [
-        {"name": f"{seed}-{number}", "gain": value, "identified": value > 5, "png": None} for number, value in enumerate(gains)
+        {"name": f"{seed}-{number}", "gain": value, "identified": value > 5, "exhibit": None}
+        for number, value in enumerate(gains)
     ]
     row = {"cell": f"{defense}-{seed}", "folder": f"cells/{defense} {seed}", "digest": f"{defense}{seed}", "defense": defense}
     row |= {"family": defense.split(" ")[0], "strength": defense.partition(" ")[2], "control": defense == "none", "setting": ""}
@@ -33,9 +34,10 @@ def made_up(defense, gains, seed=1, attack="cosine", **changes):
         "attack": attack,
         "error": None,
     }
-    row |= {"knows_defense": False, "graded": len(gains), "failures": 0, "failure": None, "psnr": 12.0 + sum(gains) / len(gains)}
-    row |= {"psnr_max": 30.0, "gain": 1.0, "gain_max": 2.0, "ssim": 0.5, "label_accuracy": 1.0, "identification": 0.5}
-    return row | {"mean_image": 12.0, "random": 8.0, "cpu_seconds": 1.5, "images": images} | changes
+    row |= {"knows_defense": False, "graded": len(gains), "failures": 0, "failure": None, "modality": "image"}
+    row |= {"metrics": {"psnr": 12.0 + sum(gains) / len(gains), "ssim": 0.5}, "baseline": {"mean_image": 12.0, "random": 8.0}}
+    row |= {"best": 30.0, "gain": 1.0, "gain_max": 2.0, "label_accuracy": 1.0, "identification": 0.5}
+    return row | {"cpu_seconds": 1.5, "examples": images} | changes
 
 
 def failed(defense, seed, error):
@@ -145,7 +147,7 @@ def test_images_are_shown_where_runs_revealed_them(page_of, tmp_path, lines):
         (folder / "reconstructions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
         RunFolder(folder).write_json("manifest.json", {"scenario": {}})
         row = made_up(defense, SEEN if defense == "none" else GREY)
-        row["images"][0]["png"] = found[0]["png"]
+        row["examples"][0]["exhibit"] = found[0]["exhibit"]
         rows.append(row)
     page = page_of(rows)
     assert len(page.all("img")) == 3 * 2

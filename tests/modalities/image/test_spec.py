@@ -1,0 +1,40 @@
+"""How a batch of images becomes model inputs, and what its loss is."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from fedleak.modalities.image import InputSpec
+
+SPEC = InputSpec((3, 4, 4), 10, (0.5, 0.25, 0.0), (0.5, 0.5, 2.0))
+
+
+def test_inputs_are_the_pixels_normalised():
+    images = torch.rand(2, 3, 4, 4)
+    found = SPEC.inputs({"images": images, "labels": torch.zeros(2)})
+    torch.testing.assert_close(found[:, 2], images[:, 2] / 2)
+    torch.testing.assert_close(SPEC.denormalize(found), images)
+
+
+def test_one_image_has_so_many_unknowns():
+    assert SPEC.unknowns == 48
+
+
+def test_clamping_leaves_all_else_alone():
+    labels = torch.tensor([3])
+    found = SPEC.clamp({"images": torch.full((1, 3, 4, 4), -2.0, dtype=torch.float64), "labels": labels})
+    assert found["images"].dtype == torch.float32
+    assert (found["images"] == 0).all()
+    assert found["labels"] is labels
+
+
+def test_the_loss_is_cross_entropy_in_nats():
+    logits = torch.zeros(4, 10)
+    assert SPEC.loss(logits, {"labels": torch.tensor([0, 1, 2, 9])}).item() == torch.tensor(math.log(10)).item()
+
+
+def test_facts_come_back_as_they_were():
+    facts = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(SPEC).items()}
+    assert InputSpec.from_facts(facts) == SPEC
