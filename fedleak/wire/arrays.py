@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from functools import cached_property
-from math import prod
 from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
+from fedleak.arrays import values_of
 from fedleak.errors import ReplyError
 from fedleak.runs.folder import Arrays
 
 _NPY = b"\x93NUMPY"
-_ROW_MAJOR = b"'fortran_order': False"
 
 
 class SentModel:
     """The global model as it was sent, and the form that every array of a reply to it must have.
-
-    NumPy parses the header of each array that it reads, which for a small one takes longer than all else. An array of the
-    same type, shape and order has the header of the one sent, byte for byte: then its values lie behind it, and are read in
-    place. Whatever begins otherwise is left to NumPy.
 
     Parameters
     ----------
@@ -33,12 +28,11 @@ class SentModel:
     def __init__(self, record: ArrayRecord) -> None:
         self.record = record
         self.forms = {name: (tuple(array.shape), np.dtype(array.dtype)) for name, array in record.items()}
-        self._headers = {name: _header(array, *self.forms[name]) for name, array in record.items()}
 
     @cached_property
     def values(self) -> Arrays:
         """The values by name; not to be written into."""
-        return {name: _sealed(array.numpy()) for name, array in self.record.items()}
+        return {name: _sealed(values_of(array)) for name, array in self.record.items()}
 
     def decode(self, name: str, array: Array) -> np.ndarray[Any, Any]:
         """Return the values of what came back as ``name``; not to be written into.
@@ -51,9 +45,6 @@ class SentModel:
         shape, dtype = self.forms[name]
         if tuple(array.shape) != shape:
             raise ReplyError(f"'{name}' has shape {tuple(array.shape)}, expected {shape}")
-        header, sent = self._headers[name], self.record[name]
-        if header and array.stype == sent.stype and len(array.data) == len(sent.data) and array.data.startswith(header):
-            return np.frombuffer(array.data, dtype, offset=len(header)).reshape(shape)
         values = decoded(name, array)
         if values.shape != shape or values.dtype != dtype:
             raise ReplyError(f"'{name}' holds {values.dtype} {values.shape}, expected {dtype} {shape}")
@@ -82,7 +73,7 @@ class DecodedArray(Array):
 
 
 def decoded(name: str, array: Array | None) -> np.ndarray[Any, Any]:
-    """Return the values of an array that a client sent.
+    """Return the values of an array that a client sent; not to be written into, as they may lie in its bytes.
 
     Raises
     ------
@@ -92,18 +83,11 @@ def decoded(name: str, array: Array | None) -> np.ndarray[Any, Any]:
     if array is None or not array.data.startswith(_NPY):
         raise ReplyError(f"'{name}' is missing, or no NumPy array")
     try:
-        values = array.numpy()
+        values = values_of(array)
     # What NumPy's reader makes of bytes that only look like an array.
     except (ValueError, TypeError, OSError, EOFError, MemoryError, SyntaxError, TokenError) as error:
         raise ReplyError(f"'{name}' cannot be decoded: {error}") from error
     return values
-
-
-def _header(array: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bytes:
-    """Return what comes before the values, or nothing where they cannot be read in place."""
-    size = prod(shape) * dtype.itemsize
-    header = bytes(array.data[: len(array.data) - size])
-    return header if size and header.startswith(_NPY) and _ROW_MAJOR in header else b""
 
 
 def _sealed(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -12,13 +12,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
+from fedleak import arrays as decoding
 from fedleak.positions.base import Honest
 from fedleak.positions.door import Door
 from fedleak.scenario.schema import parse_scenario
 from fedleak.seeding import Seed
 from fedleak.server.costs import Meter
 from fedleak.server.referee import Referee
-from fedleak.wire import arrays as decoding
 from fedleak.wire.directory import Directory
 from fedleak.wire.received import Received
 
