@@ -62,7 +62,7 @@ def interrupted(tmp_path: Path, quick: None) -> Callable[..., Path]:
     return run
 
 
-@pytest.mark.parametrize("protocol", ["fedsgd", "fedavg"])
+@pytest.mark.parametrize("protocol", ["fedsgd", pytest.param("fedavg", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("kind", "number"),
     [

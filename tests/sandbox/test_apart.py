@@ -141,7 +141,7 @@ def equal(one: Reconstruction, other: Reconstruction) -> bool:
     )
 
 
-@pytest.mark.parametrize("name", ["dlg", "closed-form"])
+@pytest.mark.parametrize("name", [pytest.param("dlg", marks=pytest.mark.slow), "closed-form"])
 def test_the_results_are_the_same_bit_for_bit(apart: Apart, scenario: Scenario, seen: list[Observation], name: str) -> None:
     model = build_model(scenario.model, seen[0].input, 1)
     here = Here(built(scenario), model, seed=attackers_seed(scenario.seed))

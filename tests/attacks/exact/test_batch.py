@@ -95,6 +95,7 @@ def test_one_sample_is_walked_as_by_the_chain_for_one(activation):
     torch.testing.assert_close(SMALL.denormalize(together.inputs).float(), images, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_too_few_equations_are_flagged_and_still_come_near():
     observation, network, images = batch(distinct(4), name="lenet", channels=6)
     [result] = attacks.get("closed-form")(labels="given", budget_seconds=2)([observation], network)

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional
@@ -56,6 +57,7 @@ def test_products_with_the_jacobian_agree_with_finite_differences_and_with_each_
     torch.testing.assert_close(torch.tensor(left), (transposed(cotangents) * tangent).sum(), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_descent_comes_near_the_images():
     *arguments, images = case()
     budget = Budget(2.0, 100)
