@@ -1,4 +1,4 @@
-"""What holds of every modality, and what a measure reads out of rows."""
+"""What a measure reads out of rows, which values are nearer, and batches as named tensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from fedleak.errors import ScenarioError
 from fedleak.modalities import find
 from fedleak.modalities.base import Figure, Measure, select, size
 
@@ -17,31 +16,6 @@ IMAGES = find.measure()
 def row(psnr: object, mean_image: object = 12.0, random: object = 8.0) -> dict[str, object]:
     baseline = {"mean_image": {"psnr": mean_image}, "random": {"psnr": random}}
     return {"metrics": {"psnr": psnr, "mse": 1e-4}, "baseline": baseline}
-
-
-@pytest.mark.parametrize("name", find.names())
-def test_every_modality_is_whole(name):
-    measure, spec, exhibit = find.measure(name), find.spec(name), find.exhibit(name)
-    assert measure.modality == spec.modality == name
-    names = [figure.name for figure in measure.figures]
-    assert len(set(names)) == len(names)
-    assert measure.headline.higher_is_nearer
-    assert not measure.headline.optional
-    assert measure.thresholds.exact[0] in names
-    assert measure.baselines
-    assert exhibit.suffix.startswith(".")
-    assert exhibit.folder.isalpha()
-
-
-def test_images_are_a_modality():
-    assert "image" in find.names()
-    assert find.measure_of([]) is find.measure_of([{"attack": "dlg"}]) is find.measure("image")
-
-
-def test_a_modality_that_a_file_made_up_is_refused():
-    for name in ("imag", "base", "os", "../image", "image.spec"):
-        with pytest.raises(ScenarioError, match="unknown modality"):
-            find.measure_of([{"modality": name}])
 
 
 def test_figures_are_read_out_of_whatever_a_row_holds():
