@@ -112,9 +112,6 @@ ELSEWHERE = {
         "result": "integration/determinism",
         "run": "integration/determinism",
     },
-    "modalities/image": {
-        "spec": "observation",
-    },
     "models": {
         "base": "models/zoo",
     },
