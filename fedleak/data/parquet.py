@@ -80,7 +80,7 @@ def images_from(tables: Sequence[tuple[str, Any]], image_size: int | None) -> En
                 f"{name}: column 'label' is {label.type} with {label.null_count} empty; expected integers in every row"
             )
         images.append(table[column])
-        labels.append(label.to_numpy().astype(np.int64))
+        labels.append(np.array(label.to_pylist(), dtype=np.int64))
     joined = np.concatenate(labels)
     origins = [(name, table.num_rows) for name, table in tables]
     if not len(joined):
@@ -108,9 +108,9 @@ def _read(path: Path) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        known = pq.read_schema(path)
-        wanted = [column for column in (*IMAGE_COLUMNS, "label") if column in known.names]
-        return pq.read_table(path, columns=wanted if len(wanted) > 1 else None)
+        with pq.ParquetFile(path) as file:  # pq.read_table imports pandas, which takes 50 MB
+            wanted = [column for column in (*IMAGE_COLUMNS, "label") if column in file.schema_arrow.names]
+            return file.read(columns=wanted if len(wanted) > 1 else None)
     except (OSError, pa.ArrowException) as error:
         raise ScenarioError(f"{path}: cannot be read as Parquet ({error}); replace the file") from error
 

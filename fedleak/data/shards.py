@@ -116,10 +116,11 @@ def _images(path: Path, image_size: int | None) -> EncodedImages:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path, columns=["image", "label"])
-    except (OSError, pa.ArrowException) as error:
+        with pq.ParquetFile(path) as file:
+            table = file.read(columns=["image", "label"]).select(["image", "label"])
+    except (OSError, KeyError, pa.ArrowException) as error:
         raise ScenarioError(f"{path}: cannot be read as Parquet ({error}); {_REMEDY}") from error
-    labels = table["label"].to_numpy().astype(np.int64)
+    labels = np.array(table["label"].to_pylist(), dtype=np.int64)
     return EncodedImages(table["image"], labels, [(str(path), len(labels))], image_size)
 
 
