@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -9,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
-from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
 from fedleak.errors import FedleakError
 from fedleak.wire.directory import Directory
@@ -22,7 +22,9 @@ _LONG = 3600.0  # seconds; a round of that length leaves no queue that is worth 
 
 def is_simulated(grid: Grid) -> bool:
     """Whether the grid is that of Flower's simulation engine, and reaches no other machine."""
-    return isinstance(grid, InMemoryGrid)
+    # Importing it imports a web server and a database, which only that engine needs and has then imported.
+    module = sys.modules.get("flwr.superlink.grid.inmemory_grid")
+    return module is not None and isinstance(grid, module.InMemoryGrid)
 
 
 class OrderedGrid(Grid):
