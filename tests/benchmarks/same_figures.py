@@ -115,12 +115,14 @@ def _plain_name(cell: str) -> str:
 
 def record(out: Path, only: list[str]) -> None:
     """Run all scenarios, or those named, and write what they gave."""
-    where = subprocess.run(
-        [sys.executable, "-c", "import fedleak; print(fedleak.__file__)"], capture_output=True, text=True, check=True
-    )
-    print(f"figures of {where.stdout.strip()}", flush=True)
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
+        asked = [sys.executable, "-c", "import fedleak; print(fedleak.__file__)"]
+        print(
+            "figures of",
+            subprocess.run(asked, cwd=scratch, capture_output=True, text=True, check=True).stdout.strip(),
+            flush=True,
+        )
         write_images(Path(scratch) / "images")
         for case in SCENARIOS:
             if only and case.name not in only:
@@ -191,11 +193,11 @@ def same(path: str, before: Any, after: Any, exact: bool) -> bool:
     return math.isclose(before, after, rel_tol=MSE if kind == "mse" else FRACTION)
 
 
-def compare(before: Path, after: Path, exact: bool) -> bool:
-    """Print every figure that differs, and say whether none does."""
+def compare(before: Path, after: Path, exact: bool, only: list[str]) -> bool:
+    """Print every figure that differs, of all scenarios or of those named, and say whether none does."""
     old, new = (json.loads(path.read_text(encoding="utf-8")) for path in (before, after))
     differing = 0
-    for name in [*old, *(name for name in new if name not in old)]:
+    for name in only or [*old, *(name for name in new if name not in old)]:
         if name not in old or name not in new:
             print(f"{name}: only in {before if name in old else after}")
             differing += 1
@@ -222,15 +224,16 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record", help="run all scenarios, and write their figures")
     recording.add_argument("out", type=Path)
-    recording.add_argument("--only", nargs="+", default=[], choices=[case.name for case in SCENARIOS], metavar="NAME")
     comparing = commands.add_parser("compare", help="print every figure that differs")
     comparing.add_argument("before", type=Path)
     comparing.add_argument("after", type=Path)
     comparing.add_argument("--exact", action="store_true", help="no tolerance: equal to the last bit")
+    for each in (recording, comparing):
+        each.add_argument("--only", nargs="+", default=[], choices=[case.name for case in SCENARIOS], metavar="NAME")
     options = parser.parse_args()
     if options.command == "record":
         record(options.out, options.only)
-    elif not compare(options.before, options.after, options.exact):
+    elif not compare(options.before, options.after, options.exact, options.only):
         sys.exit(1)
 
 
