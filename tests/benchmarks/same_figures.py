@@ -13,7 +13,7 @@ do not depend on the machine's speed.
 Compared are ``summary.json`` (with the digest of the model), ``rounds.jsonl``, ``reconstructions.jsonl``, ``problems.jsonl`` and
 ``sweep.jsonl``: PSNR within 0.001 dB, squared errors within as much of their logarithm, SSIM and LPIPS within 0.0001, other
 numbers within 1e-9 of themselves (``--exact``: all of them to the last bit), and everything else equal. Left out are seconds,
-memory, bytes on disk, versions and paths. Rows may hold their figures flat or under ``metrics``. A figure that only the second
+memory, bytes on disk, versions and paths. Rows that an earlier version wrote are read as today's. A figure that only the second
 file has is told and not counted; neither is the digest of a scenario, which changes with the place of the data and whenever a
 key is added to the schema. Exit code 1 if anything differs.
 """
@@ -37,12 +37,14 @@ from typing import Any
 
 from same_figures_scenarios import SCENARIOS, Case
 
+from fedleak.runs.earlier import of_today, sweep_row_of_today
+
 ROOT = Path(__file__).parents[2]
 LEFT_OUT = re.compile(
-    r"(^|\.)(seconds|cpu_seconds|attack_seconds|memory|resources|cost\.(cpu_)?seconds|folder|png|truth_png|cell)(\.|$)"
+    r"(^|\.)(seconds|cpu_seconds|attack_seconds|memory|resources|cost\.(cpu_)?seconds|folder|truth|exhibit|modality|cell)(\.|$)"
 )
 TOLD = {"digest"}
-DECIBELS = {"psnr", "psnr_max", "gain", "gain_max", "mean_image", "random"}
+DECIBELS = {"psnr", "psnr_max", "gain", "gain_max", "best", "mean_image", "random"}
 SHARES = {"ssim", "lpips"}
 DB, SHARE, FRACTION = 1e-3, 1e-4, 1e-9
 MSE = 10 ** (DB / 10) - 1
@@ -143,13 +145,17 @@ def figures(case: dict[str, Any]) -> dict[str, Any]:
     """Return every figure of a scenario by its path; rows by what they are of, so that their order does not count."""
     found = {"exit": case["exit"]}
     for name, part in case.get("cells", {"": case}).items():
-        found |= dict(_flat(part.get("summary", {}), f"{name} summary"))
+        summary = part.get("summary", {})
+        leakage = {"leakage": [of_today(entry) for entry in summary.get("leakage", [])]}
+        found |= dict(_flat({**summary, **leakage}, f"{name} summary"))
         found |= _by_key(part.get("rounds", []), ("round",), f"{name} round")
-        keys = ("round", "client", "cohort", "attack", "image")
-        found |= _by_key(part.get("reconstructions", []), keys, f"{name} row")
+        keys = ("round", "client", "cohort", "attack", "example")
+        found |= _by_key([of_today(row) for row in part.get("reconstructions", [])], keys, f"{name} row")
         found |= _by_key(part.get("problems", []), ("round", "attack"), f"{name} problem")
         found[f"{name} captures"] = part.get("captures")
-    found |= _by_key(case.get("sweep", []), ("defense", "setting", "seed", "attack"), "sweep row")
+    found |= _by_key(
+        [sweep_row_of_today(row) for row in case.get("sweep", [])], ("defense", "setting", "seed", "attack"), "sweep row"
+    )
     return {path: value for path, value in found.items() if value is not None and not LEFT_OUT.search(path.partition(": ")[2])}
 
 
