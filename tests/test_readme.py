@@ -60,7 +60,7 @@ def test_the_attack_of_the_readme_runs_in_a_federation(tmp_path: Path, monkeypat
     finally:
         attacks._plugins.pop("cosine-adam", None)
     [leakage] = result.summary["leakage"]
-    assert leakage["images"] == 2
+    assert leakage["examples"] == 2
     assert leakage["label_accuracy"] == 1
     assert leakage["metrics"]["psnr"]["min"] > leakage["baseline"]["mean_image"]["psnr"]
 

@@ -73,7 +73,8 @@ def several_steps(count, rate=0.1):
     seen = observe(network, images, labels, input=spec)
     client = build_model(Model(name="lenet"), spec, 0).eval()
     for at in range(count):
-        step(client, gradient_of(client, spec.normalize(images[at : at + 1]), labels[at : at + 1])[1], rate, seen.parameters)
+        gradient = gradient_of(client, spec.normalize(images[at : at + 1]), labels[at : at + 1])[1]
+        step(dict(client.named_parameters()), gradient, rate, seen.parameters)
     update = {name: value.detach() for name, value in client.named_parameters()}
     local = LocalTraining(count, 1, count, learning_rate=rate, mode="eval")
     return replace(seen, kind="weights", update=update, local=local), network

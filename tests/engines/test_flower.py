@@ -26,6 +26,7 @@ from flwr.superlink.federation import NoOpFederationManager
 
 import fedleak
 from fedleak.engines.inprocess import _CLIENT_RAISED
+from fedleak.wire.grid import is_simulated
 from fedleak.wire.replies import _UNREACHABLE
 
 PACKAGE = Path(fedleak.__file__).parent
@@ -69,7 +70,6 @@ PRIVATE = {
     "flwr.supercore.run": {"Run"},
     "flwr.supercore.task_identity": {"TaskIdentity"},
     "flwr.supercore.telemetry": {"EventType"},
-    "flwr.superlink.grid.inmemory_grid": {"InMemoryGrid"},
 }
 
 
@@ -105,6 +105,13 @@ def test_private_names_live_in_few_rooms_only() -> None:
     for module, names in imports(PACKAGE).items():
         if module in PUBLIC:
             assert not [name for name in names if name.startswith("_")]
+
+
+def test_the_grid_of_the_simulation_is_where_it_is_looked_for_without_importing_it() -> None:
+    assert "flwr.superlink.grid.inmemory_grid" in (PACKAGE / "wire" / "grid.py").read_text()
+    grid = importlib.import_module("flwr.superlink.grid.inmemory_grid").InMemoryGrid
+    assert is_simulated(grid.__new__(grid))
+    assert not is_simulated(object())  # type: ignore[arg-type]
 
 
 def test_what_the_engines_call_takes_what_they_pass() -> None:
