@@ -56,24 +56,68 @@ class Seed:
     def isolated(self) -> Iterator[None]:
         """Seed the global generators inside the block (layer initialisation, dropout, samplers) and restore them after.
 
-        A thread that was abandoned inside the block restores nothing: others have gone on to draw from the generators.
+        A thread that was abandoned inside the block restores nothing: others have gone on to draw from the generators. Directly
+        inside :func:`generators_kept`, the end of that block restores them and not the end of this one.
         """
         thread = threading.current_thread()  # garbage may be collected, and with it a block ended, by any other
-        python, numpy_state, torch_state = random.getstate(), np.random.get_state(), _torch_state()
+        around: _Around | None = getattr(_here, "around", None)
+        if around is None or not around.free:
+            with _restored(thread):
+                self._seed(thread)
+                yield
+            return
+        around.free = False  # blocks inside this one restore what it draws from
         try:
-            with abandoned.LOCK:
-                if abandoned.is_abandoned(thread):
-                    raise FedleakError("this thread was abandoned, so it seeds nothing: others draw from the generators by now")
-                _seed_torch(self.value)
-                np.random.seed(self.value % 2**32)
-                random.seed(self.value)
+            self._seed(thread)
             yield
         finally:
-            with abandoned.LOCK:
-                if not abandoned.is_abandoned(thread):
-                    random.setstate(python)
-                    np.random.set_state(numpy_state)
-                    _restore_torch(torch_state)
+            around.free = True
+
+    def _seed(self, thread: threading.Thread) -> None:
+        with abandoned.LOCK:
+            if abandoned.is_abandoned(thread):
+                raise FedleakError("this thread was abandoned, so it seeds nothing: others draw from the generators by now")
+            _seed_torch(self.value)
+            np.random.seed(self.value % 2**32)
+            random.seed(self.value)
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Restore the global generators at the end of the block: once for all the blocks of :meth:`Seed.isolated` in it.
+
+    To save and restore them takes longer than to seed them. What draws from them in the block, but in none of those, goes on from
+    where the latest one ended.
+    """
+    with _restored(threading.current_thread()):
+        before, _here.around = getattr(_here, "around", None), _Around()
+        try:
+            yield
+        finally:
+            _here.around = before
+
+
+@dataclass
+class _Around:
+    """A block of :func:`generators_kept`, and whether no isolated one is open in it."""
+
+    free: bool = True
+
+
+_here = threading.local()
+
+
+@contextmanager
+def _restored(thread: threading.Thread) -> Iterator[None]:
+    python, numpy_state, torch_state = random.getstate(), np.random.get_state(), _torch_state()
+    try:
+        yield
+    finally:
+        with abandoned.LOCK:
+            if not abandoned.is_abandoned(thread):
+                random.setstate(python)
+                np.random.set_state(numpy_state)
+                _restore_torch(torch_state)
 
 
 def _seed_torch(value: int) -> None:

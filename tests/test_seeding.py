@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedleak import seeding
-from fedleak.seeding import Seed
+from fedleak.seeding import Seed, generators_kept
 
 
 def test_a_path_gives_the_same_numbers_whatever_drew_before() -> None:
@@ -103,3 +103,42 @@ def test_isolated_asks_nothing_of_devices_that_are_not_there(monkeypatch: pytest
     monkeypatch.setattr(seeding, "_restore_torch", lambda state: None)
     with pytest.raises(AssertionError, match=str(Seed(3).value)), Seed(3).isolated():
         draw()
+
+
+def test_generators_are_restored_once_for_many_blocks() -> None:
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    np.random.randn()  # the second of a pair of normal numbers is kept for the next call
+    expected = draw(), float(np.random.randn())
+    with Seed(3).isolated():
+        inside, after = draw(), draw()
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    np.random.randn()
+    with generators_kept():
+        for _ in range(2):
+            with Seed(3).isolated():
+                assert draw() == inside
+                with Seed(4).isolated():
+                    other = draw()
+                with generators_kept(), Seed(4).isolated():
+                    assert draw() == other
+                assert draw() == after
+    assert (draw(), float(np.random.randn())) == expected
+    with Seed(3).isolated():
+        draw()
+    assert seeding._here.around is None
+
+
+def test_a_block_that_fails_leaves_kept_generators_to_be_restored() -> None:
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    expected = draw()
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    with generators_kept():
+        with pytest.raises(KeyError), Seed(3).isolated():
+            raise KeyError(draw())
+        with Seed(3).isolated():
+            inside = draw()
+            with Seed(4).isolated():
+                draw()
+        with Seed(3).isolated():
+            assert draw() == inside
+    assert draw() == expected

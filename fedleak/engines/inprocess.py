@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedleak.arrays import copy_of, record_with
 from fedleak.client.app import app
 from fedleak.engines.base import Serve
+from fedleak.engines.carried import carried
 from fedleak.scenario.schema import Scenario
 from fedleak.secagg.client import SecuredApp
+from fedleak.seeding import generators_kept
 from fedleak.wire.grid import OrderedGrid
 
 _RUN_ID = 1
@@ -106,7 +106,8 @@ class InProcessGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Run the clients that these messages went to, and return their replies."""
-        return list(self._replies(sorted(message_ids, key=int)))
+        with generators_kept():
+            return list(self._replies(sorted(message_ids, key=int)))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push and pull; nothing can time out."""
@@ -118,32 +119,11 @@ class InProcessGrid(Grid):
                 yield self._deliver(self._pending.pop(message_id), message_id)
 
     def _deliver(self, message: Message, message_id: str) -> Message:
-        received = _carried(message)
+        received = carried(message)
         try:
-            reply = _carried(self._app(received, self._contexts[message.metadata.dst_node_id]))
+            reply = carried(self._app(received, self._contexts[message.metadata.dst_node_id]))
         # A client may raise anything, or return what is no message; like Flower's own engines, answer for it with an error.
         except (Exception, SystemExit) as error:  # noqa: BLE001
             reply = Message(Error(code=_CLIENT_RAISED, reason=f"{type(error).__name__}: {error}"), reply_to=received)
         reply.metadata.__dict__["_message_id"] = f"{message_id}-reply"
         return reply
-
-
-def _carried(message: Message) -> Message:
-    """Return the message as it arrives: a copy, of which nothing that can be written to belongs to who sent it.
-
-    It passes Flower's serialisation, and what that refuses raises here; all but the arrays' bytes: nobody can write to those.
-    """
-    if message.has_error():
-        return message_from_proto(message_to_proto(message))
-    content, light = message.content, RecordDict()
-    for key, record in content.items():
-        light[key] = ArrayRecord() if isinstance(record, ArrayRecord) else record
-    message.content = light
-    try:
-        arrived = message_from_proto(message_to_proto(message))
-    finally:
-        message.content = content
-    for key, record in content.items():
-        if isinstance(record, ArrayRecord):
-            arrived.content[key] = record_with({name: copy_of(array) for name, array in record.items()})
-    return arrived
