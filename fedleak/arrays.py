@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.lib import format as npy
 from torch import Tensor
 
 Values = np.ndarray[Any, Any]
+_Record = TypeVar("_Record", ArrayRecord, ConfigRecord, MetricRecord)
 _MAGIC = npy.magic(1, 0)
 _START = len(_MAGIC) + 2  # the header's length follows, in two bytes
 _STYPE = Array(np.empty(0)).stype
@@ -77,6 +78,25 @@ def tensor_of(array: Array) -> Tensor:
     return tensor
 
 
+def shared_tensors_of(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
+    """Return a record's tensors by name, not to be written to: those of the call before, if it was for the same bytes.
+
+    All clients of a round are sent the same.
+    """
+    global _latest
+    own, latest = {name: (array.stype, array.data) for name, array in arrays.items()}, _latest
+    if (
+        latest is None
+        or list(latest[0]) != list(own)
+        or any(latest[0][name][0] != stype or latest[0][name][1] is not data for name, (stype, data) in own.items())
+    ):
+        _latest = latest = own, tensors_of(arrays)
+    return dict(latest[1])
+
+
+_latest: tuple[dict[str, tuple[str, bytes]], dict[str, Tensor]] | None = None
+
+
 def record_of(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Return ``ArrayRecord(tensors)``: a copy, with the same bytes."""
     return record_with({name: array_of(tensor.detach().cpu().numpy()) for name, tensor in tensors.items()})
@@ -87,6 +107,11 @@ def record_with(arrays: dict[str, Array]) -> ArrayRecord:
     record = ArrayRecord()
     record.__dict__["_data"].update(arrays)  # one by one, Flower looks at the type of each for longer than all else takes
     return record
+
+
+def records_of(content: RecordDict, kind: type[_Record]) -> dict[str, _Record]:
+    """Return the records of one kind by name, to be read: ``content.array_records`` can be written to, and takes far longer."""
+    return {name: record for name, record in content.items() if isinstance(record, kind)}
 
 
 def _array(dtype: str, shape: tuple[int, ...], stype: str, data: bytes) -> Array:

@@ -4,9 +4,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from fedleak.arrays import array_of, copy_of, record_of, tensor_of, tensors_of, values_of
+from fedleak.arrays import array_of, copy_of, record_of, records_of, shared_tensors_of, tensor_of, tensors_of, values_of
 
 VALUES = [
     np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -47,6 +47,27 @@ def test_a_record_goes_there_and_back() -> None:
     record = record_of(tensors)
     assert record == ArrayRecord({name: value.detach() for name, value in tensors.items()})
     assert all(torch.equal(value, tensors[name]) for name, value in tensors_of(record).items())
+
+
+def test_tensors_are_shared_by_records_of_the_same_bytes_only() -> None:
+    record = record_of({"w": torch.randn(3), "b": torch.randn(2)})
+    first = shared_tensors_of(record)
+    again = shared_tensors_of({name: copy_of(array) for name, array in record.items()})
+    assert all(again[name] is first[name] for name in record)
+    again.clear()
+    assert list(shared_tensors_of(record)) == ["w", "b"]
+    changed = {"w": array_of(np.ones(3, dtype=np.float32)), "b": record["b"]}
+    for other in (changed, {"b": record["b"], "w": record["w"]}, {"w": record["w"]}, {"w": record["b"], "b": record["w"]}):
+        found = shared_tensors_of(other)
+        assert list(found) == list(other)
+        assert all(torch.equal(found[name], tensor_of(array)) for name, array in other.items())
+        assert all(found[name] is not value for name, value in first.items() if name in found)
+
+
+def test_records_are_those_of_one_kind() -> None:
+    content = RecordDict({"a": record_of({}), "c": ConfigRecord({"n": 1}), "d": ConfigRecord()})
+    assert records_of(content, ConfigRecord) == dict(content.config_records)
+    assert records_of(content, ArrayRecord)["a"] is content["a"]
 
 
 def test_values_that_are_shared_cannot_be_written_to() -> None:

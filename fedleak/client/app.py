@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedleak.arrays import record_of, tensors_of
+from fedleak.arrays import record_of, records_of, shared_tensors_of
 from fedleak.client.known import UNKNOWN, find, keep_sent, keep_trained
 from fedleak.client.mod import chain_for, defense_mod, remembering, scenario_of
 from fedleak.client.timing import timing_mod
@@ -39,8 +39,8 @@ def on_train(msg: Message, context: Context) -> Message:
     """Train on the received model and reply with the gradient or the weights."""
     scenario, client = scenario_of(context), partition_of(context)
     config: dict[str, Any] = dict(_config(msg))
-    arrays = msg.content.array_records["arrays"]
-    received = tensors_of(arrays)
+    arrays = records_of(msg.content, ArrayRecord)["arrays"]
+    received = shared_tensors_of(arrays)
     mu = float(config.get("proximal-mu", 0.0))
     chain, server_round = chain_for(context), int(config["server-round"])
     if scenario.attacked(server_round):  # only then is a question to come
@@ -198,7 +198,7 @@ def partition_of(context: Context) -> int:
 
 
 def _config(msg: Message) -> ConfigRecord:
-    return msg.content.config_records["config"]
+    return records_of(msg.content, ConfigRecord)["config"]
 
 
 def _features(arrays: ArrayRecord, scenario: Scenario) -> PenultimateFeatures:

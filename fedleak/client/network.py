@@ -64,7 +64,8 @@ def network(scenario: Scenario, input: InputSpec, received: Tensors, device: tor
             model = defended_model(scenario, input)
         lent = Lent.of(model)
         if lent is None or not lent.fits(received):
-            model.load_state_dict(received)
+            # A user's network may keep what it is given, and train that.
+            model.load_state_dict({name: value.clone() for name, value in received.items()})
             yield model.to(device)
             return
     yield lent.loaded(received, device)

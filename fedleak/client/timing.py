@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from flwr.app import ConfigRecord, Context, Message
 
+from fedleak.arrays import records_of
 from fedleak.client.mod import is_train
 from fedleak.process.abandoned import process_time
 
@@ -21,7 +22,7 @@ def timing_mod(msg: Message, context: Context, call_next: Callable[[Message, Con
     wall, cpu = time.perf_counter(), process_time()
     reply = call_next(msg, context)
     if not reply.has_error():
-        facts = dict(reply.content.config_records.get("fedleak", {}))
+        facts = dict(records_of(reply.content, ConfigRecord).get("fedleak", {}))
         spent = {"seconds": time.perf_counter() - wall, "cpu_seconds": process_time() - cpu}
         reply.content["fedleak"] = ConfigRecord(facts | spent)
     return reply

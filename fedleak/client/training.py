@@ -121,8 +121,7 @@ def step(named: Tensors, gradient: Tensors, learning_rate: float, anchor: Tensor
         if proximal_mu:
             pulls = [proximal_mu * (value - anchor[name].to(value.device)) for name, value in named.items()]
             along = [one + pull for one, pull in zip(along, pulls, strict=True)]
-        for value, change in zip(named.values(), torch._foreach_mul(along, learning_rate), strict=True):
-            value.sub_(change)
+        torch._foreach_sub_(list(named.values()), torch._foreach_mul(along, learning_rate))
 
 
 def _per_pass(scenario: Scenario, shard_size: int) -> int:

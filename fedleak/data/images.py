@@ -70,7 +70,7 @@ class PillowImages(ImageSet):
             return torch.empty(0, 3, height, width)
         places = self._place[np.asarray(indices)]
         if self._kept is not None and places.min() >= 0:
-            return torch.from_numpy(self._kept[places]).float() / 255
+            return torch.from_numpy(self._kept[places]).float().div_(255)
         return torch.from_numpy(np.stack([self._pixels(int(index)) for index in indices])).float() / 255
 
     def verify(self, indices: Sequence[int], *, headers_only: bool = False) -> None:

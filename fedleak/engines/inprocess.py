@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -40,7 +42,8 @@ class InProcess:
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = _RUN_ID
         clients = scenario.federation.clients
         grid = OrderedGrid(InProcessGrid(self._app, clients, scenario.to_json()), clients, scenario.federation.timeout)
-        serve(grid, grid.directory)
+        with _frozen():
+            serve(grid, grid.directory)
 
 
 class InProcessGrid(Grid):
@@ -127,3 +130,17 @@ class InProcessGrid(Grid):
             reply = Message(Error(code=_CLIENT_RAISED, reason=f"{type(error).__name__}: {error}"), reply_to=received)
         reply.metadata.__dict__["_message_id"] = f"{message_id}-reply"
         return reply
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """Have garbage collected without a walk through what is there before, all of PyTorch: some strategies ask for it often."""
+    if gc.get_freeze_count():  # whoever froze that is to unfreeze it
+        yield
+        return
+    gc.collect()  # what is garbage now would stay
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

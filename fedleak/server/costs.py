@@ -11,7 +11,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord
 
+from fedleak.arrays import records_of
 from fedleak.defenses.base import Defense, defenses
 from fedleak.runs.folder import Row
 from fedleak.scenario.schema import Scenario
@@ -55,7 +57,7 @@ class Meter:
             ``seconds`` and ``cpu_seconds`` as the client measured them, ``None`` if it did not say; ``bytes`` of the serialised
             arrays; ``coded_bytes``.
         """
-        [arrays] = reply.message.content.array_records.values()
+        [arrays] = records_of(reply.message.content, ArrayRecord).values()
         bits = 0.0
         for name, values in reply.arrays.items():
             if name in self._buffers:
@@ -63,7 +65,7 @@ class Meter:
             else:
                 present = values != (sent.values[name] if self._changes else 0)
                 bits += coded_bits(present, self._bits or 8 * values.itemsize)
-        told: Mapping[str, Any] = reply.message.content.config_records.get("fedleak", {})
+        told: Mapping[str, Any] = records_of(reply.message.content, ConfigRecord).get("fedleak", {})
         return {
             "seconds": _seconds(told.get("seconds")),
             "cpu_seconds": _seconds(told.get("cpu_seconds")),

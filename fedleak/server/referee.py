@@ -10,7 +10,7 @@ from flwr.app.exception import AppExitException
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedleak.arrays import record_with
+from fedleak.arrays import record_with, records_of
 from fedleak.errors import FedleakError
 from fedleak.positions.door import Aggregator
 from fedleak.runs.folder import Arrays, Row
@@ -60,7 +60,7 @@ class Referee(Aggregator):
             parameters = ArrayRecord({name: array for name, array in arrays.items() if name not in self._buffers})
             messages = list(self.strategy.configure_train(server_round, parameters, config, grid))
         for message in messages:
-            [key] = message.content.array_records
+            [key] = records_of(message.content, ArrayRecord)
             message.content[key] = arrays
         return messages
 
@@ -95,7 +95,7 @@ class Referee(Aggregator):
 
     def _hand_over(self, reply: Reply) -> None:
         """Leave in the message what the strategy is to see: the parameters, decoded."""
-        [(key, arrays)] = reply.message.content.array_records.items()
+        [(key, arrays)] = records_of(reply.message.content, ArrayRecord).items()
         reply.message.content[key] = record_with(
             {name: DecodedArray(array, reply.arrays[name]) for name, array in arrays.items() if name not in self._buffers}
         )

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from flwr.app import Message, MetricRecord
+from flwr.app import ArrayRecord, Message, MetricRecord
 
+from fedleak.arrays import records_of
 from fedleak.errors import ReplyError
 from fedleak.printable import one_line
 from fedleak.runs.folder import Arrays
@@ -90,7 +91,7 @@ def check_reply(message: Message, sent: SentModel, most_examples: int) -> Reply:
         if message.error.code in _UNREACHABLE:
             raise ReplyError(f"no reply: {reason.removeprefix('Error: ')[:_LONGEST_REASON]}")
         raise ReplyError(f"the client raised: {reason[-_LONGEST_REASON:]}")
-    records, metrics = message.content.array_records, message.content.metric_records
+    records, metrics = records_of(message.content, ArrayRecord), records_of(message.content, MetricRecord)
     if len(records) != 1 or len(metrics) != 1:
         raise ReplyError(f"expected one ArrayRecord and one MetricRecord, got {len(records)} and {len(metrics)}")
     examples = _examples(next(iter(metrics.values())), most_examples)
@@ -117,10 +118,10 @@ def _examples(metrics: MetricRecord, most_examples: int) -> int:
 
 def _form(reply: Message) -> frozenset[str]:
     """Return what must be the same in all replies of a round: how records and metrics are called, and of what kind they are."""
-    [(key, metrics)] = reply.content.metric_records.items()
+    [(key, metrics)] = records_of(reply.content, MetricRecord).items()
     kinds = {name: f"a list of {len(value)}" if isinstance(value, list) else "a number" for name, value in metrics.items()}
     return frozenset(
-        {f"arrays as {name}" for name in reply.content.array_records}
+        {f"arrays as {name}" for name in records_of(reply.content, ArrayRecord)}
         | {f"metrics as {key}"}
         | {f"{name} as {kind}" for name, kind in kinds.items()}
     )

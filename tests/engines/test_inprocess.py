@@ -1,3 +1,4 @@
+import gc
 from collections.abc import Iterable
 from typing import Any
 
@@ -95,6 +96,26 @@ def test_a_node_that_does_not_say_who_it_is_ends_the_run_in_time(monkeypatch: py
     monkeypatch.setattr(InProcessGrid, "pull_messages", lambda self, ids: [])
     with pytest.raises(FedleakError, match="found"):
         serve(who, lambda grid, directory: None)
+
+
+@pytest.mark.parametrize("by_others", [False, True])
+def test_what_was_there_before_is_not_searched_for_garbage(by_others: bool) -> None:
+    def use(grid: OrderedGrid, directory: Any) -> None:
+        assert gc.get_freeze_count()
+        raise ZeroDivisionError
+
+    before = gc.get_freeze_count()
+    gc.unfreeze()
+    if by_others:
+        gc.freeze()
+    try:
+        with pytest.raises(ZeroDivisionError):
+            serve(who, use)
+        assert bool(gc.get_freeze_count()) == by_others
+    finally:
+        gc.unfreeze()
+        if before:
+            gc.freeze()
 
 
 def test_what_the_server_raises_reaches_the_caller() -> None:

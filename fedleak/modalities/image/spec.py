@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -66,7 +67,14 @@ class InputSpec(Spec):
         return inputs * self._channel(self.std, inputs) + self._channel(self.mean, inputs)
 
     def _channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
-        return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+        return _channels(values, like.dtype, like.device)
+
+
+@lru_cache(maxsize=32)
+def _channels(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return (1, C, 1, 1), not to be written to."""
+    with torch.inference_mode(mode=False):  # autograd takes no tensor that was made in that mode
+        return torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1)
 
 
 SPEC = InputSpec

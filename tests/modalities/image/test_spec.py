@@ -18,6 +18,15 @@ def test_inputs_are_the_pixels_normalised():
     torch.testing.assert_close(SPEC.denormalize(found), images)
 
 
+def test_inputs_first_asked_for_in_inference_can_be_trained_on():
+    spec, images = InputSpec((3, 4, 4), 10, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), torch.rand(2, 3, 4, 4)
+    with torch.inference_mode():
+        spec.inputs({"images": images})
+    scale = torch.ones(1, requires_grad=True)
+    (spec.inputs({"images": images * scale}).square().sum()).backward()
+    assert scale.grad is not None
+
+
 def test_one_image_has_so_many_unknowns():
     assert SPEC.unknowns == 48
 
