@@ -35,8 +35,12 @@ _MISSING = object()
 
 
 @contextmanager
-def network(scenario: Scenario, input: InputSpec, received: Tensors, device: torch.device) -> Iterator[nn.Module]:
+def network(
+    scenario: Scenario, input: InputSpec, received: Tensors, device: torch.device
+) -> Iterator[tuple[nn.Module, Lent | None]]:
     """Lend the scenario's network, as its defenses change it, with the received weights and buffers, in the mode it is built in.
+
+    Beside it comes what knows its parts by heart, ``None`` if it is built for this message only.
 
     Parameters
     ----------
@@ -66,9 +70,9 @@ def network(scenario: Scenario, input: InputSpec, received: Tensors, device: tor
         if lent is None or not lent.fits(received):
             # A user's network may keep what it is given, and train that.
             model.load_state_dict({name: value.clone() for name, value in received.items()})
-            yield model.to(device)
+            yield model.to(device), None
             return
-    yield lent.loaded(received, device)
+    yield lent.loaded(received, device), lent
     lent.clear()
     _spare[:] = [(key, lent)]
 
@@ -92,6 +96,7 @@ class _Part:
     """A module of the network, and what it held when it was built."""
 
     module: nn.Module
+    prefix: str
     plain: dict[str, Any]
     containers: dict[str, Any]
     tensors: dict[str, dict[str, _Place | None]]
@@ -103,6 +108,7 @@ class Lent:
     def __init__(self, model: nn.Module, parts: list[_Part]) -> None:
         self._model = model
         self._parts = parts
+        self._plain_mode = all(type(part.module).train is nn.Module.train for part in parts)
         self._forms = {name: (value.shape, value.dtype) for name, value in model.state_dict().items()}
 
     @classmethod
@@ -128,6 +134,23 @@ class Lent:
                     name: None if place is None else place.filled(received, device) for name, place in places.items()
                 }
         return self._model
+
+    def set_mode(self, training: bool) -> None:
+        """Do as ``model.train(training)``."""
+        if not self._plain_mode:
+            self._model.train(training)
+            return
+        for part in self._parts:
+            part.module.__dict__["training"] = training
+
+    def parameters(self) -> Tensors:
+        """Return ``dict(model.named_parameters())``, if nobody changed which there are."""
+        return {
+            part.prefix + name: value
+            for part in self._parts
+            for name, value in part.module._parameters.items()
+            if value is not None
+        }
 
     def clear(self) -> None:
         """Put everything back to what it was, and let go of the tensors."""
@@ -168,7 +191,7 @@ def _part(module: nn.Module, prefix: str) -> _Part | None:
         return None
     containers = {name: _copied(value) for name, value in rest.items() if isinstance(value, _CONTAINERS)}
     plain = {name: value for name, value in rest.items() if name not in containers}
-    return _Part(module, plain, containers | {"_modules": dict(module._modules)}, tensors)
+    return _Part(module, prefix, plain, containers | {"_modules": dict(module._modules)}, tensors)
 
 
 def _place(name: str, value: Tensor | None, *, travels: bool) -> _Place | None:

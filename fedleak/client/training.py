@@ -74,10 +74,11 @@ def train(
     shard = data.shard(client)
     device = torch.device(scenario.local.device)
     seed = Seed(scenario.seed).derive("training", client, server_round)
-    with one_thread(), network(scenario, data.input, received, device) as model, seed.isolated():
-        model.train(scenario.local.mode == "train")
+    with one_thread(), network(scenario, data.input, received, device) as (model, lent), seed.isolated():
+        (model.train if lent is None else lent.set_mode)(scenario.local.mode == "train")
         chain.on_model(model)
-        named: Tensors = dict(model.named_parameters())
+        # A defense may change which parameters there are.
+        named: Tensors = dict(model.named_parameters()) if lent is None or scenario.defenses else lent.parameters()
         steps = local_steps(scenario, len(shard), client, server_round)
         total = 0.0
         gradient: Tensors = {}

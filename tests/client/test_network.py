@@ -188,7 +188,7 @@ def test_what_a_client_does_to_its_network_is_undone() -> None:
     scenario = scene(NORMALISED)
     received = dict(defended_model(scenario, INPUT).state_dict())
     kept = {name: value.clone() for name, value in received.items()}
-    with network(scenario, INPUT, received, CPU) as model:
+    with network(scenario, INPUT, received, CPU) as (model, _):
         fresh = [str(model), *map(vars, model.modules())]
         for module in model.modules():
             module.register_forward_pre_hook(lambda *_: None)
@@ -197,7 +197,7 @@ def test_what_a_client_does_to_its_network_is_undone() -> None:
                 value.requires_grad_(False).fill_(7)
         first = model
         model.added = nn.Linear(2, 2)
-    with network(scenario, INPUT, received, CPU) as model:
+    with network(scenario, INPUT, received, CPU) as (model, _):
         assert model is first
         assert all(module.training and not module._forward_pre_hooks for module in model.modules())
         assert all(value.requires_grad for value in model.parameters())
@@ -218,7 +218,7 @@ def test_a_network_whose_client_failed_is_not_lent_again() -> None:
 def test_one_that_is_lent_is_not_lent_to_another() -> None:
     scenario = scene()
     received = dict(defended_model(scenario, INPUT).state_dict())
-    with network(scenario, INPUT, received, CPU) as one, network(scenario, INPUT, received, CPU) as other:
+    with network(scenario, INPUT, received, CPU) as (one, _), network(scenario, INPUT, received, CPU) as (other, _):
         assert one is not other
 
 
@@ -239,6 +239,39 @@ def test_other_names_or_shapes_are_refused_as_by_a_new_one() -> None:
 def test_another_scenario_gets_its_own() -> None:
     for scenario in (scene(), scene({"name": "mlp", "hidden": [5]}), scene(None, "precode")):
         received = dict(defended_model(scenario, INPUT).state_dict())
-        with network(scenario, INPUT, received, CPU) as model:
+        with network(scenario, INPUT, received, CPU) as (model, _):
             assert model.state_dict().keys() == received.keys()
             assert all(torch.equal(value, received[name]) for name, value in model.state_dict().items())
+
+
+class Frozen(nn.Module):
+    """A network whose normalisation stays as it is in training."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.norm, self.last = nn.BatchNorm2d(3), nn.Linear(768, num_classes)
+
+    def train(self, mode: bool = True) -> "Frozen":
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        value: Tensor = self.last(self.norm(x).flatten(1))
+        return value
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("spec", [{"name": "lenet"}, NORMALISED, {"name": f"{__name__}:Users"}, {"name": f"{__name__}:Frozen"}])
+def test_what_is_known_by_heart_is_what_the_network_says(spec: dict[str, Any], training: bool) -> None:
+    scenario = scene(spec)
+    received = dict(defended_model(scenario, INPUT).state_dict())
+    with network(scenario, INPUT, received, CPU) as (model, lent):
+        assert lent is not None
+        lent.set_mode(training)
+        found = [module.training for module in model.modules()]
+        model.train(not training).train(training)
+        assert found == [module.training for module in model.modules()]
+        known, said = lent.parameters(), dict(model.named_parameters())
+        assert list(known) == list(said)
+        assert all(known[name] is value for name, value in said.items())
