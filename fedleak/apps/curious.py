@@ -224,6 +224,8 @@ class Curious(StrategyWrapper):
         asked = self._asked
         if asked.server.isolation == "process":
             try:
+                if self._maker.startswith("__main__:"):
+                    raise FedleakError("it is of the program that was started, which another process cannot import")
                 pack(asked, self._model, self._input, None, self._maker)
             # What makes the network is the user's, and may raise anything when it is called without arguments.
             except Exception as error:  # noqa: BLE001

@@ -11,6 +11,7 @@ from fedleak.events import Listener, silent
 from fedleak.experiment.manifest import write_summary
 from fedleak.experiment.result import Result
 from fedleak.experiment.run import run
+from fedleak.process.files import UNFINISHED
 from fedleak.report.html import write_report
 from fedleak.runs.folder import Row, RunFolder
 from fedleak.scenario.schema import Scenario
@@ -61,7 +62,7 @@ def finished(scenario: Scenario, place: Path) -> Row | None:
 
 def _rounds_done(scenario: Scenario, place: Path) -> int | None:
     if not (place / "manifest.json").exists():
-        if place.exists() and not (place.is_dir() and {path.name for path in place.iterdir()} <= {"captures", "images"}):
+        if place.exists() and not (place.is_dir() and all(_of_a_start(path.name) for path in place.iterdir())):
             raise ScenarioError(f"{place}: is in the way and no run folder; move it, or choose another --out")
         return None
     folder = RunFolder.open(place)
@@ -71,3 +72,8 @@ def _rounds_done(scenario: Scenario, place: Path) -> int | None:
         return None
     done, _, _ = folder.load_checkpoint()
     return done
+
+
+def _of_a_start(name: str) -> bool:
+    """Whether a file is all that a start leaves which was killed before the manifest was in its place."""
+    return name in ("captures", "images") or (name.startswith("manifest.json.") and name.endswith(UNFINISHED))

@@ -116,9 +116,14 @@ class Apart:
         if self._process is not None and not self._process.ended:
             self._answer(self._process, {"do": "forget"}, [], None, None)
             return
+        shared = self._shared()
         with self._lock:
             self._process = _Process(self._threads)
-        self._answer(self._process, self._begin, [self._shared()], None, None)
+        try:
+            self._answer(self._process, self._begin, [shared], None, None)
+        except FedleakError:  # it was told nothing that it could work with
+            self.close()
+            raise
 
     def close(self) -> None:
         """End the process."""

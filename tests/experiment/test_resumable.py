@@ -64,7 +64,7 @@ def test_a_run_broken_off_goes_on_after_its_last_whole_round(scenario, tmp_path)
     assert finished(scenario, place)["rounds"] == 2
 
 
-@pytest.mark.parametrize("left", ["nothing", "folders", "manifest", "no report", "stale summary"])
+@pytest.mark.parametrize("left", ["nothing", "folders", "half a manifest", "manifest", "no report", "stale summary"])
 def test_whatever_a_kill_left_is_finished(scenario, tmp_path, left, monkeypatch):
     place = tmp_path / "r"
     whole = run_into(scenario, tmp_path / "whole", device="cpu")
@@ -77,6 +77,8 @@ def test_whatever_a_kill_left_is_finished(scenario, tmp_path, left, monkeypatch)
         monkeypatch.setattr(resumable, "run", never)
     elif left != "nothing":
         (place / "captures").mkdir(parents=True)
+        if left == "half a manifest":
+            (place / "manifest.json.0123456789abcdef.tmp").write_text("{")
         if left == "manifest":
             shutil.copy(tmp_path / "whole" / "manifest.json", place)
             (place / "rounds.jsonl").write_text('{"round": 0')

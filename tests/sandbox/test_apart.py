@@ -240,6 +240,18 @@ def test_what_was_shown_is_remembered_until_the_process_ends(apart: Apart, scena
     assert apart.show(place(scenario, "closed-form"), seen) is None
 
 
+def test_what_the_process_refuses_is_a_result_each_time_and_leaves_no_process(
+    scenario: Scenario, seen: list[Observation]
+) -> None:
+    shared = pack(scenario, build_model(scenario.model, seen[0].input, 1), seen[0].input, None)
+    other = shared.replace(str(torch.__version__).encode(), b"9" * len(str(torch.__version__)))
+    apart = Apart(built(scenario), lambda: other)
+    for _ in range(2):
+        [result] = apart.strike(place(scenario, "closed-form"), seen[:1])
+        assert "install the same there" in str(result.error)
+        assert apart._process is None
+
+
 def test_a_closed_process_is_gone(apart: Apart, scenario: Scenario, seen: list[Observation]) -> None:
     apart.begin()
     assert apart._process is not None
