@@ -107,7 +107,7 @@ def test_no_layer_of_the_image_holds_a_key(compose: Compose) -> None:
                 if content is not None and member.size > 10_000:
                     with tarfile.open(fileobj=content, mode="r|*") as layer:
                         names += [entry.name for entry in layer]
-    assert any(name.endswith("fedleak/engines/bundle.py") for name in names)
+    assert any(name.endswith("fedleak/deploy/bundle.py") for name in names)
     secrets = [name for name in names if name.endswith((".key", ".secret", ".pub")) or "/.env" in name or name == ".env"]
     assert [name for name in secrets if "-packages/" not in name and not name.startswith(("usr/share", "etc/ssl"))] == []
 

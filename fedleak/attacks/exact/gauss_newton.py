@@ -2,7 +2,7 @@
 
 Formula: min_v sum_l |g_l(x) - g_l|^2 / |g_l|^2 + |z(x) - z|^2 / (n var z) + |max(-p, p - 1, 0)|^2 / n + lambda |v|^2 / n,
 pixels p = decode(v), z the separated inputs of the last activation, lambda falling; steps by conjugate gradients on J^T J.
-Source: fedleak's own; the coordinates v are cosine frequencies of opponent colours, see ``fedleak/attacks/coordinates.py``.
+Source: fedleak's own; the coordinates v are cosine frequencies of opponent colours, see ``attacks/images/coordinates.py``.
 """
 
 from __future__ import annotations
