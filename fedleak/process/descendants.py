@@ -36,7 +36,7 @@ def nothing_left_of_a_broken_start() -> Iterator[None]:
     before = descendants()
     try:
         yield
-    except BaseException:
+    except BaseException:  # an interrupt above all; it is raised again
         started: set[int] = set()
         while new := descendants() - before - started:
             _signal(new, signal.SIGSTOP)  # so that they start no more while the others are looked for
