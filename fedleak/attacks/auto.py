@@ -1,7 +1,8 @@
 """Auto: look at the network, the update and the knowledge granted, and run what is best for them, with a fallback in order.
 
-Formula: exact where the equations can suffice; unrolled, then natural, for several local steps; natural for smooth networks;
-mmse for networks with ReLU; Inverting Gradients last; adaptive, and nothing else, where defenses are known to be on
+Formula: exact where the equations can suffice, the closed form where patches have positions; unrolled, then natural, for
+several local steps; natural for smooth networks; mmse for networks with ReLU; Inverting Gradients last; adaptive, and nothing
+else, where defenses are known to be on
 Source: fedleak's own; the order is that of what was measured for each attack
 For: any network and any batch
 Limits: goes on to the next attack only where one fails or leaves a misfit, as nobody tells it how good an image is: behind five
@@ -22,6 +23,7 @@ from torch import nn
 from fedleak.attacks.base import Attack, Budget, Reconstruction, attacks
 from fedleak.attacks.exact.chain import check_chain
 from fedleak.attacks.exact.count import LayerCount, count_update
+from fedleak.attacks.exact.positions import find_positions
 from fedleak.attacks.matching.objectives import squared_distance
 from fedleak.attacks.victims.base import Victim
 from fedleak.errors import AttackError
@@ -44,6 +46,8 @@ class Step:
     attack: str
     reason: str
     base: str | None = None
+    sure: bool = False
+    """Whether its own equations say if it has the image, so that its gradient need not be compared."""
 
     def __str__(self) -> str:
         return f"{self.attack}: {self.reason}"
@@ -74,7 +78,9 @@ def plan(model: nn.Module, input: InputSpec, local: LocalTraining, kind: UpdateK
     steps = local.steps if kind == "weights" else 1
     images = "one image" if local.num_examples == 1 else f"{local.num_examples} images"
     wanted: list[Step] = []
-    if why := _exactly(order, whole, local, steps):
+    if local.num_examples == 1 and (patches := find_positions(model, input)) is not None:
+        wanted.append(Step("closed-form", f"one image, whose patches '{patches.positions}' gives away", sure=True))
+    elif why := _exactly(order, whole, local, steps):
         wanted += [Step("exact", why), Step("closed-form", why)]
     smooth, seen = _smoothness(model)
     if steps > 1:
@@ -87,7 +93,7 @@ def plan(model: nn.Module, input: InputSpec, local: LocalTraining, kind: UpdateK
     wanted.append(Step("inverting-gradients", "reads any network"))
     known, found = set(attacks.names()), list[Step]()
     for step in wanted:
-        if step.attack in known and not (step.attack == "closed-form" and "exact" in known):
+        if step.attack in known and not (step.attack == "closed-form" and not step.sure and "exact" in known):
             found.append(step)
     return found
 
@@ -156,7 +162,7 @@ class Auto(Attack):
                 failures.append(f"{step.attack} failed: {result.error}")
                 continue
             result = replace(result, method="; ".join(part for part in (str(step), result.method, *failures) if part))
-            if kept is None and (not plugin.exact or _solved(result)):
+            if kept is None and (not plugin.exact or _solved(result) or (step.sure and not result.flags)):
                 return replace(result, iterations=iterations)
             if kept is not None:
                 best = min(kept, result, key=lambda found: _misfit(found, observation, model, device))

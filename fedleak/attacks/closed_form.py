@@ -2,16 +2,19 @@
 
 Formula: classifier dW = d h^T, d = p - y; then, layer by layer, activation inverses and least squares of a convolution's
 forward equations K u + b = z stacked on its weight-gradient equations sum_l d_l u_patch(l)^T = dK.
+Where a learned position is added to each patch, as in vision transformers: X = lstsq(dP^T, dW), ``exact/positions.py``.
 Source: R-GAP (Zhu and Blaschko, "Recursive Gradient Attack on Privacy", ICLR 2021, arXiv 2010.07733), with both kinds of
 equations solved together by preconditioned conjugate gradients in float64; batches are fedleak's own (``exact/batch.py``).
 For: feed-forward networks of linear layers, convolutions and activations that can be inverted, or ReLU; one image, or a batch
-of fewer images than classes
+of fewer images than classes; and one image behind patches with learned positions, whatever follows them
 Limits: refuses pooling, residual connections, LayerNorm and BatchNorm in train mode by name, and batches of as many images as
 classes, or whose labels do not satisfy the equations. A layer with few equations to spare can fail without a flag: look at the
 loss. Of one image behind five local steps at a rate of 0.01 it has over 70 dB on tanh networks, on sigmoid ones not
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +26,13 @@ from fedleak.attacks.exact.chain import ChainSolution, ImagePrior, check_chain, 
 from fedleak.attacks.exact.count import count_layers
 from fedleak.attacks.exact.drift import evaluating, follow_drift, gradient_of
 from fedleak.attacks.exact.missing import survivors
+from fedleak.attacks.exact.patches import foreseen, read_patches
+from fedleak.attacks.exact.positions import find_positions
 from fedleak.attacks.labels.base import label_rules
 from fedleak.errors import AttackError
+from fedleak.modalities.image import InputSpec
 from fedleak.models.inspect import ExecutionOrder, execution_order
-from fedleak.observation import LocalTraining, Observation, Tensors
+from fedleak.observation import LocalTraining, Observation, Tensors, UpdateKind
 from fedleak.seeding import Seed
 
 # Standard deviations over natural photographs of 32 x 32 pixels, in units of the [0, 1] range.
@@ -40,10 +46,11 @@ class ClosedForm(Attack):
 
     One image needs no batch size: the rank of the classifier's gradient tells whether there is one. A batch must have fewer
     images than classes; its labels are restored by the rule ``consistent`` unless another is given, and labels that do not
-    satisfy the equations are a named failure. Several local steps are read of one image only. Where it is known that the
-    client has masked or pruned its gradient, entries at zero are no equations, and one image is solved for by those left.
-    ``restarts`` and ``iterations`` do not apply. The loss is the norm of the difference between the observed gradient and
-    that of the solution, relative to the observed one.
+    satisfy the equations are a named failure. Several local steps are read of one image only. Behind patches with learned
+    positions one image is exact after any number of local steps of SGD, in train mode with dropout too; ``loss`` is then what
+    the equations leave over. Where it is known that the client has masked or pruned its gradient, entries at zero are no
+    equations, and one image is solved for by those left. ``restarts`` and ``iterations`` do not apply. Elsewhere the loss is
+    the norm of the difference between the observed gradient and that of the solution, relative to the observed one.
     """
 
     name = "closed-form"
@@ -51,10 +58,19 @@ class ClosedForm(Attack):
     own_labels = True
     models_local_steps = True
 
+    def foresee(
+        self, model: nn.Module, input: InputSpec, local: LocalTraining, kind: UpdateKind, defenses: Sequence[str]
+    ) -> str | None:
+        """Return what the equations of patches and positions promise, for a network that has them."""
+        found = find_positions(model, input) if local.num_examples == 1 else None
+        return None if found is None else foreseen(model, found, input)
+
     def reconstruct(
         self, observation: Observation, model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget
     ) -> Reconstruction:
         """Solve for the images, or raise where they cannot be told apart or the network is not a chain."""
+        if (found := find_positions(model, observation.input)) is not None:
+            return read_patches(observation, model, found, self._ruled(observation, model), device)
         order = execution_order(model, observation.input)
         mode = observation.local.mode if observation.local else "eval"
         check_chain(order, training=mode == "train")
@@ -68,9 +84,7 @@ class ClosedForm(Attack):
         left = survivors(observation) if observation.batch_size == steps == 1 else None
         known = None if left is None else {name: value.to(device) for name, value in left.known.items()}
         gradient = gradient if left is None else _double(left.gradient, device)
-        label = None
-        if self.config.labels is not None and observation.batch_size == 1:
-            label = label_rules.get(self.config.labels)().restore(observation, model)[0]
+        label = self._ruled(observation, model)
         spec = observation.input
         grey = spec.normalize(torch.full((1, *spec.shape), 0.5, dtype=torch.float64, device=device))[0]
         unit = len(spec.std) / sum(spec.std)
@@ -102,6 +116,12 @@ class ClosedForm(Attack):
             stop_reason="solved",
             flags=flags,
         )
+
+    def _ruled(self, observation: Observation, model: nn.Module) -> int | None:
+        """Return the label of one image by the rule that was asked for, if one was."""
+        if self.config.labels is None or observation.batch_size > 1:
+            return None
+        return label_rules.get(self.config.labels)().restore(observation, model)[0]
 
     def _after_local_steps(
         self,

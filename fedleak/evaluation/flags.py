@@ -55,6 +55,10 @@ FLAGS: Final[dict[str, Flag]] = {
         "No counter of the attack 'adaptive' goes through a defense that is on, so nobody attacked who knows how it works.",
         "Do not take a low figure for protection: add a counter, or an attack of its own that requires to know the defense.",
     ),
+    "equations-contradict": Flag(
+        "The attack's equations contradict each other, so noise, several images or another optimiser is behind the update.",
+        "Do not take the figure for the most that leaks: tell the attacker how many images there are, or try gradient matching.",
+    ),
     "labels-given": Flag(
         "The attacker was given the true labels, so the label accuracy is no result of the attack.",
         "Choose a threat preset below 'labels-known' to measure label restoration.",

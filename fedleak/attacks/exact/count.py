@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.attacks.exact.convolution import Geometry
+from fedleak.attacks.exact.positions import find_positions
 from fedleak.modalities.image import InputSpec
 from fedleak.models.inspect import ExecutionOrder, LeafCall, execution_order
 from fedleak.observation import LocalTraining
@@ -70,11 +71,13 @@ def count(model: nn.Module, input: InputSpec, batch_size: int, kept: float = 1.0
 
     Notes
     -----
-    Of the outputs that pass a ReLU half are taken to be known, and of those that pass a pooling layer as many as come
-    out. The classifier's own input counts what a rank-B matrix of softmax derivatives determines, given the labels.
+    One image's patches with learned positions are counted as one layer, whatever follows them. Of the outputs that pass a
+    ReLU half are taken to be known, and of those that pass a pooling layer as many as come out. The classifier's own input
+    counts what a rank-B matrix of softmax derivatives determines, given the labels.
     """
     order = execution_order(model, input)
-    return [*count_layers(order, batch_size, kept), _count_whole(model, order, input, batch_size, kept)]
+    layers = _count_patches(model, input, batch_size, kept) or count_layers(order, batch_size, kept)
+    return [*layers, _count_whole(model, order, input, batch_size, kept)]
 
 
 def count_update(model: nn.Module, input: InputSpec, local: LocalTraining, kept: float = 1.0) -> list[LayerCount]:
@@ -86,7 +89,7 @@ def count_update(model: nn.Module, input: InputSpec, local: LocalTraining, kept:
     if local.steps * local.batch_size > local.num_examples + local.batch_size - 1:
         # An image that is trained on again shows itself at other weights; only the size of the update bounds that.
         whole = replace(whole, equations=int(kept * sum(p.numel() for p in model.parameters())))
-    return [whole]
+    return [*_count_patches(model, input, local.num_examples, kept), whole]
 
 
 def count_layers(order: ExecutionOrder, batch_size: int, kept: float = 1.0) -> list[LayerCount]:
@@ -106,6 +109,18 @@ def count_layers(order: ExecutionOrder, batch_size: int, kept: float = 1.0) -> l
         elif list(call.module.parameters()) and not isinstance(call.module, nn.BatchNorm2d | nn.BatchNorm1d):
             return []
     return counts[::-1]
+
+
+def _count_patches(model: nn.Module, input: InputSpec, batch_size: int, kept: float) -> list[LayerCount]:
+    """Return the count of the embedding of patches, where their positions give away the signals of the one image's patches.
+
+    They sum over local steps as the embedding's gradient does, so that the count holds after any number of steps of SGD.
+    """
+    found = find_positions(model, input) if batch_size == 1 else None
+    if found is None:
+        return []
+    equations = int(kept * dict(model.named_parameters())[found.weight].numel())
+    return [LayerCount(found.weight.rpartition(".")[0], "patches", found.order.numel(), equations)]
 
 
 def _count_whole(model: nn.Module, order: ExecutionOrder, input: InputSpec, batch_size: int, kept: float) -> LayerCount:

@@ -1,0 +1,138 @@
+"""Reads the one image behind an update of a network with patches and learned positions, its label, and a certificate.
+
+Formula: ``positions.py``; label = the class whose derivative is negative: the lowest of the classifier's
+dL/db, or the one sign in its dW of rank one.
+Source: fedleak's own.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedleak.attacks.base import Reconstruction
+from fedleak.attacks.exact.features import leading_pair
+from fedleak.attacks.exact.positions import PatchPositions, solve_patches
+from fedleak.errors import AttackError
+from fedleak.modalities.image import InputSpec
+from fedleak.models.inspect import last_linear
+from fedleak.observation import Observation, Tensors
+from fedleak.seeding import Seed
+
+_ROUNDING = 3e-8
+"""Root mean square of float32's rounding error, relative to the value."""
+
+
+def read_patches(
+    observation: Observation, model: nn.Module, found: PatchPositions, label: int | None, device: torch.device
+) -> Reconstruction:
+    """Return the image behind ``observation``, and its label where that is not given.
+
+    Raises
+    ------
+    AttackError
+        If more than one image is known to be behind it, or the update of the embedding is zero or not finite.
+    """
+    if observation.batch_size > 1:
+        raise AttackError(
+            f"the patch equations of '{found.weight}' read one image, but {observation.batch_size} are behind the update, whose "
+            "signals the positions add up; use gradient matching ('natural')"
+        )
+    names = [name for name in (found.weight, found.bias, found.positions) if name is not None]
+    if missing := [name for name in names if name not in observation.update]:
+        raise AttackError(f"the update holds no '{missing[0]}', which the patch equations need; use gradient matching")
+    gradient, noise = _moved(observation, names, device)
+    if not all(bool(value.isfinite().all()) for value in gradient.values()):
+        raise AttackError("the update is not finite")
+    if not bool(gradient[found.weight].any()):
+        raise AttackError(f"the update of '{found.weight}' is zero: it says nothing about the image")
+    solution = solve_patches(found, gradient, observation.input, noise)
+    flags = []
+    if solution.rank < found.patches:
+        flags.append("not-identifiable")
+    if solution.contradicted:
+        flags.append("equations-contradict")
+    label = _label(observation, model) if label is None else label
+    return Reconstruction(
+        images=observation.input.denormalize(solution.input[None]).float(),
+        labels=None if label is None else (label,),
+        loss=solution.residual,
+        stop_reason="solved",
+        flags=tuple(flags),
+        method=f"patches of '{found.weight}', positions '{found.positions}': rank {solution.rank} of {found.patches}, "
+        f"condition {solution.condition:.0e}, equations off by {solution.residual:.0e}",
+    )
+
+
+def foreseen(model: nn.Module, found: PatchPositions, input: InputSpec) -> str:
+    """Return what the equations promise: counts, and at these weights the rank and condition for one smooth random image."""
+    width = dict(model.named_parameters())[found.weight].shape[0]
+    said = (
+        f"one image off '{found.weight}' and '{found.positions}': {found.patches} patches of {found.order.shape[1]} values, each "
+        f"value in {width} equations with {found.patches} unknowns"
+    )
+    if width < found.patches:
+        return f"{said}: fewer than unknowns, so not exact"
+    rank, condition = _tried(model, found, input)
+    return f"{said}; at these weights rank {rank}, condition {condition:.0e}"
+
+
+def _tried(model: nn.Module, found: PatchPositions, input: InputSpec) -> tuple[int, float]:
+    generator = Seed(0).derive("patches").generator()
+    coarse = torch.rand((1, input.shape[0], 4, 4), generator=generator)
+    image = functional.interpolate(coarse, size=input.shape[1:], mode="bicubic").clamp(0, 1)
+    own = dict(model.named_parameters())
+    leaves = {name: own[name].detach().clone().requires_grad_() for name in (found.weight, found.positions)}
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    modes = {each: each.training for each in model.modules()}
+    try:
+        model.eval()
+        with Seed(0).isolated():
+            taken = input.normalize(image).to(leaves[found.weight])
+            logits = torch.func.functional_call(model, {**leaves, **buffers}, (taken,))
+    finally:
+        for each, training in modes.items():
+            each.training = training
+    weights = torch.randn(logits.shape, generator=generator).to(logits)
+    values = torch.autograd.grad((logits * weights).sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+    if not bool(values[0].any()):
+        return 0, float("inf")  # a head of zeros lets no signal through
+    solution = solve_patches(found, dict(zip(leaves, values, strict=True)), input)
+    return solution.rank, solution.condition
+
+
+def _moved(observation: Observation, names: list[str], device: torch.device) -> tuple[Tensors, Tensors | None]:
+    """Return the update in any one scale, and the error that rounding the weights left in it."""
+    update = {name: observation.update[name].detach().to(device, torch.float64) for name in names}
+    if observation.kind == "gradient":
+        return update, None
+    sent = {name: observation.parameters[name].detach().to(device, torch.float64) for name in names}
+    return {name: sent[name] - update[name] for name in names}, {name: _ROUNDING * update[name].abs() for name in names}
+
+
+def _label(observation: Observation, model: nn.Module) -> int | None:
+    """Return the class whose derivative is negative, the label whatever the features; ``None`` where no classifier is seen."""
+    classes = observation.input.num_classes
+    heads = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module.out_features == classes]
+    if len(heads) != 1:  # only then does it take a run to know which is last
+        last = last_linear(model, observation.input)
+        heads = [last[0]] if last is not None and last[1].out_features == classes else []
+    if not heads:
+        return None
+    weight, bias = (_change(observation, f"{heads[0]}.{part}") for part in ("weight", "bias"))
+    if bias is not None:
+        return int(bias.argmin())
+    if weight is None or not bool(weight.any()) or prod(weight.shape) == 0:
+        return None
+    left = leading_pair(weight.double())[0]
+    return int((-left if int((left < 0).sum()) > len(left) / 2 else left).argmin())
+
+
+def _change(observation: Observation, name: str) -> Tensor | None:
+    if name not in observation.update:
+        return None
+    update = observation.update[name].double()
+    return update if observation.kind == "gradient" else observation.parameters[name].double() - update
