@@ -15,6 +15,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fedleak.errors import AttackError, FedleakError
+from fedleak.local.path import Path as LocalPath
+from fedleak.local.path import path_of
 from fedleak.modalities.image import InputSpec
 from fedleak.threat import Knowledge
 
@@ -38,9 +40,21 @@ class LocalTraining:
     epochs : int
         Passes over the images.
     learning_rate : float
-        Of local SGD, in parameter units per gradient unit.
+        Of local SGD, in parameter units per gradient unit; of the round's first step where ``rates`` differ.
     mode : {"train", "eval"}
         How BatchNorm and dropout behaved.
+    optimizer : dict, optional
+        Name in ``torch.optim`` and parameters; ``None`` for plain SGD.
+    rates : tuple of float, optional
+        Of each local step, where they differ.
+    loss : dict, optional
+        As :mod:`fedleak.local.losses` names it; ``None`` for the plain cross-entropy.
+    gradient_clipping : float, optional
+        Largest norm of a step's gradient.
+    accumulation : int
+        Batches that a step's images came in; ``batch_size`` is all of them.
+    mixed_precision : bool
+        Whether the forward pass was rounded to bfloat16.
     """
 
     num_examples: int
@@ -49,6 +63,28 @@ class LocalTraining:
     epochs: int = 1
     learning_rate: float = 0.1
     mode: Literal["train", "eval"] = "train"
+    optimizer: dict[str, Any] | None = None
+    rates: tuple[float, ...] | None = None
+    loss: dict[str, Any] | None = None
+    gradient_clipping: float | None = None
+    accumulation: int = 1
+    mixed_precision: bool = False
+
+    @property
+    def step_rates(self) -> tuple[float, ...]:
+        """The rate of each local step."""
+        return self.rates or (self.learning_rate,) * self.steps
+
+    @property
+    def path(self) -> LocalPath | None:
+        """What the weights after all steps say of the gradients, or ``None`` where they are no combination of them (Adam)."""
+        return path_of(self.optimizer, self.step_rates)
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any]) -> LocalTraining:
+        """Read what ``vars`` made, out of JSON."""
+        rates = facts.get("rates")
+        return cls(**facts | {"rates": None if rates is None else tuple(rates)})
 
 
 @dataclass(frozen=True)
@@ -124,18 +160,28 @@ class Observation:
         """Return the mean gradient by parameter name.
 
         For weights it is the average over the local steps, ``(sent - received) / (learning rate * steps)``, which
-        equals a gradient at the sent parameters only for one step of plain SGD.
+        equals a gradient at the sent parameters only for one step of plain SGD. With momentum, weight decay, or rates that
+        differ, it is the weighted average of :class:`~fedleak.local.path.Path`, exact up to rounding.
 
         Raises
         ------
         AttackError
-            If the update holds weights and the learning rate is not granted.
+            If the update holds weights and the learning rate is not granted, or the steps are no combination of gradients.
         """
         if self.kind == "gradient":
             return self.update
         if self.local is None:
             raise AttackError("weights become a gradient only with the learning rate: needs local-training knowledge")
-        scale = self.local.learning_rate * self.local.steps
+        path = self.local.path
+        if path is None:
+            assert self.local.optimizer is not None
+            raise AttackError(
+                f"the clients step with {self.local.optimizer['name']}, whose updates tell signs and no gradient; use an attack "
+                "that simulates its steps: 'unrolled', 'natural' or 'inverting-gradients'"
+            )
+        scale, decay = path.scale, path.decay
+        if decay:
+            return {name: (value - self.update[name] - decay * value) / scale for name, value in self.parameters.items()}
         return {name: (value - self.update[name]) / scale for name, value in self.parameters.items()}
 
     def save(self, path: Path) -> None:
@@ -206,7 +252,7 @@ class Observation:
             parameters=groups["parameters"],
             buffers=groups["buffers"],
             update=groups["update"],
-            local=LocalTraining(**facts["local"]) if facts["local"] else None,
+            local=LocalTraining.from_facts(facts["local"]) if facts["local"] else None,
             labels=tuple(facts["labels"]) if facts["labels"] is not None else None,
             received_buffers=groups["received_buffers"] if facts["batchnorm"] else None,
             defenses=tuple(facts["defenses"]) if facts["defenses"] is not None else None,

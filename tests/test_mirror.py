@@ -136,6 +136,8 @@ ELSEWHERE = {
         "worker": "sandbox/apart",
     },
     "scenario": {
+        "local": "experiment/training",
+        "section": "scenario/schema",
         "tensors": "models/weights",
         "validation": "scenario/schema",
     },

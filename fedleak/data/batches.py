@@ -35,7 +35,7 @@ def local_steps(scenario: Scenario, shard_size: int, client: int, server_round: 
 
     FedSGD takes one batch a round and walks through the shard, reshuffled after each pass, so that rounds see new
     images until the shard is used up. FedAvg takes ``epochs`` shuffled passes in batches (the last may be smaller),
-    or ``steps`` batches of as many passes as that needs.
+    or ``steps`` batches of as many passes as that needs. Where a step accumulates several batches, its batch here is all of them.
 
     Returns
     -------
@@ -43,7 +43,7 @@ def local_steps(scenario: Scenario, shard_size: int, client: int, server_round: 
         One (batch,) int64 array a local step.
     """
     seed = Seed(scenario.seed).derive("batch", client)
-    size = min(scenario.local.batch_size, shard_size)
+    size = min(scenario.local.taken_together, shard_size)
     if scenario.federation.protocol == "fedsgd":
         per_pass = shard_size // size
         number, place = divmod(server_round - 1, per_pass)

@@ -15,6 +15,7 @@ from fedleak.defenses.secagg_view import check_sums
 from fedleak.engines.room import check_room
 from fedleak.errors import ScenarioError
 from fedleak.experiment.plugins import check_plugins
+from fedleak.experiment.training import check_local, check_protocol
 from fedleak.modalities.find import measure
 from fedleak.modalities.image import InputSpec
 from fedleak.models.inspect import last_linear
@@ -52,6 +53,7 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
         With one line: what is wrong, where, what was expected, what to do.
     """
     check_plugins(scenario)
+    check_protocol(scenario)
     check_device(scenario.local.device, "local.device")
     if scenario.federation.engine == "ray":
         check_room(scenario.federation.client_resources or ClientResources())
@@ -66,6 +68,7 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
     model = defended_model(scenario, data.input, verify=True)
     if scenario.model.weights is not None:
         load_weights(model, scenario.model.weights)
+    check_local(scenario, model, data.input)
     _check_label_rules(scenario, model, data.input)
     measure(data.input.modality).extras(scenario.evaluation, data.input)
     if scenario.server.curious and scenario.attacks and scenario.server.isolation == "process":

@@ -152,7 +152,7 @@ class Grader:
     def _told(self, observation: Observation) -> Observation:
         """Fill in what the scenario's author knows: flags are for the reader of the report, not for the attacker."""
         clients = len(observation.cohort)
-        local = observation.local or self.terms.local_training(self.most_examples * clients, clients)
+        local = observation.local or self.terms.local_training(self.most_examples * clients, clients, observation.round)
         return replace(observation, local=local, defenses=self.terms.defenses)
 
     def _question(

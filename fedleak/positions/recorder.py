@@ -86,7 +86,7 @@ class Recorder:
     ) -> Observation:
         terms, granted, buffers = self._terms, self._terms.granted, self._buffers
         received = _tensors(reply.arrays)
-        local = terms.local_training(reply.examples, max(1, len(reply.clients)))
+        local = terms.local_training(reply.examples, max(1, len(reply.clients)), server_round)
         return Observation(
             kind="gradient" if terms.protocol == "fedsgd" else "weights",
             parameters={name: value for name, value in sent.items() if name not in buffers},

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from fedleak.defenses.secagg_view import only_sums
+from fedleak.local.rates import passes_of, step_rates
 from fedleak.observation import LocalTraining
 from fedleak.scenario.schema import Local, Scenario, Threat
+from fedleak.scenario.section import table_of
 from fedleak.threat import Knowledge
 
 
@@ -59,7 +61,7 @@ class Terms:
         """All facts that the attacker is granted."""
         return self.threat.granted
 
-    def local_training(self, examples: int, clients: int = 1) -> LocalTraining:
+    def local_training(self, examples: int, clients: int = 1, server_round: int = 1) -> LocalTraining:
         """Return how a client with ``examples`` images trains in a round, by the hyper-parameters that the server set.
 
         The mean over several ``clients`` with so many images together is read as one client's whose batches are theirs
@@ -68,9 +70,24 @@ class Terms:
         """
         local = self.local
         each = -(-examples // clients)
-        batch = min(local.batch_size, each)
+        batch = min(local.taken_together, each)
+        rates: tuple[float, ...] = (local.learning_rate,)
         steps, epochs = 1, 1
         if self.protocol == "fedavg":
-            epochs = local.epochs
-            steps = local.steps or epochs * -(-each // batch)
-        return LocalTraining(examples, min(batch * clients, examples), steps, epochs, local.learning_rate, local.mode)
+            epochs, per_pass = local.epochs, -(-each // batch)
+            steps = local.steps or epochs * per_pass
+            rates = step_rates(local.learning_rate, table_of(local.lr_scheduler), server_round, passes_of(steps, per_pass))
+        return LocalTraining(
+            examples,
+            min(batch * clients, examples),
+            steps,
+            epochs,
+            rates[0],
+            local.mode,
+            optimizer=table_of(local.optimizer),
+            rates=rates if len(set(rates)) > 1 else None,
+            loss=table_of(local.loss),
+            gradient_clipping=local.gradient_clipping,
+            accumulation=local.accumulation,
+            mixed_precision=local.mixed_precision,
+        )

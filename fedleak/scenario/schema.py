@@ -8,39 +8,25 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from fedleak.errors import ScenarioError
+from fedleak.scenario.local import Local as Local
+from fedleak.scenario.section import Named as Named
+from fedleak.scenario.section import NameOrTable as NameOrTable
+from fedleak.scenario.section import Section as Section
 from fedleak.scenario.tables import apply_override, read_table
 from fedleak.scenario.validation import explain, read
 from fedleak.threat import PRESETS, Knowledge, Preset
 
-
-class Section(BaseModel):
-    """A table of the scenario: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Named(BaseModel):
-    """A plugin by name, with its own parameters beside the name."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-    name: str
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The keys beside ``name`` and the other keys that fedleak defines."""
-        return dict(self.model_extra or {})
-
-
-def _named(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-NameOrTable = Annotated[Named, BeforeValidator(_named)]
 _LATER = (
     ("model", "weights"),
+    ("local", "optimizer"),
+    ("local", "lr_scheduler"),
+    ("local", "loss"),
+    ("local", "gradient_clipping"),
+    ("local", "accumulation"),
+    ("local", "mixed_precision"),
     ("server", "captures"),
     ("server", "attack_limit"),
     ("server", "attack_memory"),
@@ -135,17 +121,6 @@ class Federation(Section):
         if sampled is not None and clients is not None and sampled > clients:
             raise ValueError(f"expected at most federation.clients = {clients}, got {sampled}")
         return sampled
-
-
-class Local(Section):
-    """What a client does in a round."""
-
-    batch_size: int = Field(default=1, ge=1)
-    epochs: int = Field(default=1, ge=1, description="passes over the shard; FedAvg only")
-    steps: int | None = Field(default=None, ge=1, description="local steps in place of epochs; FedAvg only")
-    learning_rate: float = Field(default=0.1, gt=0, allow_inf_nan=False)
-    mode: Literal["train", "eval"] = Field(default="train", description="how BatchNorm and dropout behave")
-    device: str = Field(default="cpu", description="torch device of the clients' training")
 
 
 class Server(Section):

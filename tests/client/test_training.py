@@ -164,3 +164,117 @@ def test_training_leaves_the_global_generators_and_threads_alone() -> None:
     second = trained(scene(model=NORMALISED, batch_size=2))
     assert all(torch.equal(first.arrays[name], second.arrays[name]) for name in first.arrays)
     assert torch.get_num_threads() == threads
+
+
+class ByTorch:
+    """Train as anybody would write it down: torch's own optimiser, loss and clipping, and a loop over batches."""
+
+    def __init__(self, scenario: Scenario, make: Callable[[Any], torch.optim.Optimizer], loss: nn.Module | None = None) -> None:
+        self.scenario, self.make, self.loss = scenario, make, loss or nn.CrossEntropyLoss()
+
+    def weights(self, client: int = 0, most: float | None = None, rates: list[float] | None = None) -> dict[str, torch.Tensor]:
+        model = model_of(self.scenario)
+        optimiser = self.make(model.parameters())
+        for number, (images, labels) in enumerate(batches(self.scenario, client, 1)):
+            optimiser.zero_grad()
+            self.loss(model(images), labels).backward()
+            if most is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), most)
+            if rates is not None:
+                optimiser.param_groups[0]["lr"] = rates[number]
+            optimiser.step()
+        return model.state_dict()
+
+
+def test_plain_steps_are_those_of_torchs_sgd_but_for_how_a_product_is_rounded() -> None:
+    scenario = scene(batch_size=2, epochs=2, learning_rate=0.05)
+    expected = ByTorch(scenario, lambda values: torch.optim.SGD(values, lr=0.05)).weights()
+    found, named = trained(scenario).arrays, trained(scene(batch_size=2, epochs=2, learning_rate=0.05, optimizer="SGD")).arrays
+    for name, value in expected.items():
+        assert torch.equal(found[name], named[name])
+        # PyTorch adds the product of rate and gradient unrounded.
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-8)
+    forced = trained(scene(batch_size=2, epochs=2, learning_rate=0.05, optimizer={"name": "sgd", "momentum": 0.0})).arrays
+    assert all(torch.equal(forced[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "make"),
+    [
+        ({"name": "sgd", "momentum": 0.9}, lambda v: torch.optim.SGD(v, 0.02, momentum=0.9)),
+        (
+            {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+            lambda v: torch.optim.SGD(v, 0.02, momentum=0.9, nesterov=True, weight_decay=0.01),
+        ),
+        ("adam", lambda v: torch.optim.Adam(v, 0.02)),
+        (
+            {"name": "adamw", "betas": [0.8, 0.9]},
+            lambda v: torch.optim.AdamW(v, 0.02, (0.8, 0.9)),
+        ),
+        ("rmsprop", lambda v: torch.optim.RMSprop(v, 0.02)),
+        ("adagrad", lambda v: torch.optim.Adagrad(v, 0.02)),
+    ],
+)
+def test_steps_by_an_optimiser_of_torch_are_its_own_to_the_last_bit(optimizer: Any, make: Any) -> None:
+    scenario = scene(batch_size=2, epochs=2, learning_rate=0.02, optimizer=optimizer)
+    found = trained(scenario).arrays
+    assert all(torch.equal(found[name], value) for name, value in ByTorch(scenario, make).weights().items())
+
+
+def test_clipping_and_rates_and_losses_are_torchs() -> None:
+    scenario = scene(
+        batch_size=2,
+        steps=5,
+        learning_rate=0.2,
+        gradient_clipping=0.5,
+        optimizer={"name": "sgd", "momentum": 0.5},
+        lr_scheduler={"name": "exponential-lr", "gamma": 0.5, "per": "step"},
+        loss={"name": "cross-entropy", "label_smoothing": 0.1},
+    )
+    torchs = ByTorch(scenario, lambda v: torch.optim.SGD(v, 0.2, momentum=0.5), nn.CrossEntropyLoss(label_smoothing=0.1))
+    expected = torchs.weights(most=0.5, rates=[0.2 * 0.5**step for step in range(5)])
+    found = trained(scenario)
+    for name, value in expected.items():
+        torch.testing.assert_close(found.arrays[name], value)
+    known = Terms.of(scenario).local_training(found.num_examples)
+    assert known.step_rates == pytest.approx([0.2 * 0.5**step for step in range(5)])
+    assert (known.loss, known.gradient_clipping) == ({"name": "cross-entropy", "label_smoothing": 0.1}, 0.5)
+
+
+def test_clipping_alone_needs_no_optimiser() -> None:
+    scenario = scene(batch_size=3, gradient_clipping=0.1)
+    expected = ByTorch(scenario, lambda v: torch.optim.SGD(v, 0.1)).weights(most=0.1)
+    found = trained(scenario).arrays
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
+def test_accumulated_batches_are_one_larger_batch() -> None:
+    small, large = scene(batch_size=2, accumulation=2, epochs=2), scene(batch_size=4, epochs=2)
+    found, expected = trained(small), trained(large)
+    assert found.num_examples == expected.num_examples
+    for name, value in expected.arrays.items():
+        torch.testing.assert_close(found.arrays[name], value)
+    known = Terms.of(small).local_training(found.num_examples)
+    assert known.steps == len(batches(small, 0, 1))
+    assert known.batch_size == 4
+
+
+def test_mixed_precision_rounds_the_forward_pass_only() -> None:
+    full, mixed = (trained(scene(batch_size=3, mixed_precision=on)).arrays for on in (False, True))
+    assert {value.dtype for value in mixed.values()} == {torch.float32}
+    assert any(not torch.equal(full[name], mixed[name]) for name in full)
+    for name, value in full.items():
+        torch.testing.assert_close(mixed[name], value, rtol=0.02, atol=2e-3)
+
+
+def test_fedprox_pulls_through_the_optimiser() -> None:
+    pulled, free = (
+        trained(scene(batch_size=2, epochs=2, optimizer={"name": "sgd", "momentum": 0.9}), mu=mu) for mu in (5.0, 0.0)
+    )
+    start = model_of(scene()).state_dict()
+
+    def moved(arrays: dict[str, torch.Tensor]) -> float:
+        return sum(float((value - start[name]).square().sum()) for name, value in arrays.items())
+
+    assert 0 < moved(pulled.arrays) < moved(free.arrays)
