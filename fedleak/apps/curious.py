@@ -19,12 +19,13 @@ from fedleak.data.federated import FederatedData
 from fedleak.data.shards import Withheld
 from fedleak.errors import FedleakError
 from fedleak.events import Listener, silent
-from fedleak.experiment.check import Checked, pick_device
+from fedleak.experiment.check import Checked, check_derivatives, pick_device
 from fedleak.experiment.manifest import default_folder, make_manifest, write_summary
 from fedleak.experiment.plugins import build_attack
 from fedleak.modalities.image import InputSpec
 from fedleak.modalities.image.measure import MEAN_IMAGE
 from fedleak.models.base import buffer_names
+from fedleak.models.outputs import ready, uncompiled
 from fedleak.positions.base import Honest
 from fedleak.positions.books import Books
 from fedleak.positions.campaign import Campaign
@@ -59,6 +60,7 @@ def curious(
     learning_rate: float,
     epochs: int = 1,
     steps: int | None = None,
+    output: str | None = None,
     attacks: Sequence[str | dict[str, Any]] = ("inverting-gradients",),
     threat: Preset = "local-training-known",
     truth: str = "reveal",
@@ -88,6 +90,9 @@ def curious(
         Shape of an image, number of classes, and how pixels become inputs.
     batch_size, learning_rate, epochs, steps
         How clients train, as the server told them; the attacker knows it unless ``threat`` is ``"updates-only"``.
+    output : str, optional
+        Which of the network's outputs are the logits, where it returns more than a tensor and they cannot be told: a key, an
+        attribute, or a position in a tuple.
     attacks : sequence of str or dict
         Names, or tables with a name and parameters, as in a scenario file.
     threat : str
@@ -107,7 +112,7 @@ def curious(
     Raises
     ------
     ScenarioError
-        If an attack or a parameter is wrong.
+        If an attack or a parameter is wrong, the network is no classifier of such images, or an attack cannot differentiate it.
     FedleakError
         If the strategy drives its rounds by a loop of its own.
 
@@ -120,14 +125,14 @@ def curious(
             f"fedleak.curious: {type(strategy).__name__} has a start() of its own, which a wrapper would not run; "
             "move what it does into configure_train and aggregate_train"
         )
-    network = model if isinstance(model, nn.Module) else model()
+    network = ready(model if isinstance(model, nn.Module) else model(), input, output, "fedleak.curious: model")
     local = {"batch_size": batch_size, "learning_rate": learning_rate, "epochs": epochs, "steps": steps}
     scenario = parse_scenario(
         {
             "name": name,
             "seed": seed,
             "data": {"source": "own"},
-            "model": {"name": type(network).__name__},
+            "model": {"name": type(network).__name__} | ({"output": output} if output else {}),
             "federation": {"protocol": "fedavg", "strategy": {"name": type(strategy).__name__}},
             "local": {key: value for key, value in local.items() if value is not None},
             "threat": {"preset": threat},
@@ -138,6 +143,7 @@ def curious(
     )
     for number, spec in enumerate(scenario.attacks):
         build_attack(spec, f"attacks[{number}]", "weights", scenario.threat.granted)
+    check_derivatives(scenario, network, input, pick_device(device))
     place = Path(out) if out is not None else Path(os.environ.get("FEDLEAK_RUNS", "runs")) / default_folder(scenario).name
     refuse_existing(place)
     return Curious(strategy, network, input, scenario, place, pick_device(device), tuple(class_names), listener, _maker(model))
@@ -256,7 +262,7 @@ class Curious(StrategyWrapper):
 
 def _maker(model: nn.Module | Callable[[], nn.Module]) -> str:
     """Return ``module:name`` of what makes the network."""
-    made_by = type(model) if isinstance(model, nn.Module) else model
+    made_by = type(uncompiled(model)) if isinstance(model, nn.Module) else model
     return f"{getattr(made_by, '__module__', '')}:{getattr(made_by, '__qualname__', '')}"
 
 

@@ -55,6 +55,7 @@ class Adaptive(Attack):
 
     name: ClassVar[str] = "adaptive"
     requires: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.LOCAL_TRAINING, Knowledge.DEFENSE})
+    differentiates_twice: ClassVar[bool] = True
     joint_labels: ClassVar[bool] = True
     at_once: ClassVar[bool] = True
     remembers = False  # unless rounds are matched together

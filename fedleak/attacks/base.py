@@ -15,6 +15,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from fedleak.errors import AttackError, ParameterError
 from fedleak.modalities.image import InputSpec
+from fedleak.models.second import twice_differentiable
 from fedleak.observation import LocalTraining, Observation, UpdateKind
 from fedleak.process.abandoned import process_time
 from fedleak.registry import Registry
@@ -185,6 +186,8 @@ class Attack(ABC):
     """Whether it reads labels off the update in a way of its own where no rule is named."""
     models_local_steps: ClassVar[bool] = False
     """Whether several local steps are told apart, instead of being read as one averaged gradient."""
+    differentiates_twice: ClassVar[bool] = False
+    """Whether it differentiates the network's gradient, so that it is refused for a network that has no second derivative."""
     joint_labels: ClassVar[bool] = False
     """Whether it can optimise soft labels together with the images, which ``labels = "joint"`` asks for."""
     at_once: ClassVar[bool] = False
@@ -306,7 +309,8 @@ class Attack(ABC):
             self._check(observation, model)
         root = seed if isinstance(seed, Seed) else Seed(seed)
         budget = Budget(self.config.budget_seconds, self.config.iterations, progress)
-        results = self.run(observations, model, rng=root, device=torch.device(device), budget=budget)
+        with twice_differentiable(model):
+            results = self.run(observations, model, rng=root, device=torch.device(device), budget=budget)
         named = zip(results, observations, strict=True)
         return [replace(r, round=o.round, client=o.client, attack=self.name) for r, o in named]
 

@@ -82,6 +82,7 @@ class MMSE(Attack):
 
     name: ClassVar[str] = "mmse"
     own_labels: ClassVar[bool] = True
+    differentiates_twice: ClassVar[bool] = True
     requires: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.LOCAL_TRAINING})
     suits: ClassVar[Mapping[str, Any]] = {"name": "resnet20", "width": 8}
     Config: ClassVar[type[AttackConfig]] = MMSEConfig

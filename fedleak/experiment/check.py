@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fedleak.attacks.base import JOINT
+from fedleak.attacks.base import JOINT, attacks
 from fedleak.attacks.labels.base import label_rules
 from fedleak.data.federated import FederatedData, federated_data
 from fedleak.defenses.chain import defended_model
@@ -19,6 +19,7 @@ from fedleak.experiment.training import check_local, check_protocol
 from fedleak.modalities.find import measure
 from fedleak.modalities.image import InputSpec
 from fedleak.models.inspect import last_linear
+from fedleak.models.second import no_second_derivative
 from fedleak.models.weights import load_weights
 from fedleak.sandbox.packing import pack
 from fedleak.scenario.schema import ClientResources, Scenario
@@ -70,6 +71,8 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
         load_weights(model, scenario.model.weights)
     check_local(scenario, model, data.input)
     _check_label_rules(scenario, model, data.input)
+    if scenario.server.curious and ":" in scenario.model.name:  # all layers of the zoo can be differentiated twice
+        check_derivatives(scenario, model, data.input, device)
     measure(data.input.modality).extras(scenario.evaluation, data.input)
     if scenario.server.curious and scenario.attacks and scenario.server.isolation == "process":
         pack(scenario, model, data.input, None)
@@ -89,6 +92,24 @@ def _check_label_rules(scenario: Scenario, model: nn.Module, input: InputSpec) -
                 f"attacks[{number}].labels: '{rule}' reads the bias of the classifier, but '{classifier[0]}' of model "
                 f"'{scenario.model.name}' has none; use 'zero-shot' or 'llg', or 'idlg' for one image"
             )
+
+
+def check_derivatives(scenario: Scenario, model: nn.Module, input: InputSpec, device: str) -> None:
+    """Refuse an attack that differentiates twice for a network that cannot be, on the device where it would compute.
+
+    Raises
+    ------
+    ScenarioError
+        Which layer it is.
+    """
+    twice = [number for number, spec in enumerate(scenario.attacks) if attacks.get(spec.name).differentiates_twice]
+    if twice and (lacking := no_second_derivative(model, input, device)) is not None:
+        name = scenario.attacks[twice[0]].name
+        raise ScenarioError(
+            f"attacks[{twice[0]}]: '{name}' differentiates the network twice, and {lacking.layer} of '{scenario.model.name}' "
+            f"has no second derivative on {device} ({lacking.reason}); put another layer in its place, such as Sigmoid for "
+            "Hardsigmoid, or use an attack that needs none, such as 'analytic'"
+        )
 
 
 def check_device(device: str, where: str) -> None:

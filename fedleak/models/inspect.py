@@ -54,7 +54,7 @@ class ExecutionOrder:
 
 
 def execution_order(model: nn.Module, input: InputSpec) -> ExecutionOrder:
-    """Return the leaf modules of ``model`` in the order executed on one zero input, and whether they form a chain.
+    """Return the leaf modules of ``model`` in the order executed on one random input, and whether they form a chain.
 
     The model runs in eval mode, without gradients, on copies of its buffers and with isolated random draws; its
     mode, buffers and the global generators are as before afterwards.
@@ -70,13 +70,14 @@ def execution_order(model: nn.Module, input: InputSpec) -> ExecutionOrder:
     -----
     A chain is recognised by memory: a leaf's input must be the very values (same address, same version counter,
     same number of elements, contiguous) that the leaf before it returned. So ``flatten`` and ``view`` are allowed,
-    and a sum, a function such as ``torch.relu`` or a pooling function between two leaves is not. A module with
-    parameters that runs twice breaks the chain, too.
+    and a sum, a function such as ``torch.relu`` or a pooling function between two leaves is not. Where values are laid
+    out otherwise in memory, as by ``channels_last``, they are compared one by one, in order; the input is random so that no
+    function leaves all of them as they are. A module with parameters that runs twice breaks the chain, too.
     """
     tracer = _Tracer({id(module): name for name, module in model.named_modules()})
     modes = {module: module.training for module in model.modules()}
     parameter = next(model.parameters(), torch.zeros(()))
-    zeros = torch.zeros(1, *input.shape, dtype=parameter.dtype, device=parameter.device)
+    probe = torch.randn(1, *input.shape, generator=Seed(0).derive("trace").generator()).to(parameter)
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     leaves = [module for module in model.modules() if not list(module.children())]
     handles = [leaf.register_forward_pre_hook(tracer.before) for leaf in leaves]
@@ -84,8 +85,8 @@ def execution_order(model: nn.Module, input: InputSpec) -> ExecutionOrder:
     try:
         model.eval()
         with torch.no_grad(), Seed(0).isolated():
-            tracer.start(zeros)
-            output = torch.func.functional_call(model, buffers, (zeros,))
+            tracer.start(probe)
+            output = torch.func.functional_call(model, buffers, (probe,))
     finally:
         for handle in handles:
             handle.remove()
@@ -139,21 +140,21 @@ class _Tracer:
         self._version = value._version if isinstance(value, Tensor) else -1
 
     def _enter(self, name: str, value: Any) -> None:
-        last = self._value
-        same = (
-            isinstance(value, Tensor)
-            and isinstance(last, Tensor)
-            and value.data_ptr() == last.data_ptr()
-            and value._version == self._version
-            and value.numel() == last.numel()
-            and value.is_contiguous()
-            and last.is_contiguous()
-        )
-        if not same:
+        if not self._is_as_left(value):
             self._breaks.append(
                 f"between {self._at} and {name} something other than a module changes the values, "
                 "such as a residual connection or a function in forward()"
             )
+
+    def _is_as_left(self, value: Any) -> bool:
+        last = self._value
+        if not isinstance(value, Tensor) or not isinstance(last, Tensor) or value.numel() != last.numel():
+            return False
+        if last._version != self._version:
+            return False
+        if value.is_contiguous() and last.is_contiguous():
+            return value.data_ptr() == last.data_ptr()
+        return torch.equal(value.flatten(), last.flatten())
 
 
 def _shape(value: Any) -> tuple[int, ...]:

@@ -6,12 +6,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from fedleak.errors import ParameterError, ScenarioError, nearest
 from fedleak.modalities.image import InputSpec
 from fedleak.models.base import ModelBuilder, models
+from fedleak.models.outputs import ready
 from fedleak.scenario.schema import Model
 from fedleak.seeding import Seed
 
@@ -27,7 +27,8 @@ def build_model(spec: Model, input: InputSpec, seed: int) -> nn.Module:
     spec : Model
         A name in the zoo with its parameters, or ``package.module:function``. The function is called with those of
         ``num_classes`` (int), ``input_shape`` (C, H, W) and ``in_channels`` (int) that it accepts, and with the
-        parameters of the scenario.
+        parameters of the scenario. What it returns may be compiled, and give its logits among other things; see
+        :func:`fedleak.models.outputs.ready`.
     input : InputSpec
         What the model takes.
     seed : int
@@ -37,7 +38,7 @@ def build_model(spec: Model, input: InputSpec, seed: int) -> nn.Module:
     ------
     ScenarioError
         If the name or a parameter is unknown or out of range, or the user's function does not return a module from
-        (B, C, H, W) to (B, num_classes).
+        (B, C, H, W) to logits (B, num_classes), or one value an image where there are two classes.
     """
     try:
         found: Any = models.get(spec.name)
@@ -65,8 +66,7 @@ def _build_users(spec: Model, function: Callable[..., Any], input: InputSpec) ->
     if not isinstance(model, nn.Module):
         raise ScenarioError(f"{where}: returned {type(model).__name__}, expected a torch.nn.Module")
     _check_parameters(where, model)
-    _check_forward(where, model, input)
-    return model.train()
+    return ready(model, input, spec.output, where).train()
 
 
 def _users_arguments(where: str, function: Callable[..., Any], parameters: dict[str, Any], input: InputSpec) -> dict[str, Any]:
@@ -99,20 +99,6 @@ def _check_parameters(where: str, model: nn.Module) -> None:
         twin = next(other for other, candidate in named.items() if candidate is parameter)
         if twin != name:
             raise ScenarioError(f"{where}: '{twin}' and '{name}' are one parameter; give each layer its own")
-
-
-def _check_forward(where: str, model: nn.Module, input: InputSpec) -> None:
-    batch = torch.zeros(2, *input.shape)
-    try:
-        with torch.no_grad():
-            logits = model.eval()(batch)
-    # The user's module may raise anything.
-    except Exception as error:  # noqa: BLE001
-        raise ScenarioError(f"{where}: cannot take a batch of shape {tuple(batch.shape)}: {error}") from error
-    expected = (2, input.num_classes)
-    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected:
-        came = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise ScenarioError(f"{where}: gives {came} for a batch of 2, expected logits of shape {expected}")
 
 
 def _listed(arguments: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from fedleak.defenses.base import Defense, defenses
 from fedleak.defenses.chain import defended_model
 from fedleak.errors import ScenarioError
 from fedleak.modalities.image import InputSpec
+from fedleak.models.outputs import ready
 from fedleak.observation import Observation, header_of, metadata_of
 from fedleak.registry import import_object
 from fedleak.sandbox.attackers import Here
@@ -102,7 +103,8 @@ def _values(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _network(scenario: Scenario, input: InputSpec, tensors: Mapping[str, Tensor], maker: str | None) -> nn.Module:
-    model: nn.Module = import_object(maker, "model")() if maker else defended_model(scenario, input)
+    made = ready(import_object(maker, "model")(), input, scenario.model.output) if maker else None
+    model: nn.Module = defended_model(scenario, input) if made is None else made
     with torch.no_grad():
         for name, value in _values(model).items():
             value.copy_(tensors[f"{_MODEL}{name}"])

@@ -27,6 +27,7 @@ _LATER = (
     ("local", "gradient_clipping"),
     ("local", "accumulation"),
     ("local", "mixed_precision"),
+    ("model", "output"),
     ("server", "captures"),
     ("server", "attack_limit"),
     ("server", "attack_memory"),
@@ -59,6 +60,11 @@ class Model(Named):
     name: str = Field(default="lenet", description="a network by name, or your own as package.module:function")
     weights: Path | None = Field(
         default=None, description="safetensors to start from: a state dict, or a run's checkpoint.safetensors; by default fresh"
+    )
+    output: str | None = Field(
+        default=None,
+        min_length=1,
+        description="which of its outputs are the logits, where that cannot be told: a key, an attribute, a position in a tuple",
     )
 
 

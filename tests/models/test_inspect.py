@@ -119,3 +119,26 @@ def test_model_and_generators_are_left_as_they_were():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), state)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model)
+
+
+class Laid(nn.Module):
+    """Turns its input to channels_last, as a network does for speed, and may do something to the values besides."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.conv, self.act, self.head, self.between = nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Linear(256, 10), between
+
+    def forward(self, x):
+        return self.head(self.act(self.between(self.conv(x.to(memory_format=torch.channels_last)))).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("between", "chain"),
+    [(lambda x: x, True), (torch.relu, False), (lambda x: x + x, False), (lambda x: x.transpose(2, 3), False)],
+)
+def test_memory_layout_is_no_change_of_values(between, chain):
+    model = Laid(between)
+    for laid in (model, model.to(memory_format=torch.channels_last)):
+        order = execution_order(laid, INPUT)
+        assert order.feed_forward == chain
+        assert [call.name for call in order.calls] == ["conv", "act", "head"]

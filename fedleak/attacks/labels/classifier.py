@@ -63,8 +63,8 @@ def biased_classifier(observation: Observation, model: nn.Module, rule: str) -> 
     return BiasedClassifier(
         weight_gradient.detach().double(),
         bias_gradient.detach().double(),
-        torch.stack([end[f"{name}.weight"].detach().double() for end in ends]),
-        torch.stack([end[f"{name}.bias"].detach().double() for end in ends]),
+        torch.stack([_of_both(end[f"{name}.weight"].detach().double(), 0.0) for end in ends]),
+        torch.stack([_of_both(end[f"{name}.bias"].detach().double(), 0.0) for end in ends]),
         steps(observation).to(bias_gradient.device),
     )
 
@@ -85,7 +85,12 @@ def classifier_gradient(observation: Observation, model: nn.Module) -> tuple[Ten
         raise AttackError(f"the gradient of the classifier '{name}' is not finite: it tells no labels")
     if not bool(weight.any()) and not (bias is not None and bool(bias.any())):
         raise AttackError(f"the gradient of the classifier '{name}' is zero: it tells no labels")
-    return weight, bias
+    return _of_both(weight, -1.0), None if bias is None else _of_both(bias, -1.0)
+
+
+def _of_both(values: Tensor, other: float) -> Tensor:
+    """Return a row for each class, also where one output stands for two: then its logits are 0 and that output."""
+    return torch.cat([other * values, values]) if len(values) == 1 else values
 
 
 def _classifier(observation: Observation, model: nn.Module) -> str:
@@ -95,7 +100,7 @@ def _classifier(observation: Observation, model: nn.Module) -> str:
             "the model executes no nn.Linear, whose gradient tells the labels; grant them and use the label rule 'given'"
         )
     name, layer = found
-    if layer.out_features != observation.input.num_classes:
+    if layer.out_features != observation.input.num_classes and (layer.out_features, observation.input.num_classes) != (1, 2):
         raise AttackError(
             f"the last linear layer '{name}' puts out {layer.out_features} values, not the {observation.input.num_classes} "
             "classes; grant the labels and use the label rule 'given'"

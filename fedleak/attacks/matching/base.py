@@ -66,6 +66,7 @@ class MatchingAttack(Attack):
     config: MatchingConfig
     default_labels: ClassVar[str | None] = None
     """Label rule where the configuration names none; ``None`` optimises soft labels jointly."""
+    differentiates_twice: ClassVar[bool] = True
     joint_labels: ClassVar[bool] = True
     precision: ClassVar[torch.dtype] = torch.float32
     """In which the loss is computed."""

@@ -229,12 +229,10 @@ class Round:
             further = (len(pending) - at) / len(chunk) - 1 + waves_left * len(pending) / len(chunk)
             try:
                 again += self._take(chunk, part, further)
-            except (AttackError, RuntimeError) as error:  # OutOfMemoryError and LinAlgError are RuntimeErrors
-                if "vmap" in str(error) and len(chunk) > 1:
-                    size = 1
-                    continue
+            # Whatever a network of one's own raises where it is given many batches at once, it may not where it is given one.
+            except Exception as error:
                 scarce = _out_of_memory(error)
-                if not scarce and not isinstance(error, AttackError | LinAlgError):
+                if len(chunk) == 1 and not scarce and not isinstance(error, AttackError | LinAlgError):
                     raise
                 if len(chunk) > 1 and not (scarce and halved):
                     size, halved = (max(1, len(chunk) // 2), True) if scarce else (1, halved)

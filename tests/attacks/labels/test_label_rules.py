@@ -8,6 +8,7 @@ from fedleak.attacks.labels.base import label_rules
 from fedleak.errors import AttackError
 from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
+from fedleak.models.outputs import ready
 from fedleak.observation import LocalTraining, observe
 from fedleak.scenario.schema import Model
 from fedleak.threat import Knowledge
@@ -201,3 +202,18 @@ def test_a_rule_that_sums_features_says_so_in_one_line(name, network):
     reason = refusal(name, **network)
     assert "use 'consistent' or 'ilrg'" in reason
     assert "\n" not in reason
+
+
+@pytest.mark.parametrize("rule", ["idlg", "bias-corrected", "llg", "llg-plus", "zero-shot", "row-sum", "interpolated"])
+def test_labels_are_read_off_one_output_as_off_two(rule):
+    spec = InputSpec(SHAPE, 2)
+    body = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.Sigmoid())
+    two = nn.Sequential(*body, nn.Linear(32, 2))
+    one = ready(nn.Sequential(*body, nn.Linear(32, 1)), spec)
+    with torch.no_grad():
+        two[3].weight[0], two[3].bias[0], two[3].weight[1], two[3].bias[1] = 0, 0, one[3].weight[0], one[3].bias[0]
+    for labels in ([0], [1]) if rule == "idlg" else ([0, 1, 1, 1], [0, 0, 0, 1], [1, 1]):
+        images = torch.rand(len(labels), *SHAPE, generator=torch.Generator().manual_seed(1))
+        found = [restore(rule, observe(model, images, torch.tensor(labels), input=spec), model) for model in (one, two)]
+        assert found[0] == found[1]
+        assert rule != "idlg" or found[0] == tuple(labels)
