@@ -110,9 +110,7 @@ def test_channels_last_is_solved_as_any_layout_is(own: str, tmp_path: Path) -> N
 
 def test_a_layer_without_a_second_derivative_is_named_before_anything_starts(own: str) -> None:
     model = {"name": f"{own}:gated"}
-    message = (
-        r"^attacks\[1\]: 'dlg' differentiates the network twice, and '2' \(Hardsigmoid\) of model 'own_networks:gated' has no"
-    )
+    message = r"^attacks\[1\]: 'dlg' differentiates the network twice, and '2' \(Hardsigmoid\) of 'own_networks:gated' has no"
     with pytest.raises(ScenarioError, match=message):
         check(asked(model, attacks=[{"name": "analytic"}, {"name": "dlg"}]))
     check(asked(model, attacks=[{"name": "analytic"}]))
