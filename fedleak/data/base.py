@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedleak.errors import ScenarioError
 from fedleak.registry import Registry
 from fedleak.scenario.schema import Data
 
@@ -27,6 +29,16 @@ class ImageSet(ABC):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of every image, (C, H, W)."""
+        channels, height, width = self.load([0])[0].shape
+        return channels, height, width
+
+    def describe(self, index: int) -> str:
+        """Return what to call the image in a message."""
+        return f"image {index}"
 
     @abstractmethod
     def load(self, indices: Sequence[int]) -> Tensor:
@@ -51,10 +63,14 @@ class Source(ABC):
     class_names : sequence of str
         One for each class index.
     mean, std : tuple of float
-        Published channel statistics of the source, in units of the [0, 1] range.
+        Channel statistics of the source, in units of the [0, 1] range: published ones, or measured on public images. One entry a
+        channel, or one for all; of colour that is taken as grey, the three of colour.
+    takes_columns : bool
+        Whether ``data.columns`` can name what the images and labels are called.
     """
 
     name: ClassVar[str]
+    takes_columns: ClassVar[bool] = False
     train: ImageSet
     test: ImageSet | None = None
     class_names: Sequence[str]
@@ -70,6 +86,31 @@ class Source(ABC):
         ScenarioError
             If a file is missing, a folder is empty, or a key that the source needs is not given.
         """
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Say whether what lies at ``path`` is of the source's form, by names and first bytes: for messages."""
+        return False
+
+    def natural_ids(self, column: str | None) -> NDArray[np.generic]:
+        """Return of whom each training image is, (N,): what the partitioner ``natural-id`` splits by.
+
+        Parameters
+        ----------
+        column : str or None
+            As ``data.partition.column`` names it; ``None`` where the scenario does not.
+
+        Raises
+        ------
+        ScenarioError
+            If the source does not know.
+        """
+        if column == "label":
+            return self.train.labels
+        raise ScenarioError(
+            f"data.partition.column: {'missing' if column is None else repr(column)}; data.source '{self.name}' knows of its "
+            "images the 'label' alone; use 'parquet' with a column of ids, or 'leaf' with its users"
+        )
 
 
 sources: Registry[type[Source]] = Registry("data source", "fedleak.data", Source)

@@ -1,15 +1,16 @@
 """CIFAR-10 (50,000 training and 10,000 test images of 32 x 32 pixels; Krizhevsky, 2009).
 
 Downloaded once through flwr-datasets from Hugging Face (uoft-cs/cifar10), into Hugging Face's own cache; or, if
-``data.path`` is given, read from Parquet files there, as the source ``parquet`` reads them.
+``data.path`` is given, read from the files there: Parquet, as the source ``parquet`` reads them, or the authors' own batches, as
+``cifar-batches`` does.
 
 Limits: without ``data.path`` its first use needs the network
 """
 
 from __future__ import annotations
 
-from fedleak.data.base import Source, sources
-from fedleak.data.images import EncodedImages
+from fedleak.data.base import ImageSet, Source, sources
+from fedleak.data.cifar_batches import CifarBatches
 from fedleak.data.parquet import EXPECTED, check_labels, images_from, read_folder
 from fedleak.data.samples import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD
 from fedleak.errors import ScenarioError
@@ -28,16 +29,20 @@ class Cifar10(Source):
     std = CIFAR10_STD
 
     def __init__(self, data: Data) -> None:
-        if data.path is not None:
+        self.train: ImageSet
+        if data.path is not None and CifarBatches.recognises(data.path.expanduser()):
+            batches = CifarBatches(data)
+            self.train, self.test = batches.train, batches.test
+        elif data.path is not None:
             splits = read_folder(data)
             self.train, self.test = splits.train, splits.test
         else:
-            self.train, self.test = _download("train", data.image_size), _download("test", data.image_size)
+            self.train, self.test = _download("train", data), _download("test", data)
         for images in (self.train, self.test):
             check_labels(images, len(CIFAR10_CLASSES))
 
 
-def _download(split: str, image_size: int | None) -> EncodedImages:
+def _download(split: str, data: Data) -> ImageSet:
     import httpx
     from datasets import Image
     from datasets.exceptions import DatasetsError
@@ -52,4 +57,4 @@ def _download(split: str, image_size: int | None) -> EncodedImages:
         ) from error
     # Without this, every image would be decoded here instead of when it is asked for.
     encoded = dataset.cast_column("img", Image(decode=False)).with_format("arrow")
-    return images_from([(f"{REPOSITORY} {split}", encoded[:])], image_size)
+    return images_from([(f"{REPOSITORY} {split}", encoded[:])], data)

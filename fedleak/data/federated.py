@@ -15,7 +15,7 @@ from fedleak.data.base import ImageSet, Source, sources
 from fedleak.data.images import PillowImages
 from fedleak.data.partition import partition
 from fedleak.data.shards import ShardSource
-from fedleak.data.statistics import evenly_spaced
+from fedleak.data.statistics import evenly_spaced, per_channel
 from fedleak.errors import ScenarioError
 from fedleak.modalities.image import InputSpec
 from fedleak.modalities.image.measure import MEAN_IMAGE
@@ -89,7 +89,7 @@ class FederatedData:
     @cached_property
     def _mean_image(self) -> Tensor:
         if self.source.test is None:
-            flat = torch.tensor(self.source.mean, dtype=torch.float32)
+            flat = torch.tensor(per_channel(self.source.mean, self.input.shape[0]), dtype=torch.float32)
             return flat.view(-1, 1, 1).expand(self.input.shape).clone()
         chosen = evenly_spaced(len(self.source.test), AVERAGED)
         total = torch.zeros(self.input.shape, dtype=torch.float64)
@@ -138,22 +138,24 @@ def _opened(data_json: str, clients: int, seed: int) -> FederatedData:
         chosen = sources.get(data.source)
     except ScenarioError as error:
         raise ScenarioError(f"data.source: {error}") from error
+    if data.columns is not None and ":" not in data.source and not chosen.takes_columns:
+        named = [name for name in sources.names() if sources.get(name).takes_columns]
+        raise ScenarioError(f"data.columns: data.source '{data.source}' has no columns; those that have: {', '.join(named)}")
     source = chosen(data)
-    shape = _image_shape(source.train)
-    if source.test is not None and (test_shape := _image_shape(source.test)) != shape:
+    shape = source.train.shape
+    if source.test is not None and (test_shape := source.test.shape) != shape:
+        remedy = "data.image_size to bring all images to one size" if shape[0] == test_shape[0] else "data.channels = 1 or 3"
         raise ScenarioError(
             f"data.source '{data.source}': training images are {shape} (channels, height, width), test images {test_shape}; "
-            "give data.image_size to bring all images to one size"
+            f"give {remedy}"
         )
-    return FederatedData(source, _input(source, shape, data), partition(source.train.labels, data, clients, seed))
+    return FederatedData(
+        source, _input(source, shape, data), partition(source.train.labels, data, clients, seed, source.natural_ids)
+    )
 
 
 def _input(source: Source, shape: tuple[int, int, int], data: Data) -> InputSpec:
     if data.normalize:
-        return InputSpec(shape, len(source.class_names), tuple(source.mean), tuple(source.std))
+        mean, std = per_channel(source.mean, shape[0]), per_channel(source.std, shape[0])
+        return InputSpec(shape, len(source.class_names), mean, std)
     return InputSpec(shape, len(source.class_names), (0.0,) * shape[0], (1.0,) * shape[0])
-
-
-def _image_shape(images: ImageSet) -> tuple[int, int, int]:
-    channels, height, width = images.load([0])[0].shape
-    return channels, height, width

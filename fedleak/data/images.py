@@ -12,21 +12,27 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from fedleak.data.base import ImageSet
+from fedleak.data.formats import START, format_of
+from fedleak.data.pixels import Pixels, decode, is_grey, unfit, unit
+from fedleak.data.statistics import evenly_spaced
 from fedleak.errors import ScenarioError
 
 KEPT_BYTES = 256 * 2**20
 """Decoded pixels that one set of images keeps in memory, in bytes: all of CIFAR-10, 20,000 images of 64 x 64 pixels."""
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+"""What files of images end in."""
+_LOOKED_AT = 16  # images whose headers decide whether all are grey
 
 # A damaged PNG chunk surfaces from Pillow as SyntaxError.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
 class PillowImages(ImageSet):
-    """Images in any format that Pillow reads, always converted to RGB.
+    """Images in any format that Pillow reads: grey ones of one channel, colour of three (RGB); alpha is dropped.
 
     Parameters
     ----------
@@ -35,12 +41,16 @@ class PillowImages(ImageSet):
     image_size : int, optional
         The short side is resized to so many pixels (Lanczos) and the centre square is kept; without it, the
         images keep their size, and all must have the same.
+    channels : int, optional
+        1 or 3, to which all are brought. Without it, 3 if one of 16 evenly spaced images is in colour (grey ones among them
+        become RGB), and 1 otherwise.
     """
 
-    def __init__(self, labels: NDArray[np.int64], image_size: int | None = None) -> None:
+    def __init__(self, labels: NDArray[np.int64], image_size: int | None = None, channels: int | None = None) -> None:
         self.labels = labels
         self.image_size = image_size
-        self._kept: NDArray[np.uint8] | None = None
+        self._channels = channels
+        self._kept: Pixels | None = None
         self._place = np.full(len(labels), -1, dtype=np.int64)  # of each image among those that are kept
         self._held = 0
 
@@ -58,7 +68,7 @@ class PillowImages(ImageSet):
         """Return what Pillow is to open."""
 
     def load(self, indices: Sequence[int]) -> Tensor:
-        """Return the images at ``indices`` as float32 (n, 3, H, W) in [0, 1].
+        """Return the images at ``indices`` as float32 (n, C, H, W) in [0, 1].
 
         Raises
         ------
@@ -67,11 +77,11 @@ class PillowImages(ImageSet):
         """
         height, width = self._size
         if not len(indices):
-            return torch.empty(0, 3, height, width)
+            return torch.empty(0, self.channels, height, width)
         places = self._place[np.asarray(indices)]
         if self._kept is not None and places.min() >= 0:
-            return torch.from_numpy(self._kept[places]).float().div_(255)
-        return torch.from_numpy(np.stack([self._pixels(int(index)) for index in indices])).float() / 255
+            return torch.from_numpy(unit(self._kept[places]))
+        return torch.from_numpy(np.stack([unit(self._pixels(int(index))) for index in indices]))
 
     def verify(self, indices: Sequence[int], *, headers_only: bool = False) -> None:
         """Read the images at ``indices``, or only their headers.
@@ -91,42 +101,66 @@ class PillowImages(ImageSet):
         try:
             with Image.open(self._open(index)) as image:
                 size = (image.height, image.width)
+                self._check_header(index, image)
         except UNREADABLE as error:
             raise self._unreadable(index, error) from error
         if self.image_size is None:
             self._check_size(index, size)
 
-    def _pixels(self, index: int) -> NDArray[np.uint8]:
-        """Return an image as uint8 (3, H, W), decoded once for as long as there is room."""
+    def _pixels(self, index: int) -> Pixels:
+        """Return an image as uint8 or uint16 (C, H, W), decoded once for as long as there is room."""
         if self._kept is not None and (place := self._place[index]) >= 0:
-            kept: NDArray[np.uint8] = self._kept[place]
+            kept: Pixels = self._kept[place]
             return kept
-        pixels = np.ascontiguousarray(np.array(self._decode(index)).transpose(2, 0, 1))
+        pixels = self._decode(index)
         self._check_size(index, (pixels.shape[1], pixels.shape[2]))
         if self._kept is None:
             # One array and no object for each image, which Python's garbage collector would walk through ever again. Its memory
             # is taken as it fills.
-            self._kept = np.empty((min(len(self), KEPT_BYTES // pixels.nbytes), *pixels.shape), dtype=np.uint8)
-        if self._held < len(self._kept):
+            self._kept = np.empty((min(len(self), KEPT_BYTES // pixels.nbytes), *pixels.shape), dtype=pixels.dtype)
+        if self._held < len(self._kept) and pixels.dtype == self._kept.dtype:
             self._kept[self._held] = pixels
             self._place[index] = self._held
             self._held += 1
         return pixels
 
     @cached_property
-    def _size(self) -> tuple[int, int]:
-        first = self._decode(0)
-        return first.height, first.width
+    def channels(self) -> int:
+        """How many channels all images have: 1 or 3."""
+        return self._channels or (1 if self._all_grey else 3)
 
-    def _decode(self, index: int) -> Image.Image:
+    @cached_property
+    def _all_grey(self) -> bool:
+        found = []
+        for index in evenly_spaced(len(self), _LOOKED_AT):
+            try:
+                with Image.open(self._open(index)) as image:
+                    found.append(is_grey(image))
+            except UNREADABLE:  # said, with its name, when it is asked for
+                continue
+        return bool(found) and all(found)
+
+    @cached_property
+    def _size(self) -> tuple[int, int]:
+        _, height, width = self._decode(0).shape
+        return height, width
+
+    def _decode(self, index: int) -> Pixels:
         try:
-            with Image.open(self._open(index)) as encoded:
-                image = encoded.convert("RGB")
+            with Image.open(self._open(index)) as image:
+                self._check_header(index, image)
+                return decode(image, self.channels, self.image_size)
         except UNREADABLE as error:
             raise self._unreadable(index, error) from error
-        if self.image_size is None:
-            return image
-        return ImageOps.fit(image, (self.image_size, self.image_size), Image.Resampling.LANCZOS)
+
+    def _check_header(self, index: int, image: Image.Image) -> None:
+        if (reason := unfit(image)) is not None:
+            raise ScenarioError(f"{self.describe(index)}: {reason}")
+        if self._channels is None and self.channels == 1 and not is_grey(image):
+            raise ScenarioError(
+                f"{self.describe(index)}: in colour, where others such as {self.describe(0)} are grey; give data.channels = 3 to "
+                "take all as colour, or 1 to take all as grey"
+            )
 
     def _check_size(self, index: int, size: tuple[int, int]) -> None:
         if size != self._size:
@@ -136,10 +170,22 @@ class PillowImages(ImageSet):
             )
 
     def _unreadable(self, index: int, error: BaseException) -> ScenarioError:
+        known = None if isinstance(error, Image.DecompressionBombError) else format_of(self._start(index))
+        if known is not None:
+            return ScenarioError(f"{self.describe(index)}: cannot be read as an image: {known}")
         return ScenarioError(
             f"{self.describe(index)}: cannot be read as an image ({error}); expected JPEG, PNG or another format that Pillow "
             "reads; replace or remove it"
         )
+
+    def _start(self, index: int) -> bytes:
+        """Return the first bytes of the image's file; none if there are none."""
+        try:
+            opened = self._open(index)
+            with opened.open("rb") if isinstance(opened, Path) else opened as file:
+                return file.read(START)
+        except UNREADABLE:
+            return b""
 
 
 class ImageFiles(PillowImages):
@@ -151,12 +197,14 @@ class ImageFiles(PillowImages):
         One file for each label.
     labels : ndarray
         (N,) int64 class indices.
-    image_size : int, optional
+    image_size, channels : int, optional
         As for :class:`PillowImages`.
     """
 
-    def __init__(self, paths: Sequence[Path], labels: NDArray[np.int64], image_size: int | None = None) -> None:
-        super().__init__(labels, image_size)
+    def __init__(
+        self, paths: Sequence[Path], labels: NDArray[np.int64], image_size: int | None = None, channels: int | None = None
+    ) -> None:
+        super().__init__(labels, image_size, channels)
         self._paths = tuple(paths)
 
     def describe(self, index: int) -> str:
@@ -178,14 +226,19 @@ class EncodedImages(PillowImages):
         (N,) int64 class indices.
     origins : sequence of (str, int)
         For each file that the column was read from, its name and the number of its rows.
-    image_size : int, optional
+    image_size, channels : int, optional
         As for :class:`PillowImages`.
     """
 
     def __init__(
-        self, column: Any, labels: NDArray[np.int64], origins: Sequence[tuple[str, int]], image_size: int | None = None
+        self,
+        column: Any,
+        labels: NDArray[np.int64],
+        origins: Sequence[tuple[str, int]],
+        image_size: int | None = None,
+        channels: int | None = None,
     ) -> None:
-        super().__init__(labels, image_size)
+        super().__init__(labels, image_size, channels)
         self._column = column
         self._origins = tuple(origins)
 

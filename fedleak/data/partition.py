@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,22 @@ from fedleak.scenario.schema import Data
 from fedleak.seeding import Seed
 
 Shards = tuple[NDArray[np.int64], ...]
+NaturalIds = Callable[[str | None], NDArray[np.generic]]
+
+_NATURAL = ("natural-id", "grouped-natural-id")
 
 # These split columns, not rows, or take a Python function, which a scenario file cannot hold.
 _NOT_OFFERED = {"Partitioner", "IdToSizeFncPartitioner", "VerticalEvenPartitioner", "VerticalSizePartitioner"}
 
 
-def partition(labels: NDArray[np.int64], data: Data, clients: int, seed: int) -> Shards:
+def partition(labels: NDArray[np.int64], data: Data, clients: int, seed: int, natural_ids: NaturalIds | None = None) -> Shards:
     """Split images among clients.
 
-    The images are shuffled by the seed first. ``data.partition`` names a partitioner of flwr-datasets in lower case
-    with hyphens and without "Partitioner" (``iid``, ``dirichlet``, ``inner-dirichlet``, ``pathological``, ...); its
-    parameters are the constructor's. ``order`` gives contiguous shards in the order of the files, unshuffled.
+    The images are shuffled by the seed first. ``data.partition`` names a partitioner of flwr-datasets in lower case with
+    hyphens and without "Partitioner" (``iid``, ``dirichlet``, ``inner-dirichlet``, ``pathological``, ...); its parameters
+    are the constructor's. ``order`` gives contiguous shards in the order of the files, unshuffled. ``natural-id`` gives
+    each client the images of one value of ``column`` (LEAF's users need none): where there are more values than clients,
+    of as many as there are clients, drawn by the seed; ``grouped-natural-id`` those of ``group_size`` values.
 
     Parameters
     ----------
@@ -37,6 +43,8 @@ def partition(labels: NDArray[np.int64], data: Data, clients: int, seed: int) ->
         Number of shards.
     seed : int
         The scenario's seed.
+    natural_ids : callable, optional
+        From a column's name to what it says of each image (N,), as the source knows it; without it, of the label alone.
 
     Returns
     -------
@@ -62,7 +70,14 @@ def partition(labels: NDArray[np.int64], data: Data, clients: int, seed: int) ->
         # and without a table for each client.
         shards = np.array_split(_shuffled(len(labels), Seed(seed).derive("partition")), clients)
     else:
-        shards = _by_flwr(labels, data.partition.name, data.partition.parameters, clients, Seed(seed).derive("partition"))
+        name, parameters = data.partition.name, dict(data.partition.parameters)
+        ids: NDArray[np.generic] = labels
+        if name in _NATURAL and natural_ids is not None:
+            ids = natural_ids(parameters.pop("column", None))
+        if name == "natural-id":
+            shards = _by_id(ids, parameters, clients, Seed(seed).derive("partition"))
+        else:
+            shards = _by_flwr(ids, name, parameters, clients, Seed(seed).derive("partition"))
     empty = [client for client, shard in enumerate(shards) if len(shard) == 0]
     if empty:
         raise ScenarioError(
@@ -90,8 +105,24 @@ def _partitioners() -> dict[str, type[Any]]:
     return found
 
 
+def _by_id(ids: NDArray[np.generic], parameters: dict[str, Any], clients: int, seed: Seed) -> list[NDArray[np.int64]]:
+    """Return the images of each id in the order of the ids: what flwr-datasets gives, without its import."""
+    if parameters:
+        raise ScenarioError(f"data.partition.{min(parameters)}: 'natural-id' has no such parameter; it takes 'column'")
+    values, which = np.unique(ids, return_inverse=True)
+    if len(values) < clients:
+        raise ScenarioError(
+            f"data.partition: 'natural-id' finds {len(values)} ids for federation.clients = {clients}; lower federation.clients"
+        )
+    chosen = np.sort(seed.derive("natural-id").numpy().permutation(len(values))[:clients])
+    shuffled = _shuffled(len(ids), seed)
+    ordered = shuffled[np.argsort(which[shuffled], kind="stable")]
+    ends = np.cumsum(np.bincount(which, minlength=len(values)))
+    return [ordered[ends[one - 1] if one else 0 : ends[one]] for one in chosen]
+
+
 def _by_flwr(
-    labels: NDArray[np.int64], name: str, parameters: dict[str, Any], clients: int, seed: Seed
+    labels: NDArray[np.generic], name: str, parameters: dict[str, Any], clients: int, seed: Seed
 ) -> list[NDArray[np.int64]]:
     known = _partitioners()
     if name not in known:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
 
 from fedleak.data.base import ImageSet
 from fedleak.data.federated import federated_data
 from fedleak.data.images import PillowImages
 from fedleak.data.shards import FACTS, FORMAT, fingerprint
+from fedleak.data.statistics import per_channel
 from fedleak.errors import ScenarioError
 from fedleak.scenario.schema import Data
 
@@ -40,7 +38,7 @@ def write_shards(data: Data, clients: int, seed: int, out: Path) -> list[Path]:
     Raises
     ------
     ScenarioError
-        If ``out`` exists or cannot be written, or an image cannot be kept without loss.
+        If ``out`` exists or cannot be written.
     """
     folders = [out / f"client-{client}" for client in range(clients)] + [out / "server"]
     if out.exists():
@@ -55,7 +53,7 @@ def write_parts(data: Data, clients: int, seed: int, folders: Sequence[Path]) ->
     Raises
     ------
     ScenarioError
-        If one cannot be written, or an image cannot be kept without loss.
+        If one cannot be written, or an image cannot be read.
     """
     whole = federated_data(data.model_copy(update={"shard": None}), clients, seed)
     source = whole.source
@@ -66,8 +64,8 @@ def write_parts(data: Data, clients: int, seed: int, folders: Sequence[Path]) ->
         "sizes": [len(shard) for shard in whole.shards],
         "image_size": source.train.image_size if isinstance(source.train, PillowImages) else None,
         "class_names": list(source.class_names),
-        "mean": list(source.mean),
-        "std": list(source.std),
+        "mean": list(per_channel(source.mean, whole.input.shape[0])),
+        "std": list(per_channel(source.std, whole.input.shape[0])),
     }
     try:
         for client, (folder, shard) in enumerate(zip(folders[:-1], whole.shards, strict=True)):
@@ -92,17 +90,13 @@ def _write_part(folder: Path, facts: dict[str, Any], name: str, images: ImageSet
                 encoded = [_encoded(images, index) for index in chunk]
                 labels = images.labels[np.asarray(chunk)].tolist()
                 writer.write_table(pa.table({"image": encoded, "label": labels}, schema=schema))
+    facts |= {"raw": images is not None and not isinstance(images, PillowImages)}
     (folder / FACTS).write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
 def _encoded(images: ImageSet, index: int) -> bytes:
-    """Return the bytes of an image file; of an image that never was one, a PNG, if that keeps every bit."""
+    """Return the bytes of an image file; of an image that never was one, its pixels as float32 (C, H, W), little-endian."""
     if isinstance(images, PillowImages):
         return images.encoded(index)
-    pixels = images.load([index])[0]
-    levels = (pixels * 255).round()
-    if not torch.equal(levels / 255, pixels) or pixels.shape[0] != 3:
-        raise ScenarioError(f"training image {index}: its pixels are no 8-bit RGB, so that no file keeps them without loss")
-    buffer = io.BytesIO()
-    Image.fromarray(levels.byte().permute(1, 2, 0).numpy()).save(buffer, format="PNG")
-    return buffer.getvalue()
+    content: bytes = images.load([index])[0].numpy().astype("<f4").tobytes()
+    return content

@@ -52,4 +52,4 @@ class Samples(Source):
 
     def __init__(self, data: Data) -> None:
         paths, labels = foolbox_images("cifar10")
-        self.train = ImageFiles(paths, np.array(labels, dtype=np.int64), data.image_size)
+        self.train = ImageFiles(paths, np.array(labels, dtype=np.int64), data.image_size, data.channels)

@@ -28,4 +28,4 @@ class SamplesImageNet(Source):
         paths, indices = foolbox_images("imagenet")
         distinct, labels = np.unique(indices, return_inverse=True)
         self.class_names = tuple(f"imagenet-{index}" for index in distinct)
-        self.train = ImageFiles(paths, labels.astype(np.int64), data.image_size or 64)
+        self.train = ImageFiles(paths, labels.astype(np.int64), data.image_size or 64, data.channels)

@@ -5,9 +5,9 @@
     client-0/  shard.json  train.parquet     the client's images, in the order of its shard
     server/    shard.json  test.parquet      no private image
 
-Images are kept as the bytes that they were encoded in, so that a client which holds only its folder trains on the
-same pixels, bit for bit, as one that opened the whole source. ``shard.json`` says what everybody may know: how large
-the shards are, what an image looks like, the classes, and the public channel statistics.
+Images are kept as the bytes that they were encoded in (or, of arrays, as float32), so that a client which holds only its
+folder trains on the same pixels, bit for bit, as one that opened the whole source. ``shard.json`` says what everybody may
+know: how large the shards are, what an image looks like, the classes, and the public channel statistics.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedleak.data.arrays import ArrayImages, Mapped
 from fedleak.data.base import ImageSet, Source
 from fedleak.data.images import EncodedImages
 from fedleak.errors import ScenarioError
@@ -35,6 +36,8 @@ _REMEDY = "make it with: fedleak deploy shards SCENARIO --out DIR"
 def fingerprint(data: Data, clients: int, seed: int) -> str:
     """Return a digest of all that decides who holds which image; where the source lies does not."""
     table = data.model_dump(mode="json", exclude={"path", "shard"})
+    # Keys that came later count only where they are set: folders that were made before them stay good.
+    table = {key: value for key, value in table.items() if key not in ("channels", "columns") or value is not None}
     return hashlib.sha256(json.dumps([table, clients, seed], sort_keys=True).encode()).hexdigest()
 
 
@@ -83,18 +86,34 @@ class ShardSource(Source):
             self.mean, self.std = tuple(map(float, facts["mean"])), tuple(map(float, facts["std"]))
             sizes = [int(size) for size in facts["sizes"]]
             image_size = facts["image_size"]
+            raw: bool = facts.get("raw", False)
         except (KeyError, TypeError, ValueError) as error:
             raise ScenarioError(f"{folder / FACTS}: damaged, or of another version ({error!r}); {_REMEDY}") from error
         if self.client is None:
             self.train = Withheld()
-            self.test = _images(folder / "test.parquet", image_size) if (folder / "test.parquet").is_file() else None
+            self.test = self._images(folder / "test.parquet", image_size, raw) if (folder / "test.parquet").is_file() else None
             self.shards = tuple(np.arange(size, dtype=np.int64) for size in sizes)
             return
-        self.train = _images(folder / "train.parquet", image_size)
+        self.train = self._images(folder / "train.parquet", image_size, raw)
         if len(self.train) != sizes[self.client]:
             raise ScenarioError(f"{folder}: {len(self.train)} images, where {FACTS} says {sizes[self.client]}; {_REMEDY}")
         own, none = np.arange(len(self.train), dtype=np.int64), np.empty(0, dtype=np.int64)
         self.shards = tuple(own if client == self.client else none for client in range(len(sizes)))
+
+    def _images(self, path: Path, image_size: int | None, raw: bool) -> ImageSet:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(path) as file:
+                table = file.read(columns=["image", "label"]).select(["image", "label"])
+        except (OSError, KeyError, pa.ArrowException) as error:
+            raise ScenarioError(f"{path}: cannot be read as Parquet ({error}); {_REMEDY}") from error
+        labels = np.array(table["label"].to_pylist(), dtype=np.int64)
+        if raw:
+            levels = Mapped(table["image"], lambda value: np.frombuffer(value.as_py(), "<f4").reshape(self.shape))
+            return ArrayImages([levels], labels, str(path), channels=self.shape[0])
+        return EncodedImages(table["image"], labels, [(str(path), len(labels))], image_size, self.shape[0])
 
     def check(self, data: Data, clients: int, seed: int) -> None:
         """Refuse a folder that was made for another scenario.
@@ -109,19 +128,6 @@ class ShardSource(Source):
                 f"data.shard: {data.shard}: made for another [data] table, seed or federation.clients than this scenario's; "
                 f"{_REMEDY}"
             )
-
-
-def _images(path: Path, image_size: int | None) -> EncodedImages:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            table = file.read(columns=["image", "label"]).select(["image", "label"])
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise ScenarioError(f"{path}: cannot be read as Parquet ({error}); {_REMEDY}") from error
-    labels = np.array(table["label"].to_pylist(), dtype=np.int64)
-    return EncodedImages(table["image"], labels, [(str(path), len(labels))], image_size)
 
 
 def shard_facts(folder: Path) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
 
 from fedleak.data.base import ImageSet, Source
+from fedleak.data.pixels import LUMA
+from fedleak.errors import ScenarioError
 
 MEASURED = 1_000
 _CHUNK = 256
@@ -25,12 +28,12 @@ def channel_statistics(public: ImageSet | None) -> tuple[tuple[float, ...], tupl
     ----------
     public : ImageSet or None
         The test split, of which at most 1,000 evenly spaced images are read. Never the training images: what the
-        server knows of the private data must not come from them. Without a test split, 0.5 and 0.5.
+        server knows of the private data must not come from them. Without a test split, 0.5 and 0.5 for all channels.
     """
     if public is None:
-        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+        return (0.5,), (0.5,)
     chosen = evenly_spaced(len(public), MEASURED)
-    total = squares = torch.zeros(3, dtype=torch.float64)
+    total = squares = torch.zeros((), dtype=torch.float64)
     pixels = 0
     for start in range(0, len(chosen), _CHUNK):
         images = public.load(chosen[start : start + _CHUNK]).double()
@@ -41,6 +44,22 @@ def channel_statistics(public: ImageSet | None) -> tuple[tuple[float, ...], tupl
     # A constant channel would make the model's inputs infinite.
     std = (squares / pixels - mean.square()).clamp(min=1e-6).sqrt()
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Return a source's statistic with one entry for each of 1 or 3 channels.
+
+    One value is taken for all. Of three for one, the luma of the three (ITU-R 601): exact for means; for deviations, that of
+    channels which go up and down together, as in most photographs they nearly do.
+    """
+    given = tuple(map(float, values))
+    if len(given) == channels:
+        return given
+    if len(given) == 1:
+        return given * channels
+    if len(given) == 3 and channels == 1:
+        return (sum(weight * value for weight, value in zip(LUMA, given, strict=True)),)
+    raise ScenarioError(f"statistics of {len(given)} channels, but images of {channels}; expected one entry a channel")
 
 
 class MeasuredSource(Source):

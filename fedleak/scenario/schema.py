@@ -20,6 +20,8 @@ from fedleak.scenario.validation import explain, read
 from fedleak.threat import PRESETS, Knowledge, Preset
 
 _LATER = (
+    ("data", "channels"),
+    ("data", "columns"),
     ("model", "weights"),
     ("local", "optimizer"),
     ("local", "lr_scheduler"),
@@ -38,13 +40,28 @@ _LATER = (
 Rounds = Literal["all"] | Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
 
+class Columns(Section):
+    """What images and labels are called in the files of a source."""
+
+    image: str | None = Field(default=None, min_length=1, description="by default the usual names, such as img and image")
+    label: str | None = Field(default=None, min_length=1, description="by default the usual names, such as label")
+
+
 class Data(Section):
     """Where the private images come from, and how they are split into shards."""
 
     source: str = Field(default="samples", description="a data source by name, or your own as package.module:Class")
-    path: Path | None = Field(default=None, description="folder of the sources that read files")
+    path: Path | None = Field(default=None, description="file or folder of the sources that read files")
+    columns: Columns | None = Field(
+        default=None, description="names of images and labels: columns of Parquet, arrays of an npz, extensions in a tar"
+    )
+    channels: Literal[1, 3] | None = Field(
+        default=None, description="1: grey, 3: colour; by default as the files are. An alpha channel is dropped, its colours stay"
+    )
     partition: NameOrTable = Field(
-        default=Named(name="iid"), description="'order', which keeps the files' order, or any partitioner of flwr-datasets"
+        default=Named(name="iid"),
+        description="'order', which keeps the files' order, or any partitioner of flwr-datasets; 'natural-id' with a column "
+        "gives each client one writer, patient or whatever the column tells",
     )
     shard_size: int | None = Field(default=None, ge=1, description="at most so many images in a client's shard")
     image_size: int | None = Field(default=None, ge=4, description="images are resized and centre-cropped to this side, pixels")

@@ -24,7 +24,7 @@ def test_class_folders_alone(tmp_path, pictures, write_images):
     assert source.train.labels.tolist() == [0, 1, 1]
     assert source.test is None
     assert torch.equal(source.train.load([0]), torch.from_numpy(images[2:]).permute(0, 3, 1, 2) / 255)
-    assert source.mean == (0.5, 0.5, 0.5)
+    assert source.mean == (0.5,)
 
 
 @pytest.mark.parametrize("test_split", ["val", "test"])

@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +10,8 @@ from fedleak.data.images import ImageFiles
 from fedleak.errors import ScenarioError
 
 
-def files(paths, image_size=None):
-    return ImageFiles(paths, np.zeros(len(paths), dtype=np.int64), image_size)
+def files(paths, image_size=None, channels=None):
+    return ImageFiles(paths, np.zeros(len(paths), dtype=np.int64), image_size, channels)
 
 
 def test_pixels_and_channels_keep_their_place(tmp_path, pictures, write_images):
@@ -20,10 +23,115 @@ def test_pixels_and_channels_keep_their_place(tmp_path, pictures, write_images):
     assert torch.equal(loaded, expected)
 
 
-@pytest.mark.parametrize(("mode", "value"), [("L", 77), ("RGBA", (77, 77, 77, 255)), ("P", 3), ("1", 1)])
-def test_every_mode_becomes_rgb(tmp_path, mode, value):
+@pytest.mark.parametrize(
+    ("mode", "value", "channels"), [("L", 77, 1), ("1", 1, 1), ("LA", (77, 9), 1), ("RGBA", (77, 77, 77, 255), 3), ("P", 3, 3)]
+)
+def test_grey_stays_one_channel_and_all_else_becomes_rgb(tmp_path, mode, value, channels):
     Image.new(mode, (6, 6), value).save(tmp_path / "a.png")
-    assert files([tmp_path / "a.png"]).load([0]).shape == (1, 3, 6, 6)
+    assert files([tmp_path / "a.png"]).load([0]).shape == (1, channels, 6, 6)
+    for wanted in (1, 3):
+        assert files([tmp_path / "a.png"], channels=wanted).load([0]).shape == (1, wanted, 6, 6)
+
+
+def test_grey_among_colour_becomes_colour_and_colour_among_grey_is_refused(tmp_path, pictures, write_images):
+    write_images(tmp_path, pictures(3))
+    grey = np.random.default_rng(1).integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(grey).save(tmp_path / "1.png")
+    loaded = files([tmp_path / f"{i}.png" for i in range(3)]).load([0, 1, 2])
+    assert torch.equal(loaded[1], torch.from_numpy(grey).float().div(255).expand(3, 8, 8))
+    for number in range(40):
+        Image.fromarray(grey).save(tmp_path / f"grey{number:02}.png")
+    paths = sorted(tmp_path.glob("grey*.png"))
+    paths[1] = tmp_path / "0.png"  # not one of those that are looked at
+    images = files(paths)
+    assert images.channels == 1
+    for read in (images.load, images.verify, lambda chosen: images.verify(chosen, headers_only=True)):
+        with pytest.raises(ScenarioError, match=r"0\.png: in colour, where others such as .*grey00\.png are grey; give data\."):
+            read([1])
+    assert files(paths, channels=3).load([0, 1]).shape == (2, 3, 8, 8)
+    assert torch.equal(
+        files(paths, channels=1).load([1])[0, 0] * 255, torch.from_numpy(np.array(Image.open(paths[1]).convert("L")))
+    )
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_sixteen_bit_grey_keeps_its_range(tmp_path, suffix):
+    levels_ = np.random.default_rng(0).integers(0, 65_536, (9, 7), dtype=np.uint16)
+    levels_[0, :2] = 0, 65_535
+    Image.fromarray(levels_).save(tmp_path / f"a.{suffix}")
+    images = files([tmp_path / f"a.{suffix}"])
+    for _ in range(2):  # decoded, then kept
+        assert torch.equal(images.load([0])[0, 0], torch.from_numpy(levels_.astype(np.float32) / 65_535))
+    shown = files([tmp_path / f"a.{suffix}"], channels=3).load([0])[0]
+    assert torch.equal(shown, images.load([0])[0].expand(3, -1, -1))
+
+
+def test_a_sixteen_bit_image_is_resized_in_all_its_bits(tmp_path):
+    ramp = np.broadcast_to(np.linspace(1000, 1255, 64).astype(np.uint16)[:, None], (64, 64)).copy()
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    rows = files([tmp_path / "a.png"], image_size=16).load([0])[0, 0].mean(dim=1) * 65_535
+    expected = torch.from_numpy(ramp.reshape(16, 4, 64).mean(axis=(1, 2))).float()
+    assert (rows - expected)[1:-1].abs().max() < 1
+    assert len(rows.unique()) == 16  # of 8 bits there would be two
+
+
+def test_eight_and_sixteen_bits_side_by_side(tmp_path):
+    Image.fromarray(np.full((4, 4), 255, dtype=np.uint8)).save(tmp_path / "8.png")
+    Image.fromarray(np.full((4, 4), 65_535, dtype=np.uint16)).save(tmp_path / "16.png")
+    images = files([tmp_path / "8.png", tmp_path / "16.png"])
+    for _ in range(2):
+        assert torch.equal(images.load([0, 1]), torch.ones(2, 1, 4, 4))
+
+
+def png_of_16_bits(levels_):
+    """Write a PNG by hand: Pillow writes no 16-bit colour."""
+    height, width, channels = levels_.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels_)
+    head = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    parts = (struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_sixteen_bit_colour_is_refused_instead_of_losing_half_its_bits(tmp_path, channels):
+    levels_ = np.random.default_rng(0).integers(0, 65_536, (5, 6, channels), dtype=np.uint16)
+    (tmp_path / "a.png").write_bytes(png_of_16_bits(levels_))
+    with pytest.raises(ScenarioError, match=r"a\.png: 16-bit colour, .* of which Pillow reads 8 bits; save it with 8 bits"):
+        files([tmp_path / "a.png"]).load([0])
+
+
+def test_alpha_is_dropped_and_the_colours_under_it_stay(tmp_path):
+    levels_ = np.random.default_rng(0).integers(0, 256, (5, 6, 4), dtype=np.uint8)
+    Image.fromarray(levels_).save(tmp_path / "a.png")
+    assert torch.equal(files([tmp_path / "a.png"]).load([0])[0], torch.from_numpy(levels_[..., :3]).permute(2, 0, 1) / 255)
+
+
+@pytest.mark.parametrize(("kind", "message"), [(np.int32, "32-bit or signed integers"), (np.float32, "floats")])
+def test_levels_of_no_known_range_are_refused(tmp_path, kind, message):
+    Image.fromarray(np.ones((4, 4), dtype=kind)).save(tmp_path / "a.tif")
+    images = files([tmp_path / "a.tif"])
+    for read in (images.load, lambda chosen: images.verify(chosen, headers_only=True)):
+        with pytest.raises(ScenarioError, match=rf"a\.tif: its levels are {message}, of which no range is known; save it with 8"):
+            read([0])
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 99)
+    Image.new("L", (10, 10)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "convert", None)
+    with (
+        pytest.warns(Image.DecompressionBombWarning),
+        pytest.raises(ScenarioError, match=r"a\.png: 10 x 10 pixels, expected at most 99"),
+    ):
+        files([tmp_path / "a.png"], channels=3).load([0])
+
+
+def test_what_is_no_image_is_named_by_its_format(tmp_path, pictures, write_images):
+    write_images(tmp_path, pictures(1))
+    (tmp_path / "scan.png").write_bytes(bytes(128) + b"DICM" + bytes(300))
+    with pytest.raises(ScenarioError, match=r"scan\.png: cannot be read as an image: it is DICOM; convert by pydicom"):
+        files([tmp_path / "0.png", tmp_path / "scan.png"]).load([0, 1])
 
 
 def test_the_centre_is_kept(tmp_path):

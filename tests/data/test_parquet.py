@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from fedleak.data import federated_data
 from fedleak.data.parquet import Parquet
 from fedleak.errors import ScenarioError
-from fedleak.scenario.schema import Data
+from fedleak.scenario.schema import Data, Named
 
 
 def open_source(path, **keys):
@@ -50,7 +52,7 @@ def test_statistics_are_the_test_splits(tmp_path, pictures, write_parquet):
 
 def test_without_a_test_split_the_private_images_are_not_measured(tmp_path, pictures, write_parquet):
     write_parquet(tmp_path / "train.parquet", list(pictures(2)), [0, 1])
-    assert open_source(tmp_path).mean == open_source(tmp_path).std == (0.5, 0.5, 0.5)
+    assert open_source(tmp_path).mean == open_source(tmp_path).std == (0.5,)
 
 
 def test_a_row_without_bytes_is_named(tmp_path, pictures, write_parquet):
@@ -117,3 +119,77 @@ def test_published_files():
     assert source.train.load([0, 1]).shape == (2, 3, 32, 32)
     # CIFAR-10's published means; the files may hold a sample of it.
     assert source.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=0.02)
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (5, 6, 3), (3, 5, 6), (64,)])
+@pytest.mark.parametrize("kind", [pa.uint8(), pa.int64(), pa.uint16(), pa.float32()])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_lists_of_levels(tmp_path, shape, kind, fixed):
+    high = 65_536 if kind == pa.uint16() else 256
+    images = np.random.default_rng(0).integers(0, high, (4, *shape))
+    images[0].flat[0] = high - 1
+    scale = np.float32(high - 1)
+    levels = (images / scale).astype(np.float32) if kind == pa.float32() else images
+    column = kind
+    for side in reversed(shape):
+        column = pa.list_(column, side) if fixed else pa.list_(column)
+    table = pa.table({"image": pa.array(levels.tolist(), type=column), "label": [0, 1, 0, 1]})
+    pq.write_table(table, tmp_path / "train.parquet")
+    expected = images.astype(np.float32) / scale
+    if shape == (5, 6, 3):
+        expected = expected.transpose(0, 3, 1, 2)
+    expected = expected.reshape(4, -1, *((8, 8) if shape == (64,) else (5, 6)))
+    independent = np.array(pq.read_table(tmp_path / "train.parquet")["image"].to_pylist())
+    assert np.array_equal(independent, levels)
+    assert torch.equal(open_source(tmp_path).train.load([3, 0, 1, 2]), torch.from_numpy(expected[[3, 0, 1, 2]]))
+
+
+def test_lists_of_several_sizes_and_without_an_image(tmp_path):
+    rows = [np.full((4, 5), 9).tolist(), np.full((6, 4), 9).tolist(), None]
+    pq.write_table(pa.table({"image": rows, "label": [0, 1, 0]}), tmp_path / "train.parquet")
+    source = open_source(tmp_path, image_size=4)
+    assert torch.equal(source.train.load([0, 1]), torch.full((2, 1, 4, 4), 9 / 255))
+    with pytest.raises(ScenarioError, match=r"train\.parquet: a row holds no image"):
+        source.train.load([2])
+    with pytest.raises(ScenarioError, match=r"image 1: \(1, 6, 4\) .*; give data\.image_size"):
+        open_source(tmp_path).train.load([1])
+
+
+def test_columns_by_name(tmp_path, pictures, write_parquet):
+    images = pictures(3)
+    path = write_parquet(tmp_path / "train.parquet", list(images), [0, 0, 0])
+    table = pq.ParquetFile(path).read()
+    names = {"fine_label": {"names": ["ant", "bee"]}, "coarse_label": {"names": ["insect"]}}
+    table = pa.table({"picture": table["img"], "fine_label": [1, 0, 1], "coarse_label": [0, 0, 0]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": names}})})
+    pq.write_table(table, path)
+    for label, expected in (("fine_label", ("ant", "bee")), ("coarse_label", ("insect",))):
+        source = open_source(tmp_path, columns={"image": "picture", "label": label})
+        assert source.class_names == expected
+        assert source.train.labels.tolist() == table[label].to_pylist()
+    with pytest.raises(
+        ScenarioError, match=r"columns are picture, fine_label, coarse_label; expected 'picture' and 'label'; name oth"
+    ):
+        open_source(tmp_path, columns={"image": "picture"})
+    with pytest.raises(ScenarioError, match=r"images are of Arrow's type int64; expected encoded bytes"):
+        open_source(tmp_path, columns={"image": "fine_label", "label": "coarse_label"})
+
+
+def test_sixteen_bit_grey_in_parquet(tmp_path, write_parquet):
+    levels = np.random.default_rng(0).integers(0, 65_536, (3, 8, 8), dtype=np.uint16)
+    write_parquet(tmp_path / "train.parquet", list(levels), [0, 1, 0])
+    loaded = open_source(tmp_path).train.load([0, 1, 2])
+    assert torch.equal(loaded[:, 0], torch.from_numpy(levels.astype(np.float32) / 65_535))
+
+
+def test_each_client_is_a_value_of_a_column(tmp_path, pictures, write_parquet):
+    path = write_parquet(tmp_path / "train.parquet", list(pictures(6)), [0, 1, 2, 0, 1, 2])
+    table = pq.ParquetFile(path).read()
+    writers = ["w2", "w1", "w2", "w3", "w1", "w2"]
+    pq.write_table(table.append_column("writer", pa.array(writers)), path)
+    split = federated_data(Data(source="parquet", path=tmp_path, partition=Named(name="natural-id", column="writer")), 3, 1)
+    assert [{writers[index] for index in shard} for shard in split.shards] == [{"w1"}, {"w2"}, {"w3"}]
+    for column, message in ((None, r"column: missing; give the column"), ("writr", r"no column 'writr'; did you mean 'writer'")):
+        given = {} if column is None else {"column": column}
+        with pytest.raises(ScenarioError, match=message):
+            federated_data(Data(source="parquet", path=tmp_path, partition=Named(name="natural-id", **given)), 3, 1)

@@ -95,6 +95,34 @@ def test_natural_id_holds_one_class():
     assert [set(LABELS[shard]) for shard in split("natural-id", 10)] == [{label} for label in range(10)]
 
 
+def test_natural_id_is_what_flwr_datasets_gives():
+    slow = _by_flwr(LABELS, "natural-id", {}, 10, Seed(1).derive("partition"))
+    assert all(np.array_equal(a, b) for a, b in zip(split("natural-id", 10), slow, strict=True))
+
+
+def test_natural_ids_are_those_of_the_column_and_drawn_where_there_are_more_than_clients():
+    writers = np.array([f"w{number:03}" for number in np.random.default_rng(1).integers(0, 40, len(LABELS))])
+    asked = []
+
+    def natural_ids(column):
+        asked.append(column)
+        return writers
+
+    drawn = []
+    for seed in (1, 2):
+        data = Data(partition=Named(name="natural-id", column="writer"))
+        shards = partition(LABELS, data, 7, seed, natural_ids)
+        held = [set(writers[shard]) for shard in shards]
+        assert all(len(one) == 1 for one in held)
+        drawn.append([one.pop() for one in held])
+        assert drawn[-1] == sorted(set(drawn[-1]))
+        assert all(len(shard) == (writers == one).sum() for shard, one in zip(shards, drawn[-1], strict=True))
+    assert asked == ["writer", "writer"]
+    assert drawn[0] != drawn[1]
+    grouped = Data(partition=Named(name="grouped-natural-id", column="writer", group_size=10))
+    assert [len(set(writers[shard])) for shard in partition(LABELS, grouped, 4, 1, natural_ids)] == [10] * 4
+
+
 def test_small_alpha_is_more_skewed():
     def skew(alpha):
         return np.mean([np.bincount(LABELS[shard], minlength=10).max() / len(shard) for shard in split("dirichlet", alpha=alpha)])
@@ -133,7 +161,13 @@ def test_shard_size_truncates():
         ("dirichlet", 5, {"alpha": "high"}, "data.partition: 'dirichlet': The given alpha format"),
         ("dirichlet", 100, {"alpha": 0.01}, "data.partition: 'dirichlet': .*change its parameters or federation.clients"),
         ("dirichlet", 100, {"alpha": 0.01, "min_partition_size": 0}, "leaves client .* without an image .*raise alpha"),
-        ("natural-id", 5, {}, "'natural-id' gives 10 shards for federation.clients = 5; make the two equal"),
+        ("natural-id", 11, {}, "'natural-id' finds 10 ids for federation.clients = 11; lower federation.clients"),
+        (
+            "natural-id",
+            5,
+            {"group_size": 2},
+            r"partition\.group_size: 'natural-id' has no such parameter; it takes 'column'",
+        ),
         ("size", 5, {"partition_sizes": [200, 200]}, "'size' gives 2 shards for federation.clients = 5"),
     ],
 )

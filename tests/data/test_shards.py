@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Context, RecordDict
+from PIL import Image
 
 from fedleak.client.mod import scenario_of
 from fedleak.data import FederatedData, federated_data
@@ -109,24 +110,40 @@ class Drawn(ImageSet):
         return self.pixels[list(indices)]
 
 
-def test_images_that_never_were_files_are_kept_as_png_or_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_that_never_were_files_are_kept_bit_for_bit(tmp_path, monkeypatch, channels):
     from fedleak.data import parts
 
     data = Data(source="samples", partition="order")
     whole = federated_data(data, 2, 1)
-    for pixels, kept in ((torch.randint(0, 256, (4, 3, 5, 5)) / 255, True), (torch.rand(4, 3, 5, 5), False)):
-        source = type("Source", (), dict(vars(whole.source), train=Drawn(pixels), test=None))()
-        for name in ("mean", "std", "class_names"):
-            setattr(source, name, getattr(whole.source, name))
-        drawn = replace(whole, source=source, shards=(np.arange(2), np.arange(2, 4)), input=replace(whole.input, shape=(3, 5, 5)))
-        monkeypatch.setattr(parts, "federated_data", lambda *_, drawn=drawn: drawn)
-        if kept:
-            folder = write_shards(data, 2, 1, tmp_path / "kept")[1]
-            own = ShardSource(data.model_copy(update={"shard": folder}))
-            assert torch.equal(own.train.load([0, 1]), pixels[2:])
-        else:
-            with pytest.raises(ScenarioError, match="without loss"):
-                write_shards(data, 2, 1, tmp_path / "refused")
+    pixels = torch.rand(4, channels, 5, 5)
+    source = type("Source", (), dict(vars(whole.source), train=Drawn(pixels), test=None))()
+    for name in ("mean", "std", "class_names"):
+        setattr(source, name, getattr(whole.source, name))
+    shape = (channels, 5, 5)
+    drawn = replace(whole, source=source, shards=(np.arange(2), np.arange(2, 4)), input=replace(whole.input, shape=shape))
+    monkeypatch.setattr(parts, "federated_data", lambda *_: drawn)
+    folder = write_shards(data, 2, 1, tmp_path / "kept")[1]
+    own = ShardSource(data.model_copy(update={"shard": folder}))
+    assert torch.equal(own.train.load([0, 1]), pixels[2:])
+    assert (own.shape, len(own.mean)) == (shape, channels)
+
+
+def test_sixteen_bit_images_and_arrays_reach_the_client_bit_for_bit(tmp_path):
+    levels = np.random.default_rng(0).integers(0, 65_536, (6, 9, 9), dtype=np.uint16)
+    (tmp_path / "arrays").mkdir()
+    np.save(tmp_path / "arrays" / "images.npy", levels)
+    np.save(tmp_path / "arrays" / "labels.npy", np.arange(6) % 2)
+    for number, one in enumerate(levels):
+        place = tmp_path / "files" / f"class{number % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(one).save(place / f"{number}.png")
+    for data in (Data(source="npy", path=tmp_path / "arrays"), Data(source="imagefolder", path=tmp_path / "files", image_size=9)):
+        folders = write_shards(data, 2, 5, tmp_path / f"out-{data.source}")
+        whole = federated_data(data, 2, 5)
+        assert whole.input.shape == (1, 9, 9)
+        for client, folder in enumerate(folders[:-1]):
+            same(whole, federated_data(data.model_copy(update={"shard": folder}), 2, 5), client)
 
 
 def context(partition, folder, scenario):
