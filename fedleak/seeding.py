@@ -1,4 +1,8 @@
-"""Every random draw derives from (scenario seed, purpose, round, client, restart), never from a global generator."""
+"""Every random draw derives from (root, purpose, round, client, restart), never from a global generator.
+
+The root is the scenario's seed for what everybody may know, the attacker's own for attacks, and for what clients draw
+:func:`clients_seed`, of a secret that no server and no attack is told.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,8 @@ from torch import Tensor
 from fedleak.errors import FedleakError
 from fedleak.process import abandoned
 
+_HEADER, _WORDS = 24, 624  # of the state of PyTorch's generator on the CPU, in bytes, and of a Mersenne Twister
+
 
 @dataclass(frozen=True)
 class Seed:
@@ -29,14 +35,34 @@ class Seed:
     --------
     >>> Seed(1).derive("batch", 3, 0).value == Seed(1).derive("batch", 3, 0).value
     True
+
+    Attributes
+    ----------
+    root : int
+        The scenario's seed, or another.
+    path : tuple of str and int
+        What it is for.
+    wide : bool
+        Whether generators are filled from all of the root. PyTorch's and NumPy's use 32 bits of a number that they are seeded
+        with, which who sees a part of what was drawn can try out in minutes.
     """
 
     root: int
     path: tuple[str | int, ...] = ()
+    wide: bool = False
 
     def derive(self, *purpose: str | int) -> Seed:
         """Return the seed below this one for ``purpose`` (words and numbers)."""
-        return Seed(self.root, self.path + purpose)
+        return Seed(self.root, self.path + purpose, self.wide)
+
+    @property
+    def top(self) -> Seed:
+        """The seed at the root."""
+        return Seed(self.root, (), self.wide)
+
+    def drawn(self, size: int) -> bytes:
+        """Return so many bytes: who does not know the root can tell none of them from the others."""
+        return hashlib.shake_256(repr((self.root, *self.path)).encode()).digest(size)
 
     @property
     def value(self) -> int:
@@ -46,11 +72,11 @@ class Seed:
 
     def generator(self) -> torch.Generator:
         """Return a fresh CPU generator; draw on the CPU and move, so that devices agree."""
-        return torch.Generator().manual_seed(self.value)
+        return _filled(torch.Generator(), self) if self.wide else torch.Generator().manual_seed(self.value)
 
     def numpy(self) -> np.random.Generator:
         """Return a fresh NumPy generator."""
-        return np.random.default_rng(self.value)
+        return np.random.default_rng(int.from_bytes(self.drawn(32), "big") if self.wide else self.value)
 
     @contextmanager
     def isolated(self) -> Iterator[None]:
@@ -78,8 +104,35 @@ class Seed:
             if abandoned.is_abandoned(thread):
                 raise FedleakError("this thread was abandoned, so it seeds nothing: others draw from the generators by now")
             _seed_torch(self.value)
-            np.random.seed(self.value % 2**32)
-            random.seed(self.value)
+            if self.wide:
+                _filled(torch.default_generator, self)
+                np.random.seed(_words(self))
+                random.seed(self.drawn(32))
+            else:
+                np.random.seed(self.value % 2**32)
+                random.seed(self.value)
+
+
+def clients_seed(secret: str | None, seed: int) -> Seed:
+    """Return the root of all that clients draw: who knows the scenario's seed alone can derive nothing of it.
+
+    Parameters
+    ----------
+    secret : str or None
+        The scenario's.
+    seed : int
+        The scenario's.
+
+    Raises
+    ------
+    FedleakError
+        If there is no secret here, or its fingerprint in its place, as a server has it.
+    """
+    if secret is None or ":" in secret:
+        raise FedleakError(
+            "clients draw by a secret, and this scenario holds none, or its fingerprint; give it one: 32 hex digits"
+        )
+    return Seed(int.from_bytes(hashlib.sha256(f"clients/{secret}/{seed}".encode()).digest(), "big"), wide=True)
 
 
 @contextmanager
@@ -118,6 +171,18 @@ def _restored(thread: threading.Thread) -> Iterator[None]:
                 random.setstate(python)
                 np.random.set_state(numpy_state)
                 _restore_torch(torch_state)
+
+
+def _filled(generator: torch.Generator, seed: Seed) -> torch.Generator:
+    """Fill all the 624 words of a generator's Mersenne Twister."""
+    state = generator.manual_seed(0).get_state()
+    # The number that it was seeded with, how many words are left, whether it was seeded, the next word; then 8 bytes a word.
+    state[_HEADER : _HEADER + 8 * _WORDS] = torch.from_numpy(_words(seed).astype(np.uint64).view(np.uint8))
+    return generator.set_state(state)
+
+
+def _words(seed: Seed) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    return np.frombuffer(seed.drawn(4 * _WORDS), dtype="<u4").astype(np.uint32)
 
 
 def _seed_torch(value: int) -> None:

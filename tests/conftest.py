@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +26,19 @@ CLASSES = ["cat", "dog", "frog", "ship"]
 Server.model_fields["isolation"].default = "none"
 Server.model_rebuild(force=True)
 Scenario.model_fields["server"].default = Server()
+# Two runs of a test's scenario have the same batches, except where a test asks for none.
+Scenario.model_fields["secret"].default = "fedcba9876543210fedcba9876543210"
 Scenario.model_rebuild(force=True)
+
+
+@pytest.fixture
+def secretless(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Give scenarios no secret unasked, as outside of the tests."""
+    with monkeypatch.context() as patched:
+        patched.setattr(Scenario.model_fields["secret"], "default", None)
+        Scenario.model_rebuild(force=True)
+        yield
+    Scenario.model_rebuild(force=True)
 
 
 @pytest.fixture(autouse=True, scope="session")

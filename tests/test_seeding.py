@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fedleak import seeding
-from fedleak.seeding import Seed, generators_kept
+from fedleak.errors import FedleakError
+from fedleak.seeding import Seed, clients_seed, generators_kept
 
 
 def test_a_path_gives_the_same_numbers_whatever_drew_before() -> None:
@@ -142,3 +143,57 @@ def test_a_block_that_fails_leaves_kept_generators_to_be_restored() -> None:
         with Seed(3).isolated():
             assert draw() == inside
     assert draw() == expected
+
+
+SECRET = "0123456789abcdef0123456789abcdef"
+
+
+def test_what_clients_draw_depends_on_the_secret_and_the_seed_and_on_nothing_else() -> None:
+    roots = [clients_seed(SECRET, 1), clients_seed(SECRET, 2), clients_seed("f" * 32, 1)]
+    assert len({seed.root for seed in roots}) == 3
+    assert roots[0] == clients_seed(SECRET, 1)
+    assert roots[0].root.bit_length() > 200
+    first, again = (roots[0].derive("noise").generator() for _ in range(2))
+    assert torch.equal(torch.randn(1000, generator=first), torch.randn(1000, generator=again))
+    # As above: part of the format.
+    assert float(torch.rand((), generator=roots[0].generator(), dtype=torch.float64)) == pytest.approx(
+        0.17615700736465623, abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("secret", [None, "sha256:" + "0" * 64])
+def test_without_the_secret_itself_clients_draw_nothing(secret: str | None) -> None:
+    with pytest.raises(FedleakError, match="clients draw by a secret"):
+        clients_seed(secret, 1)
+
+
+def test_a_wide_seed_fills_a_whole_generator_and_is_no_number_of_32_bits() -> None:
+    seed = clients_seed(SECRET, 1).derive("noise")
+    assert seed.derive("x").wide
+    assert seed.top == clients_seed(SECRET, 1)
+    state = seed.generator().get_state()
+    words = state[24 : 24 + 8 * 624].numpy().view(np.uint64)
+    assert words.max() < 2**32
+    # Of a generator that is seeded with a number, each word follows from the one before (Knuth's recurrence).
+    follows = [
+        (1812433253 * (int(a) ^ (int(a) >> 30)) + number) % 2**32 == int(b)
+        for number, (a, b) in enumerate(zip(words, words[1:], strict=False), 1)
+    ]
+    assert sum(follows) < 3
+    plain = torch.Generator().manual_seed(seed.value).get_state()[24 : 24 + 8 * 624].numpy().view(np.uint64)
+    assert int(plain[0]) == seed.value % 2**32  # why: 32 bits are all that it takes
+    draws = torch.rand(100_000, generator=seed.generator())
+    assert float(draws.mean()) == pytest.approx(0.5, abs=0.01)
+    assert float(draws.var()) == pytest.approx(1 / 12, abs=0.002)
+
+
+def test_inside_a_wide_seed_the_global_generators_repeat_and_are_restored() -> None:
+    seed = clients_seed(SECRET, 1)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    found = []
+    for _ in range(2):
+        with seed.isolated():
+            found.append((float(torch.rand(())), float(np.random.rand()), random.random()))
+    assert found[0] == found[1]
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,7 +1,8 @@
 """The Flower ServerApp: what `flwr run` and a SuperLink start; it runs the scenario in the federation that it finds itself in.
 
 From the run configuration: ``scenario`` (JSON, or the path of a TOML file), ``out`` (name of the run folder, or an
-absolute path), ``resume`` (a run folder to go on with), ``device`` and ``threads``. From the environment of the process:
+absolute path), ``resume`` (a run folder to go on with), ``device`` and ``threads``. The clients' secret does not belong there: a
+server could read it (:func:`fedleak.client.mod.scenario_of` says where clients find it). From the environment of the process:
 ``FEDLEAK_RUNS``, the folder that takes run folders (``runs`` by default), and ``FEDLEAK_SERVER_DATA``, the folder
 ``server`` that `fedleak deploy shards` wrote; without it the server opens the scenario's own data.
 
@@ -98,7 +99,10 @@ def tell(event: Event) -> None:
 def _asked(config: Any, engine: str) -> tuple[Scenario, dict[str, Any]]:
     resume, out = str(config.get("resume", "")), str(config.get("out", ""))
     runs = Path(os.environ.get("FEDLEAK_RUNS", "runs"))
-    scenario = scenario_from(str(config.get("scenario", "")))
+    # Who submits a scenario sends its fingerprint; a file or JSON by hand may hold the clients' secret, of which nothing is kept.
+    scenario = scenario_from(str(config.get("scenario", ""))).public
+    if "scenario" in config:
+        config["scenario"] = scenario.to_json()
     if resume:
         from fedleak.runs.folder import RunFolder
 

@@ -68,6 +68,9 @@ def shards(
 ) -> None:
     """Split SCENARIO's data into one folder for each client, and one for the server that holds no private image.
 
+    Each client's holds the scenario's secret too, from which it draws batches
+    and noise, and the server's does not; without one in the scenario, a new one.
+
     Give client 0's node the folder client-0, by --node-config 'partition-id=0
     num-partitions=N data-dir="..."', and the server's process the folder
     server, by the variable FEDLEAK_SERVER_DATA. A client that holds its folder
@@ -77,7 +80,7 @@ def shards(
     from fedleak.scenario.schema import load_scenario
 
     given = load_scenario(scenario, set_ or [])
-    folders = write_shards(given.data, given.federation.clients, given.seed, out)
+    folders = write_shards(given.data, given.federation.clients, given.seed, out, given.secret)
     console.print(f"{len(folders) - 1} client folder(s) and the server's: {escape(str(out))}", highlight=False, soft_wrap=True)
 
 
@@ -101,6 +104,7 @@ def up(
     refused.
     """
     from fedleak.deploy.services import Layout, Services
+    from fedleak.scenario import secret
 
     quieten(False)
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore Ctrl-C otherwise
@@ -112,6 +116,8 @@ def up(
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         place.write_text(services.superlink.model_dump_json(), encoding="utf-8")
+        if secret.placed([folder], None) is None:
+            secret.place(folder, secret.draw(), named=False)
         text = f"SuperLink at {services.superlink.address}, {services.clients} client(s) connected; run folders go to {runs}."
         console.print(escape(text), highlight=False, soft_wrap=True)
         option = "" if folder == _DIR else f" --deployment {folder}"
@@ -173,6 +179,8 @@ def submit(
     from fedleak.experiment.plugins import check_plugins
     from fedleak.experiment.result import Result
     from fedleak.scenario.schema import load_scenario, parse_scenario
+    from fedleak.scenario.secret import is_secret
+    from fedleak.scenario.secret import place as place_secret
 
     quieten(False)
     given = load_scenario(scenario, set_ or []) if scenario is not None else _of_folder(resume)
@@ -180,6 +188,9 @@ def submit(
         place: dict[str, Any] = {"address": superlink, "insecure": insecure, "root_certificates": root_certificates}
     else:
         place = _running(deployment)
+        if is_secret(given.secret):
+            # The nodes of `up` are this user's, on this machine; the server is told the fingerprint alone.
+            place_secret(deployment, str(given.secret), named=True)
     text = given.model_dump(mode="json")
     link = {**place, "root_certificates": _text(place["root_certificates"])}
     text["federation"] |= {"engine": "deployment", "superlink": link, "client_resources": None}

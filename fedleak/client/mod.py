@@ -19,18 +19,25 @@ from fedleak.defenses.chain import ChainAt, DefenseChain
 from fedleak.errors import DefenseError, ScenarioError
 from fedleak.observation import Tensors
 from fedleak.scenario.schema import Scenario, scenario_from
-from fedleak.seeding import Seed
+from fedleak.scenario.secret import draw, is_secret, placed
+from fedleak.seeding import clients_seed
 
 _MEMORY = "fedleak-defense-"  # and the position: where a client's context keeps what a defense remembers
+_SECRET = "fedleak-secret"
+"""Where a client's context keeps the secret that it drew."""
 
 
 def scenario_of(context: Context) -> Scenario:
     """Return the scenario that ``run_config["scenario"]`` holds, with the node's ``data-dir`` in it; parsed once for each text.
 
+    Its secret is the scenario's, where that is told to clients alone; on a SuperLink, whose run configuration the server reads
+    too, what the node's ``data-dir`` or ``secrets-dir`` holds (:mod:`fedleak.scenario.secret`). Where a scenario has none and
+    neither has the node, the client draws one, and its context keeps it for as long as the run lasts.
+
     Raises
     ------
     ScenarioError
-        If the key is missing.
+        If the key is missing, or the scenario has a secret that this node does not hold.
     """
     return _scenario(_text(context))
 
@@ -113,10 +120,38 @@ def _chain(text: str) -> DefenseChain:
         supported = defenses.get(spec.name).protocols
         if protocol not in supported:
             raise ScenarioError(f"defense '{spec.name}' works with {', '.join(sorted(supported))}, not with {protocol}")
-    return DefenseChain(scenario.defenses, client_data(scenario).input, Seed(scenario.seed).derive("client"), protocol)
+    seed = clients_seed(scenario.secret, scenario.seed).derive("client")
+    return DefenseChain(scenario.defenses, client_data(scenario).input, seed, protocol)
 
 
 def _text(context: Context) -> str:
+    text = _configured(context)
+    asked = _scenario(text).secret
+    return text if is_secret(asked) else _with_secret(text, _own_secret(context, asked))
+
+
+def _own_secret(context: Context, asked: str | None) -> str:
+    """Return the secret whose fingerprint a scenario has; of one without, the node's, or the one that the client drew."""
+    folders = [Path(str(context.node_config[key])) for key in ("data-dir", "secrets-dir") if key in context.node_config]
+    found = placed(folders, asked)
+    if found is not None:
+        return found
+    if asked is not None:
+        raise ScenarioError(
+            f"secret: this client does not hold the scenario's secret ({asked[:15]}...), from which it draws; bring it there "
+            "with: fedleak deploy shards, or leave the key out of the scenario"
+        )
+    if _SECRET not in context.state.config_records:
+        context.state[_SECRET] = ConfigRecord({"secret": draw()})
+    return cast(str, context.state.config_records[_SECRET]["secret"])
+
+
+@lru_cache(maxsize=8)
+def _with_secret(text: str, secret: str) -> str:
+    return _scenario(text).model_copy(update={"secret": secret}).to_json()
+
+
+def _configured(context: Context) -> str:
     if "scenario" not in context.run_config:
         raise ScenarioError("run_config has no 'scenario'; expected JSON, or the path of a TOML file, as one string")
     folder = context.node_config.get("data-dir")

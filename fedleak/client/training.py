@@ -24,7 +24,7 @@ from fedleak.local.rates import passes_of, step_rates
 from fedleak.observation import Tensors
 from fedleak.scenario.schema import Local, Scenario
 from fedleak.scenario.section import table_of
-from fedleak.seeding import Seed
+from fedleak.seeding import clients_seed
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def train(
     data, local = client_data(scenario), scenario.local
     shard = data.shard(client)
     device = torch.device(local.device)
-    seed = Seed(scenario.seed).derive("training", client, server_round)
+    seed = clients_seed(scenario.secret, scenario.seed).derive("training", client, server_round)
     fedavg = scenario.federation.protocol == "fedavg"
     with one_thread(), network(scenario, data.input, received, device) as (model, lent), seed.isolated():
         (model.train if lent is None else lent.set_mode)(local.mode == "train")

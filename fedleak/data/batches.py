@@ -1,4 +1,4 @@
-"""Which private images a client trains on in a round: a pure function of the scenario, the client and the round.
+"""Which private images a client trains on in a round: a pure function of the scenario, its secret too, the client and the round.
 
 Training and, after the attack, the evaluation's query both call it, so that a client keeps no copy of its batch and
 survives a restart between the two.
@@ -7,13 +7,14 @@ survives a restart between the two.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedleak.data.federated import FederatedData, federated_data
 from fedleak.scenario.schema import Scenario
-from fedleak.seeding import Seed
+from fedleak.seeding import Seed, clients_seed
 
 Indices = NDArray[np.int64]
 
@@ -42,7 +43,7 @@ def local_steps(scenario: Scenario, shard_size: int, client: int, server_round: 
     list of ndarray
         One (batch,) int64 array a local step.
     """
-    seed = Seed(scenario.seed).derive("batch", client)
+    seed = clients_seed(scenario.secret, scenario.seed).derive("batch", client)
     size = min(scenario.local.taken_together, shard_size)
     if scenario.federation.protocol == "fedsgd":
         per_pass = shard_size // size
@@ -50,13 +51,40 @@ def local_steps(scenario: Scenario, shard_size: int, client: int, server_round: 
         order = _shuffled(seed.derive("pass", number), shard_size)
         return [order[place * size : (place + 1) * size]]
     steps: list[Indices] = []
-    wanted = scenario.local.steps or scenario.local.epochs * -(-shard_size // size)
-    epoch = 0
+    wanted, epoch = number_of_steps(scenario, shard_size), 0
     while len(steps) < wanted:
         order = _shuffled(seed.derive("round", server_round, "epoch", epoch), shard_size)
         steps += [order[start : start + size] for start in range(0, shard_size, size)]
         epoch += 1
     return steps[:wanted]
+
+
+def number_of_steps(scenario: Scenario, shard_size: int) -> int:
+    """Return how many local steps a client takes in a round."""
+    if scenario.federation.protocol == "fedsgd":
+        return 1
+    return scenario.local.steps or scenario.local.epochs * _batches(scenario, shard_size)
+
+
+def images_behind(scenario: Scenario, shard_size: int) -> int:
+    """Return how many distinct images are behind a client's update: what :func:`private_batch` has, whichever they are."""
+    return min(number_of_steps(scenario, shard_size) * min(scenario.local.taken_together, shard_size), shard_size)
+
+
+def uses_at_most(scenario: Scenario, shard_size: int, rounds: Iterable[int]) -> int:
+    """Return how often any one image can have been used in these rounds: in each pass over the shard at most once.
+
+    Which images were is the clients' secret; where they took part in every round it is as often as this.
+    """
+    if scenario.federation.protocol == "fedsgd":
+        per_pass = shard_size // min(scenario.local.taken_together, shard_size)
+        return len({(server_round - 1) // per_pass for server_round in rounds})
+    passes = -(-number_of_steps(scenario, shard_size) // _batches(scenario, shard_size))
+    return passes * len(set(rounds))
+
+
+def _batches(scenario: Scenario, shard_size: int) -> int:
+    return -(-shard_size // min(scenario.local.taken_together, shard_size))
 
 
 def private_batch(scenario: Scenario, shard_size: int, client: int, server_round: int) -> Indices:

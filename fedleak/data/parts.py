@@ -16,11 +16,12 @@ from fedleak.data.shards import FACTS, FORMAT, fingerprint
 from fedleak.data.statistics import per_channel
 from fedleak.errors import ScenarioError
 from fedleak.scenario.schema import Data
+from fedleak.scenario.secret import draw, place
 
 _CHUNK = 256
 
 
-def write_shards(data: Data, clients: int, seed: int, out: Path) -> list[Path]:
+def write_shards(data: Data, clients: int, seed: int, out: Path, secret: str | None = None) -> list[Path]:
     """Write a folder for each client, and one for the server.
 
     Parameters
@@ -29,6 +30,8 @@ def write_shards(data: Data, clients: int, seed: int, out: Path) -> list[Path]:
         Of the scenario.
     out : Path
         Folder to make.
+    secret : str, optional
+        The scenario's, for the clients' folders; without, they are given one for scenarios that have none.
 
     Returns
     -------
@@ -43,12 +46,14 @@ def write_shards(data: Data, clients: int, seed: int, out: Path) -> list[Path]:
     folders = [out / f"client-{client}" for client in range(clients)] + [out / "server"]
     if out.exists():
         raise ScenarioError(f"{out}: exists already; choose another --out, or remove it")
-    write_parts(data, clients, seed, folders)
+    write_parts(data, clients, seed, folders, secret or draw(), named=secret is not None)
     return folders
 
 
-def write_parts(data: Data, clients: int, seed: int, folders: Sequence[Path]) -> None:
-    """Write each client's part, then the server's, into folders that do not exist yet.
+def write_parts(data: Data, clients: int, seed: int, folders: Sequence[Path], secret: str, *, named: bool) -> None:
+    """Write each client's part, then the server's, into folders that do not exist yet; the secret to clients alone.
+
+    ``secret`` and ``named`` are as for :func:`fedleak.scenario.secret.place`.
 
     Raises
     ------
@@ -70,6 +75,7 @@ def write_parts(data: Data, clients: int, seed: int, folders: Sequence[Path]) ->
     try:
         for client, (folder, shard) in enumerate(zip(folders[:-1], whole.shards, strict=True)):
             _write_part(folder, {**facts, "client": client}, "train.parquet", source.train, shard.tolist())
+            place(folder, secret, named=named)
         everything = range(len(source.test)) if source.test is not None else ()
         _write_part(folders[-1], {**facts, "client": None}, "test.parquet", source.test, everything)
     except OSError as error:

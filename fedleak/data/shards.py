@@ -2,8 +2,8 @@
 
 ``fedleak deploy shards`` writes one folder a machine::
 
-    client-0/  shard.json  train.parquet     the client's images, in the order of its shard
-    server/    shard.json  test.parquet      no private image
+    client-0/  shard.json  train.parquet  secrets/    the client's images, in the order of its shard; what it draws from
+    server/    shard.json  test.parquet               no private image, and no secret
 
 Images are kept as the bytes that they were encoded in (or, of arrays, as float32), so that a client which holds only its
 folder trains on the same pixels, bit for bit, as one that opened the whole source. ``shard.json`` says what everybody may

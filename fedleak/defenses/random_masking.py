@@ -17,7 +17,6 @@ from torch import Tensor
 from fedleak.defenses._tensors import map_floats
 from fedleak.defenses.base import Defense, DefenseConfig, Situation, defenses
 from fedleak.observation import Tensors
-from fedleak.seeding import Seed
 
 
 @defenses.register
@@ -56,7 +55,7 @@ class RandomMasking(Defense):
         p = self.config.p
         seed = situation.seed
         if not self.config.fresh:
-            seed = Seed(seed.root).derive("defense", self.name, "fixed mask", situation.client)
+            seed = seed.top.derive("defense", self.name, "fixed mask", situation.client)
         factor = 1 / (1 - p) if self.config.rescale else 1.0
 
         def mask(name: str, tensor: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
 
     superlink/  ca.crt server.crt server.key superexec.secret
     server/     ca.crt superexec.secret  shard/
-    client-0/   ca.crt node.key          shard/
+    client-0/   ca.crt node.key          shard/    with the secret that clients draw from
     operator/   ca.crt nodes/client-0.pub ...     who admits the nodes and submits scenarios
 
 Keys are made once: called again, with another scenario or with more clients, it adds the keys that are missing and
@@ -28,6 +28,7 @@ from fedleak.deploy.certificates import make_certificates, make_node_key
 from fedleak.deploy.commands import SHARD
 from fedleak.errors import ScenarioError
 from fedleak.scenario.schema import Scenario
+from fedleak.scenario.secret import draw, placed
 
 _CLIENT = re.compile(r"client-\d+")
 _FRESH = f"{SHARD}.new"
@@ -72,7 +73,9 @@ def make_bundle(scenario: Scenario, out: Path, names: Sequence[str] = (), days: 
         # Made whole before the old ones go: what is wrong with the data must not cost a federation that works its own.
         for folder in (fresh := [out / service / _FRESH for service in services]):
             shutil.rmtree(folder, ignore_errors=True)
-        write_parts(scenario.data, clients, scenario.seed, fresh)
+        # Of scenarios without a secret the clients keep theirs, so that a run goes on by the draws that it began with.
+        secret = scenario.secret or placed([out / service / SHARD for service in services[:-1]], None) or draw()
+        write_parts(scenario.data, clients, scenario.seed, fresh, secret, named=scenario.secret is not None)
         for old in _shards(out):  # those of clients that are no more, too
             shutil.rmtree(old)
         for folder in fresh:

@@ -37,7 +37,8 @@ class Layout:
     Attributes
     ----------
     keys : Path
-        The folder that `fedleak deploy certs` made; its node keys say how many clients there are.
+        The folder that `fedleak deploy certs` made; its node keys say how many clients there are. Its ``secrets`` are the
+        clients': what they draw from (:mod:`fedleak.scenario.secret`).
     runs : Path
         Takes the run folders.
     shards : Path, optional
@@ -217,6 +218,7 @@ class Services:
         settings: dict[str, int | str] = {"partition-id": client, "num-partitions": self.clients}
         if self.layout.shards is not None:
             settings["data-dir"] = str((self.layout.shards / f"client-{client}").resolve())
+        settings["secrets-dir"] = str(self.layout.keys.resolve())
         folder = self._folder(f"client-{client}")
         command = client_command(folder, self.superlink.address, settings, host=_HOST, port=free_port(), key=key)
         return self._service(name or f"client-{client}", command)

@@ -86,7 +86,7 @@ def deploy(
             "`fedleak deploy up` starts one"
         )
     local = _is_loopback(superlink.address)
-    config: dict[str, str | int] = {"scenario": scenario.to_json(), "device": device, "threads": threads}
+    config: dict[str, str | int] = {"scenario": scenario.public.to_json(), "device": device, "threads": threads}
     for key, place in (("out", out), ("resume", resume)):
         if place is not None:
             config[key] = str(Path(place).resolve() if local else place)

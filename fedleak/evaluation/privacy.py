@@ -7,10 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fedleak.data.batches import local_steps
+from fedleak.data.batches import uses_at_most
 from fedleak.defenses.base import Mechanism, defenses
 from fedleak.scenario.schema import Scenario
 
@@ -35,8 +32,8 @@ class Accountant:
         built = [defenses.get(spec.name)(**spec.parameters) for spec in scenario.defenses]
         self.mechanism = next((found for defense in built if (found := defense.mechanism()) is not None), None)
         self._scenario = scenario
-        sizes = shard_sizes if self.mechanism is not None else ()  # without one, no account is kept
-        self._uses = [np.zeros(size if self._by_record else 1, dtype=np.int64) for size in sizes]
+        self._sizes = shard_sizes if self.mechanism is not None else ()  # without one, no account is kept
+        self._rounds: list[list[int]] = [[] for _ in self._sizes]
 
     @property
     def _by_record(self) -> bool:
@@ -44,24 +41,18 @@ class Accountant:
 
     def took_part(self, server_round: int, clients: Iterable[int]) -> None:
         """Note that ``clients`` trained in ``server_round`` (from 1)."""
-        if self.mechanism is None:
-            return
-        for client in clients:
-            self._uses[client] += self._in_round(server_round, client)
-
-    def _in_round(self, server_round: int, client: int) -> NDArray[np.int64] | int:
-        if not self._by_record:
-            return 1
-        size = len(self._uses[client])
-        steps = local_steps(self._scenario, size, client, server_round)
-        return np.bincount(np.concatenate(steps), minlength=size)
+        if self.mechanism is not None:
+            for client in clients:
+                self._rounds[client].append(server_round)
 
     def uses(self, client: int) -> int:
-        """Return how often the client's most used image was used, or in how many rounds the client took part.
+        """Return how often any of the client's images can have been used, or in how many rounds the client took part.
 
-        Images that a step does not use do not pay for it, so that steps on distinct images compose in parallel.
+        Images that a step does not use do not pay for it, so that steps on distinct images compose in parallel. Which images a
+        step used is the client's secret: what is counted is the most that it can be, in each pass over the shard once.
         """
-        return int(self._uses[client].max())
+        rounds = self._rounds[client]
+        return uses_at_most(self._scenario, self._sizes[client], rounds) if self._by_record else len(rounds)
 
     def epsilon(self, client: int) -> float | None:
         """Return what ``client`` has spent so far; ``None`` if there is no guarantee."""

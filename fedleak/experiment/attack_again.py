@@ -18,6 +18,7 @@ from fedleak.experiment.check import Checked, check, pick_device
 from fedleak.experiment.manifest import refuse_own_app, write_summary
 from fedleak.experiment.plugins import build_attack
 from fedleak.experiment.result import Result
+from fedleak.experiment.run import clients_scenario
 from fedleak.observation import Observation
 from fedleak.printable import clean_log
 from fedleak.report.html import write_report
@@ -76,9 +77,10 @@ def attack_run(
     wanted = tuple(AttackSpec(name=spec) if isinstance(spec, str) else spec for spec in specs)
     with folder.alone():
         checked = _check_again(folder, wanted, "cpu" if remote else device)
+        clients = clients_scenario(folder).secret  # they grade, so that they must know which images they trained on
         with runner_for(jobs=jobs, ray=ray, threads=threads, device=device) as runner:
-            serving = Serving(checked.scenario, folder, checked.data, checked.model, device, listener)
-            summary = _attack_again(serving, threads, runner)
+            serving = Serving(checked.scenario.public, folder, checked.data, checked.model, device, listener)
+            summary = _attack_again(serving, clients, threads, runner)
     return Result(folder.path, summary)
 
 
@@ -96,7 +98,7 @@ def _check_again(folder: RunFolder, wanted: tuple[AttackSpec, ...], device: str)
     return check(scenario.model_copy(update={"attacks": wanted, "data": data, "federation": federation}), device)
 
 
-def _attack_again(serving: Serving, threads: int, runner: Runner | None) -> Row:
+def _attack_again(serving: Serving, secret: str | None, threads: int, runner: Runner | None) -> Row:
     """Attack the captures, and put the rows in place of earlier ones, even those of an attack that breaks off."""
     folder, wanted = serving.folder, serving.scenario.attacks
     shared, whole = b"", False
@@ -121,7 +123,7 @@ def _attack_again(serving: Serving, threads: int, runner: Runner | None) -> Row:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        engine("inprocess").run(serving.scenario, again)
+        engine("inprocess").run(serving.scenario.model_copy(update={"secret": secret}), again)
         replaced = {spec.result_name for spec in wanted}
     finally:
         torch.set_num_threads(before)

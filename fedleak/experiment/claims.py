@@ -26,6 +26,7 @@ from fedleak.modalities.find import measure_of
 from fedleak.process.files import write_whole
 from fedleak.runs.folder import Row
 from fedleak.scenario.schema import Scenario, Section, parse_scenario
+from fedleak.scenario.secret import secret_of
 from fedleak.scenario.tables import apply_override, read_table
 from fedleak.scenario.validation import explain, read
 
@@ -247,10 +248,11 @@ def run_claim(
         check(scenario)
     folder = Path(out) if out is not None else default_folder(Scenario(name=Path(path).stem))
     findings: list[Finding] = []
+    secret = secret_of(folder)  # the cases of a scenario without one differ in what is set, and not in their batches
     for case, scenario in cases:
         place = folder / case.name
         on_case(case.name, place)
-        result = run_into(scenario, place, device=device, threads=threads, listener=listener)
+        result = run_into(scenario, place, device=device, threads=threads, listener=listener, secret=secret)
         findings += [_finding(case.name, expectation, result) for expectation in case.expect]
         facts = {"claim": claim.claim, "source": claim.source, "form": form, "findings": [asdict(found) for found in findings]}
         write_whole(folder, "claim.json", json.dumps(facts, indent=1, allow_nan=False).encode())

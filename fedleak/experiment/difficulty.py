@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import prod
 
-import numpy as np
 from torch import nn
 
 from fedleak.attacks.base import attacks
 from fedleak.attacks.exact.count import LayerCount, count_update
-from fedleak.data.batches import private_batch
+from fedleak.data.batches import images_behind, private_batch
 from fedleak.defenses.base import defenses
 from fedleak.defenses.secagg_view import only_sums
 from fedleak.experiment.check import Checked
@@ -18,6 +17,7 @@ from fedleak.observation import UpdateKind
 from fedleak.positions.terms import Terms
 from fedleak.printable import plural
 from fedleak.scenario.schema import Scenario
+from fedleak.scenario.secret import is_secret
 from fedleak.threat import Knowledge
 
 
@@ -46,14 +46,10 @@ def difficulty(checked: Checked) -> Difficulty:
     scenario, data, model = checked.scenario, checked.data, checked.model
     clients = scenario.federation.sampled if only_sums(scenario) else 1
     shards = [data.shard(client) for client in range(clients)]
-    batches = [shard[private_batch(scenario, len(shard), client, 1)] for client, shard in enumerate(shards)]
-    positions = np.concatenate(batches)
-    local = replace(Terms.of(scenario).local_training(len(positions), clients), num_examples=len(positions))
+    images = sum(images_behind(scenario, len(shard)) for shard in shards)
+    local = replace(Terms.of(scenario).local_training(images, clients), num_examples=images)
     parameters = sum(p.numel() for p in model.parameters())
-    unknowns = len(positions) * data.input.unknowns
-    # On the server of a deployment nobody knows the labels.
-    labels = data.labels(positions).tolist() if len(data.source.train) else []
-    repeats = len(labels) - len(set(labels))
+    unknowns = images * data.input.unknowns
     batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     dropout = any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules())
     mode = scenario.local.mode
@@ -61,14 +57,14 @@ def difficulty(checked: Checked) -> Difficulty:
     facts = [
         (
             "images in one update" if clients == 1 else f"images in the sum of {clients} clients",
-            f"{len(positions)} of {' x '.join(map(str, data.input.shape))}",
+            f"{images} of {' x '.join(map(str, data.input.shape))}",
         ),
         ("unknown pixels", f"{unknowns:,}"),
         ("parameters", f"{parameters:,} ({parameters / unknowns:.2f} for each unknown pixel)"),
         ("update", _update(scenario, local.steps)),
         (
             "labels (client 0, round 1)" if clients == 1 else f"labels (clients 0 to {clients - 1}, round 1)",
-            f"{repeats} of {len(positions)} repeat another's" if repeats else "all different" if labels else "not known here",
+            _repeats(checked, clients),
         ),
         ("BatchNorm", f"yes, in {mode} mode" if batchnorm else "none"),
         ("dropout", f"yes, in {mode} mode" if dropout else "none in the model"),
@@ -96,6 +92,23 @@ def _kept(scenario: Scenario) -> float:
     """Return the share of an update's entries that the defenses leave, as far as they say it."""
     built = [defenses.get(spec.name)(**spec.parameters) for spec in scenario.defenses]
     return prod(1 - defense.removed_share() for defense in built)
+
+
+def _repeats(checked: Checked, clients: int) -> str:
+    """Return how many labels repeat another's in the first round's batches, where these are known."""
+    scenario, data = checked.scenario, checked.data
+    if not is_secret(scenario.secret):
+        return "each run has batches of its own: the scenario holds no secret, from which clients draw them"
+    if not len(data.source.train):
+        return "not known here"  # on the server of a deployment
+    shards = [data.shard(client) for client in range(clients)]
+    labels = [
+        label
+        for client, shard in enumerate(shards)
+        for label in data.labels(shard[private_batch(scenario, len(shard), client, 1)]).tolist()
+    ]
+    repeats = len(labels) - len(set(labels))
+    return f"{repeats} of {len(labels)} repeat another's" if repeats else "all different"
 
 
 def _update(scenario: Scenario, steps: int) -> str:

@@ -69,7 +69,7 @@ def make_manifest(checked: Checked, device: str) -> Row:
     hard = difficulty(checked)
     packages = ("fedleak", "flwr", "torch", "torchvision", "numpy")
     return {
-        "scenario": json.loads(scenario.to_json()),
+        "scenario": json.loads(scenario.public.to_json()),
         "digest": scenario.digest,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},

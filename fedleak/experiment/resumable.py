@@ -17,7 +17,15 @@ from fedleak.runs.folder import Row, RunFolder
 from fedleak.scenario.schema import Scenario
 
 
-def run_into(scenario: Scenario, place: Path, *, device: str = "auto", threads: int = 1, listener: Listener = silent) -> Result:
+def run_into(
+    scenario: Scenario,
+    place: Path,
+    *,
+    device: str = "auto",
+    threads: int = 1,
+    listener: Listener = silent,
+    secret: str | None = None,
+) -> Result:
     """Run ``scenario`` into ``place``; do only what an earlier process left undone there.
 
     A finished run is read and not repeated; one that was killed goes on after its last whole round, and one that was
@@ -29,7 +37,7 @@ def run_into(scenario: Scenario, place: Path, *, device: str = "auto", threads: 
         The experiment.
     place : Path
         Its run folder; may exist, if it is of the same experiment.
-    device, threads, listener
+    device, threads, listener, secret
         As for :func:`fedleak.run`.
 
     Raises
@@ -41,7 +49,7 @@ def run_into(scenario: Scenario, place: Path, *, device: str = "auto", threads: 
     if done is None:
         if place.exists():
             shutil.rmtree(place)  # not one round is in it
-        return run(scenario, out=place, device=device, threads=threads, listener=listener)
+        return run(scenario, out=place, device=device, threads=threads, listener=listener, secret=secret)
     if done < scenario.federation.rounds:
         return run(scenario, resume=place, device=device, threads=threads, listener=listener)
     summary = finished(scenario, place)

@@ -22,6 +22,7 @@ from fedleak.experiment.result import Result
 from fedleak.printable import clean_log, one_line
 from fedleak.report.html import write_report
 from fedleak.runs.folder import Row, RunFolder, refuse_existing
+from fedleak.scenario import secret as secrets
 from fedleak.scenario.schema import Scenario, load_scenario
 from fedleak.server.app import Serving, federate
 
@@ -47,6 +48,7 @@ def run(
     listener: Listener = silent,
     on_start: Callable[[Path], None] | None = None,
     where: Engine | None = None,
+    secret: str | None = None,
 ) -> Result:
     """Run a scenario's federation, attack it in every round, and write its run folder and report.
 
@@ -67,7 +69,11 @@ def run(
     on_start : callable, optional
         Told the run folder once it exists.
     where : Engine, optional
-        Runs the clients in place of the engine that the scenario names.
+        Runs the clients in place of the engine that the scenario names. They hold their secret themselves: this process is not
+        told it, and draws none.
+    secret : str, optional
+        What the clients of a scenario without a secret draw from; by default a new one. It is kept in the run folder, for
+        ``resume`` to use it again.
 
     Returns
     -------
@@ -90,21 +96,46 @@ def run(
         return Result(done.path, done.summary, done.here)
     device = pick_device(device)
     with ExitStack() as held:
-        folder, checked = _reopen(Path(resume), device, held) if resume else _start(scenario, out, device, held)
-        where = where or engine(checked.scenario.federation.engine)
+        clients_here = where is None
+        if resume:
+            folder, checked, asked = _reopen(Path(resume), device, held, clients_here=clients_here)
+        else:
+            folder, checked, asked = _start(_read(scenario), out, device, held, secret, clients_here=clients_here)
+        where, told = where or engine(asked.federation.engine), checked.scenario.public
         if on_start is not None:
             on_start(folder.path)
-        summary = _run(Serving(checked.scenario, folder, checked.data, checked.model, device, listener), where, threads)
+        summary = _run(Serving(told, folder, checked.data, checked.model, device, listener), asked, where, threads)
     return Result(folder.path, summary)
 
 
-def _run(serving: Serving, where: Engine, threads: int) -> Row:
-    """Run the federation, and write the summary and the report, of what was done if it breaks off."""
+def clients_scenario(folder: RunFolder) -> Scenario:
+    """Return an earlier run's scenario as its clients were given it: with the secret that the folder keeps.
+
+    Raises
+    ------
+    ScenarioError
+        If the folder does not keep it.
+    """
+    asked, found = folder.scenario, secrets.kept(folder.path)
+    if found is None or asked.secret not in (None, secrets.fingerprint(found)):
+        what = "another secret than the run's" if found else "no secret"
+        raise ScenarioError(
+            f"{folder.path}: holds {what} in {secrets.KEPT}, from which its clients drew their batches; put the one that it was "
+            "run with there (of a deployment: from a client's folder), or run the scenario anew"
+        )
+    return asked.model_copy(update={"secret": found})
+
+
+def _run(serving: Serving, asked: Scenario, where: Engine, threads: int) -> Row:
+    """Run the federation, and write the summary and the report, of what was done if it breaks off.
+
+    ``asked`` is the scenario as the clients are given it.
+    """
     folder = serving.folder
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        where.run(serving.scenario, lambda grid, directory: federate(serving, grid, directory))
+        where.run(asked, lambda grid, directory: federate(serving, grid, directory))
     except BaseException as error:
         # What stopped the run, such as a full disk, may stop its report too; it is the first of them that counts.
         with suppress(FedleakError):
@@ -129,23 +160,35 @@ def _read(scenario: Scenario | str | Path) -> Scenario:
     return scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
 
 
-def _start(scenario: Scenario | str | Path, out: str | Path | None, device: str, held: ExitStack) -> tuple[RunFolder, Checked]:
-    given = _read(scenario)
+def _start(
+    given: Scenario, out: str | Path | None, device: str, held: ExitStack, secret: str | None, *, clients_here: bool
+) -> tuple[RunFolder, Checked, Scenario]:
+    """Make the run's folder; return it, what was checked, and the scenario as its clients are given it."""
     path = Path(out) if out is not None else default_folder(given)
     refuse_existing(path)
     checked = check(given, device)
+    if clients_here and given.secret is None:
+        given = given.model_copy(update={"secret": secrets.checked(secret) or secrets.draw()})
+    elif clients_here and not secrets.is_secret(given.secret):
+        raise ScenarioError(
+            "secret: this is the fingerprint of the secret that another run had; put the secret itself in its place (it lies in "
+            f"that run's folder, in {secrets.KEPT}), or leave the key out, so that this run draws its own"
+        )
     folder = RunFolder.create(path, make_manifest(checked, device))
     held.enter_context(folder.alone())
-    return folder, checked
+    if clients_here:
+        folder.replace_file(secrets.KEPT, f"{given.secret}\n".encode())
+    return folder, checked, given
 
 
-def _reopen(path: Path, device: str, held: ExitStack) -> tuple[RunFolder, Checked]:
+def _reopen(path: Path, device: str, held: ExitStack, *, clients_here: bool) -> tuple[RunFolder, Checked, Scenario]:
     folder = RunFolder.open(path)
     held.enter_context(folder.alone())
     refuse_own_app(folder, "be gone on with; start the app again, which makes a new folder")
     done, _, _ = folder.load_checkpoint()
     if done >= folder.scenario.federation.rounds:
         raise ScenarioError(f"{path}: all {done} rounds are done already; nothing to resume")
+    asked = clients_scenario(folder) if clients_here else folder.scenario
     checked = check(folder.scenario, device)
     kept = [spec.name for spec in folder.scenario.defenses if defenses.get(spec.name).remembers]
     if kept and done and folder.scenario.federation.engine != "deployment":
@@ -155,4 +198,4 @@ def _reopen(path: Path, device: str, held: ExitStack) -> tuple[RunFolder, Checke
         )
     folder.forget_after(done)
     folder.note_resume(done)
-    return folder, checked
+    return folder, checked, asked

@@ -162,7 +162,21 @@ def to_toml(scenario: dict[str, Any]) -> str:
     str
         TOML, tables last.
     """
-    return "\n".join(_toml_table((), scenario)).strip() + "\n"
+    return "\n".join([*_toml_table((), scenario), *_secret_words(scenario)]).strip() + "\n"
+
+
+def _secret_words(scenario: dict[str, Any]) -> list[str]:
+    """Return what is to be said of the clients' secret, which no page shows, as comments."""
+    if "secret" not in scenario:  # from before there was one
+        return []
+    held = (
+        "secret: the fingerprint alone is known here; put the secret in its place" if scenario["secret"] else 'add secret = "..."'
+    )
+    return [
+        "",
+        f"# {held}, at the top, to have the same batches and noise:",
+        "# it is in the run folder, in the file client.secret.",
+    ]
 
 
 def _toml_table(path: tuple[str, ...], owner: dict[str, Any]) -> list[str]:

@@ -10,6 +10,8 @@ It holds private images: folders have mode 0700, files 0600. Nothing in it is a 
     problems.jsonl           one line for each round that could not be shown to an attack; only if there was any
     captures/                one observation a file (safetensors)
     images/                  truth and reconstructions as the modality shows them: PNG
+    client.secret            what the clients draw from; never shown, and of no use to who reads the rest. Leave it out of what is
+                             handed on. Missing where the clients were other machines
     checkpoint.safetensors   the global model and the strategy's state after the last whole round
     summary.json  report.html
     run.lock                 held by the run or the attack at work there; stays, and means nothing while nobody holds it

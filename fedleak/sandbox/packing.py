@@ -80,6 +80,7 @@ def pack(scenario: Scenario, model: nn.Module, input: InputSpec, surrogate: Tens
         tensors["surrogate"] = surrogate.contiguous()
     told = Scenario(
         name="attack",
+        secret=None,
         model=scenario.model.model_copy(update={"weights": None}),
         defenses=[spec for spec in scenario.defenses if defenses.get(spec.name).on_architecture is not Defense.on_architecture],
         attacks=scenario.attacks,

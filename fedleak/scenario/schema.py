@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 
 from fedleak.errors import ScenarioError
+from fedleak.scenario import secret as secrets
 from fedleak.scenario.local import Local as Local
 from fedleak.scenario.section import Named as Named
 from fedleak.scenario.section import NameOrTable as NameOrTable
@@ -237,7 +238,16 @@ class Scenario(Section):
     """
 
     name: str = Field(min_length=1)
-    seed: int = 1
+    seed: int = Field(
+        default=1,
+        description="initial weights, who holds which images, whom the server samples, and what attacks draw derive from it",
+    )
+    secret: Annotated[str | None, BeforeValidator(secrets.checked)] = Field(
+        default=None,
+        repr=False,
+        description="32 hexadecimal digits, told to no server and no attack: with the seed, what clients draw (batches, noise, "
+        "masks, dropout) derives from it. By default each run draws its own, so that batches differ from run to run",
+    )
     data: Data = Data()
     model: Model = Model()
     federation: Federation = Federation()
@@ -253,8 +263,16 @@ class Scenario(Section):
         return self.server.curious and any(spec.strikes(server_round) for spec in self.attacks)
 
     @property
+    def public(self) -> Scenario:
+        """What may be told to a server, and to who is handed a run folder: the fingerprint in place of the clients' secret."""
+        return self.model_copy(update={"secret": secrets.fingerprint(self.secret)})
+
+    @property
     def digest(self) -> str:
-        """SHA-256 of all that decides the numbers: everything but the name, and on which machines it runs."""
+        """SHA-256 of all that decides the numbers: everything but the name, and on which machines it runs.
+
+        Of the clients' secret the fingerprint counts. Without one, runs of one digest have batches of their own.
+        """
         content = self.model_dump(
             mode="json",
             exclude={
@@ -264,6 +282,9 @@ class Scenario(Section):
                 "server": {"isolation"},
             },
         )
+        content["secret"] = secrets.fingerprint(self.secret)
+        if self.secret is None:
+            del content["secret"]
         # Keys that came later count only where they are set: a scenario written before them keeps its digest.
         for section, key in _LATER:
             if content[section][key] == type(getattr(self, section)).model_fields[key].default:

@@ -17,7 +17,7 @@ from fedleak.client.mod import scenario_of
 from fedleak.defenses.secure_aggregation import SecureAggregation, secure_aggregation
 from fedleak.errors import DefenseError
 from fedleak.secagg.vector import pack
-from fedleak.seeding import Seed
+from fedleak.seeding import clients_seed
 
 App = Callable[[Message, Context], Message]
 
@@ -73,7 +73,8 @@ def masked(message: Message, context: Context, app: App, secure: SecureAggregati
     server_round = int(cast(int, message.content.config_records["config"]["server-round"]))
     client = int(context.node_config["partition-id"])
     # The quantiser draws from NumPy's global generator; keys, mask seeds and shares come from the system.
-    with Seed(scenario.seed).derive("client", "quantiser", client, server_round).isolated():
+    root = clients_seed(scenario.secret, scenario.seed)
+    with root.derive("client", "quantiser", client, server_round).isolated():
         reply = secaggplus_mod(message, context, train)
     # The mod leaves metrics, such as the number of examples and the loss, beside the masked vector.
     reply.content = RecordDict({RECORD_KEY_CONFIGS: reply.content.config_records[RECORD_KEY_CONFIGS]})

@@ -39,6 +39,8 @@ class Job:
         What each of the cell's rows says beside what the run itself says.
     device : str
         Where attacks compute.
+    secret : str, optional
+        What the clients draw from where the scenario has none: the same in all cells, so that they differ in nothing else.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Job:
     scenario: str
     facts: dict[str, Any]
     device: str
+    secret: str | None = None
 
     def to_json(self) -> str:
         """Return the job as one line of JSON; :meth:`from_json` reads it."""
@@ -76,7 +79,7 @@ def run_cell(job: Job, tell: Callable[[str], None] = lambda what: None) -> None:
     with Lock(out / LOCKS / job.name, f"{job.name}: another process runs this cell", _PATIENCE):
         if done_rows(out, job.name, scenario.digest) is not None:
             return
-        result = run_into(scenario, out / CELLS / job.name, device=job.device, listener=_Listener(tell))
+        result = run_into(scenario, out / CELLS / job.name, device=job.device, listener=_Listener(tell), secret=job.secret)
         rows = [{**job.facts, **row} for row in run_rows(result.path)]
         _write(out / DONE / f"{job.name}.json", {"digest": scenario.digest, "rows": rows})
 

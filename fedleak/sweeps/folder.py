@@ -7,6 +7,7 @@
     done/NAME.json  the rows of a finished cell, written whole when it is
     sweep.jsonl     all rows, one a line: cell x attack; sweep.csv is the same without the single images
     sweep.html      the page
+    client.secret   what clients draw from in cells whose scenario has no secret
     locks/  sweep.lock  workers.log
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from fedleak.experiment.check import Checked, check, pick_device
 from fedleak.process.lock import Lock
 from fedleak.process.pool import Pool
 from fedleak.runs.folder import Row
+from fedleak.scenario.secret import fingerprint, secret_of
 from fedleak.sweeps.cell import WORK, Job, done_rows
 from fedleak.sweeps.cluster import Cluster
 from fedleak.sweeps.folder import SweepFolder
@@ -136,8 +138,9 @@ def sweep(
         audience = watcher or _Unwatched()
         desk = _Desk(folder, facts, audience)
         finished = desk.finished
+        drawn = secret_of(place)
         left = [
-            Job(cell.name, str(place.resolve()), cell.scenario.to_json(), fact, device)
+            Job(cell.name, str(place.resolve()), cell.scenario.to_json(), fact, device, drawn)
             for cell, fact in zip(plan.cells, facts, strict=True)
             if cell.name not in finished
         ]
@@ -232,11 +235,16 @@ def _set(overrides: Sequence[str]) -> list[str]:
 
 
 def _asked(plan: Plan, path: Path, facts: list[Row], options: list[str]) -> Row:
+    def told(text: str) -> str:
+        for secret in {cell.scenario.secret for cell in plan.cells if cell.scenario.secret}:
+            text = re.sub(re.escape(secret), str(fingerprint(secret)), text, flags=re.IGNORECASE)
+        return text
+
     return {
         "name": plan.name,
         "about": plan.about,
-        "file": path.read_text(encoding="utf-8"),
-        "options": options,
+        "file": told(path.read_text(encoding="utf-8")),
+        "options": [told(option) for option in options],
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": version("fedleak"),
         "cells": facts,

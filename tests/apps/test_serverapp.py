@@ -21,6 +21,7 @@ from fedleak.experiment import run as api
 from fedleak.experiment.attack_again import attack_run
 from fedleak.runs.folder import RunFolder
 from fedleak.scenario.schema import Scenario, parse_scenario
+from fedleak.scenario.secret import KEPT, place
 
 
 def scenario(**tables: Any) -> Scenario:
@@ -43,6 +44,7 @@ def _place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (api, attack_again):
         monkeypatch.setattr(module, "write_report", lambda path: None)
     monkeypatch.chdir(tmp_path)
+    place(tmp_path / "nodes", str(scenario().secret), named=True)
 
 
 class SuperLink:
@@ -66,6 +68,7 @@ class SuperLink:
         clients = json.loads(given)["federation"]["clients"] + self.extra
         grid = InProcessGrid(client_app, clients, given)
         for number, context in enumerate(grid._contexts.values()):
+            context.node_config["secrets-dir"] = str(Path.cwd() / "nodes")
             if self.shards:
                 context.node_config["data-dir"] = str(self.shards / f"client-{number}")
         self.capsys.readouterr()
@@ -113,6 +116,9 @@ def test_each_client_with_its_own_folder_gives_the_numbers_of_one_process(
     told = [row for event in heard for row in event.facts.get("rows", [])]
     assert len(told) == len(result.reconstructions) > 0
     assert all(set(row) == {"modality", "metrics", "cpu_seconds", "error"} for row in told)
+    with pytest.raises(ScenarioError, match="holds no secret in client.secret, from which its clients drew their batches"):
+        attack_run(result.path, ["analytic"], device="cpu")
+    (result.path / KEPT).write_text(str(asked.secret))
     again = attack_run(result.path, ["analytic"], device="cpu")
     assert timeless(again.summary) == timeless(expected.summary)
 
@@ -134,7 +140,7 @@ def test_the_run_folder_lies_below_the_servers_runs(tmp_path: Path, monkeypatch:
     assert api.run(deployed(scenario()), out="named").path == tmp_path / "runs" / "named"
     with pytest.raises(ScenarioError, match="leads out of"):
         api.run(deployed(scenario()), out="../elsewhere")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nodes", "runs"]
 
 
 def test_of_a_folder_elsewhere_the_summary_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -63,6 +63,7 @@ def scenario_of(arm: str, options: argparse.Namespace, seed: int) -> Scenario:
         {
             "name": f"dgc-{arm}",
             "seed": seed,
+            "secret": "5b1f4d0c9e7a42d68f30c1b7a9e6d254",
             "data": {
                 "source": "parquet",
                 "path": options.data,

@@ -30,6 +30,7 @@ def milliseconds(batch: int, name: str | None) -> float:
     scenario = parse_scenario(
         {
             "name": "cost",
+            "secret": "c2e95f1c7d3b4a80b6f4e1d09a8c7352",
             "federation": {"clients": 1, "protocol": "fedavg"},
             "local": {"batch_size": batch, "steps": STEPS},
             "defenses": [{"name": name, **STRENGTH}] if name else [],

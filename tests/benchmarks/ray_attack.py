@@ -39,6 +39,7 @@ from fedleak.scenario.schema import parse_scenario
 
 SCENARIO = {
     "name": "thirty-two",
+    "secret": "7a3e0b9d5c6f4128a1d9e4f7b2c80563",
     "data": {"source": "samples", "image_size": 16},
     "model": {"name": "lenet"},
     "federation": {"clients": 4, "rounds": 8},

@@ -39,6 +39,7 @@ MB = 1e6
 SCENARIO = """
 name = "simulation"
 seed = 1
+secret = "e81c0f7b6a2d4395b0c7d1e6f9a83542"
 [data]
 source = "parquet"
 path = {data}

@@ -1,6 +1,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -15,6 +16,7 @@ from fedleak.defenses.base import Defense, Situation, defenses
 from fedleak.errors import DefenseError, ScenarioError
 from fedleak.observation import Tensors
 from fedleak.scenario.schema import Scenario
+from fedleak.scenario.secret import draw, is_secret, place
 
 CLIENT = 2
 SECRET = 0.123456789
@@ -276,3 +278,32 @@ def test_chain_is_built_once_for_each_scenario() -> None:
 def test_context_without_a_scenario_is_explained() -> None:
     with pytest.raises(ScenarioError, match="run_config"):
         chain_for(Context(1, 1, {}, RecordDict(), {}))
+
+
+def secretless(**node: str) -> Context:
+    where = context()
+    where.run_config["scenario"] = Scenario.model_validate({"name": "test", "secret": None}).to_json()
+    where.node_config.update(node)
+    return where
+
+
+def test_a_client_that_is_told_no_secret_draws_one_and_keeps_it_for_the_run() -> None:
+    where = secretless()
+    drawn = scenario_of(where).secret
+    assert is_secret(drawn)
+    assert scenario_of(where).secret == drawn
+    assert scenario_of(secretless()).secret != drawn
+
+
+def test_a_client_finds_its_secret_on_its_own_machine(tmp_path: Path) -> None:
+    asked = Scenario.model_validate({"name": "test", "secret": draw()})
+    place(tmp_path, str(asked.secret), named=True)
+    place(tmp_path, "f" * 32, named=False)
+    where = secretless(**{"secrets-dir": str(tmp_path)})
+    assert scenario_of(where).secret == "f" * 32
+    assert not where.state.config_records
+    where.run_config["scenario"] = asked.public.to_json()
+    assert scenario_of(where) == asked
+    where.run_config["scenario"] = asked.model_copy(update={"secret": draw()}).public.to_json()
+    with pytest.raises(ScenarioError, match="this client does not hold the scenario's secret"):
+        scenario_of(where)

@@ -9,6 +9,7 @@ from fedleak.deploy.bundle import make_bundle
 from fedleak.deploy.commands import become, client_command, client_settings, program, server_command, superlink_command
 from fedleak.errors import ScenarioError
 from fedleak.scenario.schema import Scenario, parse_scenario
+from fedleak.scenario.secret import fingerprint, placed
 
 
 def scenario(clients: int = 2, seed: int = 1) -> Scenario:
@@ -22,7 +23,8 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_each_folder_holds_its_own_and_nothing_else(tmp_path: Path) -> None:
     assert make_bundle(scenario(), tmp_path / "b", ["superlink"]) == 2
     held = files(tmp_path / "b")
-    client = {"ca.crt", "node.key", "shard/shard.json", "shard/train.parquet"}
+    name = str(fingerprint(scenario().secret)).partition(":")[2]
+    client = {"ca.crt", "node.key", "shard/shard.json", "shard/train.parquet", f"shard/secrets/{name}"}
     expected = {
         "superlink": {"ca.crt", "server.crt", "server.key", "superexec.secret"},
         "server": {"ca.crt", "superexec.secret", "shard/shard.json"},
@@ -33,7 +35,7 @@ def test_each_folder_holds_its_own_and_nothing_else(tmp_path: Path) -> None:
     assert set(held) == {f"{folder}/{name}" for folder, names in expected.items() for name in names}
     assert held["client-0/node.key"] != held["client-1/node.key"]
     for path in (tmp_path / "b").rglob("*"):
-        private = path.is_dir() or path.suffix in (".key", ".secret")
+        private = path.is_dir() or path.suffix in (".key", ".secret") or path.parent.name == "secrets"
         assert not private or not stat.S_IMODE(path.stat().st_mode) & 0o077, path
 
 
@@ -49,6 +51,21 @@ def test_keys_stay_those_of_more_clients_are_added_and_shards_are_made_anew(tmp_
     assert after["client-0/shard/train.parquet"] != before["client-0/shard/train.parquet"]
     make_bundle(scenario(clients=1), tmp_path)
     assert not (tmp_path / "client-2" / "shard").exists()  # who takes part no more holds no images
+
+
+def test_clients_of_a_scenario_without_a_secret_share_one_and_keep_it_and_the_server_has_none(tmp_path: Path) -> None:
+    asked = scenario().model_copy(update={"secret": None})
+    make_bundle(asked, tmp_path)
+    shards = [tmp_path / f"client-{client}" / "shard" for client in range(2)]
+    first = placed(shards[:1], None)
+    assert first is not None
+    assert placed(shards[1:], None) == first
+    assert not any(first in file.read_text(errors="replace") for file in (tmp_path / "server").rglob("*") if file.is_file())
+    make_bundle(asked, tmp_path)
+    assert placed(shards[:1], None) == first
+    make_bundle(scenario(), tmp_path)  # with a secret of its own
+    assert placed(shards[:1], fingerprint(scenario().secret)) == scenario().secret
+    assert placed(shards[:1], None) is None
 
 
 def test_it_can_fill_folders_that_are_there_already(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from fedleak.errors import ScenarioError
 from fedleak.experiment import attack_again
 from fedleak.experiment import run as api
 from fedleak.process.lock import Lock
+from fedleak.scenario.secret import KEPT, draw, fingerprint
 from fedleak.sweeps import cell as cells
 from fedleak.sweeps import sweep as module
 from fedleak.sweeps.folder import SweepFolder
@@ -53,6 +54,28 @@ def test_every_cell_is_a_row_and_the_defenses_are_judged(tiny, tmp_path, here, q
     assert [float(row["gain"]) for row in table] == [row["gain"] for row in result.rows]
     assert result.report.read_text().startswith("\n<!doctype html>") or "<!doctype html>" in result.report.read_text()
     assert all((result.path / row["folder"] / "summary.json").exists() for row in result.rows)
+
+
+def test_cells_without_a_secret_share_one_that_the_sweep_keeps(tiny, tmp_path, here, quick, secretless):
+    result = fedleak.sweep(tiny, out=tmp_path / "out", device="cpu")
+    secret = (result.path / KEPT).read_text()
+    assert ((result.path / KEPT).stat().st_mode & 0o777) == 0o600
+    assert {(result.path / row["folder"] / KEPT).read_text() for row in result.rows} == {secret}
+    # The same images were drawn with each defense, and others by another seed.
+    names = {(row["seed"], row["defense"]): [image["name"] for image in row["examples"]] for row in result.rows}
+    assert names[1, "none"] == names[1, "gaussian-noise std=0.1"]
+    tiny.write_text(tiny.read_text().replace("[1, 2]", "[1, 2, 3]"))
+    fedleak.sweep(tiny, out=tmp_path / "out", device="cpu")
+    assert {path.read_text() for path in result.path.glob(f"cells/*/{KEPT}")} == {secret}
+
+
+def test_the_sweep_s_folder_tells_the_fingerprint_of_its_file_s_secret(tiny, tmp_path, here, quick):
+    secret = draw()
+    tiny.write_text(tiny.read_text().replace("[scenario.data]", f'[scenario]\nsecret = "{secret.upper()}"\n[scenario.data]'))
+    result = fedleak.sweep(tiny, out=tmp_path / "out", device="cpu", overrides=[f"secret={secret}"])
+    told = [path for path in result.path.rglob("*") if path.is_file() and secret.encode() in path.read_bytes().lower()]
+    assert {path.name for path in told} == {KEPT}
+    assert str(fingerprint(secret)) in (result.path / "sweep.json").read_text()
 
 
 def test_started_again_it_repeats_nothing_and_a_larger_sweep_adds_its_cells(tiny, tmp_path, here, quick):
