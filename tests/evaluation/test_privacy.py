@@ -8,6 +8,7 @@ from fedleak.data.batches import local_steps
 from fedleak.defenses.base import Mechanism
 from fedleak.evaluation.privacy import Accountant, epsilon, said, spent
 from fedleak.scenario.schema import Scenario, parse_scenario
+from fedleak.scenario.secret import draw
 
 DELTA = 1e-5
 
@@ -85,15 +86,17 @@ def test_an_image_pays_for_each_time_that_it_is_used(
     assert accountant.epsilon(0) == by_opacus(1.0, 1.0, expected)
 
 
-def test_skipped_rounds_cost_nothing_and_the_most_used_image_counts() -> None:
+def test_a_pass_costs_once_however_much_of_it_was_taken_and_no_image_can_have_been_used_more_often() -> None:
     scenario = scene(local={"batch_size": 2})
     every, some = Accountant(scenario, [6]), Accountant(scenario, [6])
     for server_round in range(1, 10):
         every.took_part(server_round, [0])
-        if server_round in (1, 5, 9):
+        if server_round in (1, 2, 5):
             some.took_part(server_round, [0])
-    assert every.uses(0) == 3
-    assert some.uses(0) == most_used(scenario, 6, [1, 5, 9]) <= 3
+    assert every.uses(0) == most_used(scenario, 6, list(range(1, 10))) == 3
+    assert some.uses(0) == 2
+    drawn = [most_used(scenario.model_copy(update={"secret": draw()}), 6, [1, 2, 5]) for _ in range(30)]
+    assert set(drawn) == {1, 2}  # which of the two, the server cannot know
     spent_by_some, spent_by_every = some.epsilon(0), every.epsilon(0)
     assert spent_by_some is not None
     assert spent_by_every is not None
