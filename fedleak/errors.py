@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 _LISTED = 12  # names that a message lists in full
+_COMPARED = 100  # characters of a name: comparing takes their square
 _CLOSEST = 5  # names that it lists where there are more
 
 
@@ -88,4 +89,4 @@ def closest(name: str, known: Iterable[str]) -> str | None:
 
 
 def _likeness(name: str, other: str) -> float:
-    return difflib.SequenceMatcher(None, name.casefold(), other.casefold()).ratio()
+    return difflib.SequenceMatcher(None, name[:_COMPARED].casefold(), other[:_COMPARED].casefold()).ratio()

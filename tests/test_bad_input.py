@@ -88,7 +88,7 @@ def refused(command, tmp_path):
         ("[federation]\nstrategy='FedAdam'", "federation.strategy: 'FedAdam' takes weights, but the protocol sends gradients"),
         ("[federation]\nprotocol='fedavg'\nstrategy='FedAvgg'", "unknown strategy 'FedAvgg'; did you mean 'FedAvg'? Known (the closest of"),
         ("[federation]\nprotocol='fedavg'\nstrategy={name='FedAdam', etta=1}", "federation.strategy.etta: unknown key for FedAdam; did you mean 'eta'?"),
-        ("[federation]\nprotocol='fedavg'\nstrategy={name='FedAdam', eta='x'}", "federation.strategy.eta: expected a number, got 'x'"),
+        ("[federation]\nprotocol='fedavg'\nstrategy={name='FedAdam', eta='x'}", "federation.strategy.eta: expected a number from 1e-12 to 1e+06, got 'x'"),
         ("[federation]\nprotocol='fedavg'\nstrategy='DifferentialPrivacyServerSideFixedClipping'", "federation.strategy.noise_multiplier: missing; expected a number"),
         ("[local]\nepochs=2", "local.epochs: FedSGD sends the gradient of one batch"),
         ("[local]\nsteps=2", "local.steps: FedSGD sends the gradient of one batch"),

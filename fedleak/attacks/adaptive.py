@@ -42,7 +42,7 @@ class AdaptiveConfig(AttackConfig):
         default="inverting-gradients", description="attack by gradient matching, with its own parameters and defaults"
     )
     joined: int = Field(
-        default=1, ge=1, description="updates of one client that are matched together, the latest and those before"
+        default=1, ge=1, le=1000, description="updates of one client that are matched together, the latest and those before"
     )
     ways: dict[str, str] = Field(
         default={}, description='how to go about a defense where its counter has a choice, such as {dropout = "leave-out"}'

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
@@ -19,19 +19,21 @@ from fedleak.models.second import twice_differentiable
 from fedleak.observation import LocalTraining, Observation, UpdateKind
 from fedleak.process.abandoned import process_time
 from fedleak.registry import Registry
+from fedleak.scenario.ranges import MOST_SECONDS, Parameters
 from fedleak.scenario.validation import read_parameters
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 
 
-class AttackConfig(BaseModel):
+class AttackConfig(Parameters):
     """Parameters that every attack takes; an attack's own stand beside them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     labels: str | None = Field(default=None, description="label rule run first, or 'joint': optimised with the images")
     restarts: int = Field(default=1, ge=1, description="starting points; the one with the lowest own loss is kept")
     iterations: int = Field(default=300, ge=1, description="optimiser iterations for each start")
-    budget_seconds: float | None = Field(default=None, gt=0, description="CPU seconds for each update; no limit by default")
+    budget_seconds: float | None = Field(
+        default=None, ge=1e-9, le=MOST_SECONDS, description="CPU seconds for each update; no limit by default"
+    )
 
 
 @dataclass(frozen=True)

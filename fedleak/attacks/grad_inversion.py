@@ -41,7 +41,7 @@ class GradInversionConfig(MatchingConfig):
     """Parameters; weights are chosen on few images, as the paper's belong to ResNet-50 and 224 x 224 pixels."""
 
     iterations: int = Field(default=1000, ge=1, description="steps of all seeds together (the paper's: 20,000)")
-    seeds: int = Field(default=2, ge=1, description="images optimised side by side (the paper's: 8); 1 has no group")
+    seeds: int = Field(default=2, ge=1, le=1000, description="images optimised side by side (the paper's: 8); 1 has no group")
     learning_rate: float = Field(default=0.1, gt=0, description="Adam's highest, in units of model inputs")
     warm_up: int = Field(default=50, ge=0, description="steps over which the learning rate rises; then it falls as a cosine")
     tv: float = Field(default=0.2, ge=0, description="weight of the total variation of pixels in [0, 1]")
@@ -52,7 +52,7 @@ class GradInversionConfig(MatchingConfig):
     bn: float = Field(default=0.01, ge=0, description="weight of BatchNorm's statistics")
     group: float = Field(default=0.01, ge=0, description="weight of the pull to the mean of all seeds")
     group_start: float = Field(default=0.25, ge=0, le=1, description="share of the iterations after which the group pulls")
-    reach: int = Field(default=2, ge=0, description="pixels by which seeds are registered; 0 is the paper's lazy mean")
+    reach: int = Field(default=2, ge=0, le=64, description="pixels by which seeds are registered; 0 is the paper's lazy mean")
     noise: float = Field(default=0.01, ge=0, description="deviation of the noise in learning rates (the paper's: 0.2)")
     boxed: bool = Field(default=True, description="keep pixels within [0, 1]")
     tolerance: float = Field(default=1e-6, ge=0, description="stop once the loss is this small: converged")

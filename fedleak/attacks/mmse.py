@@ -52,9 +52,9 @@ class MMSEConfig(AttackConfig):
 
     iterations: int = Field(default=200, ge=1, description="steps of each descent; without a budget, thrice as many samples")
     rounds: int | None = Field(
-        default=None, ge=1, description="estimates and descents in turn; as many as the budget is good for"
+        default=None, ge=1, le=1000, description="estimates and descents in turn; as many as the budget is good for"
     )
-    stages: int = Field(default=2, ge=1, description="estimates in the first round, each around the one before it")
+    stages: int = Field(default=2, ge=1, le=1000, description="estimates in the first round, each around the one before it")
     samples: int = Field(default=2000, ge=_FEWEST, description="images drawn for an estimate, at most")
     entries: int = Field(default=1024, ge=1, description="used of each tensor of the gradient, at most")
     descent: float = Field(default=0.4, ge=0, lt=1, description="part of a round that is left to descent")

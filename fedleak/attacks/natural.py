@@ -42,8 +42,10 @@ class NaturalConfig(MatchingConfig):
     floor: float = Field(default=0.03, gt=0, description="added to each entry's variance, in units of its tensor's mean variance")
     penalty: float = Field(default=1e-3, gt=0, description="weight lambda of the natural image's prior in the first stage")
     penalty_end: float = Field(default=1e-6, gt=0, description="and in the last")
-    stages: int = Field(default=4, ge=1, description="equal parts of the budget, lambda falling geometrically between them")
-    local_stages: int = Field(default=12, ge=1, description="the same for an update of several local steps")
+    stages: int = Field(
+        default=4, ge=1, le=1000, description="equal parts of the budget, lambda falling geometrically between them"
+    )
+    local_stages: int = Field(default=12, ge=1, le=1000, description="the same for an update of several local steps")
     box: float = Field(default=16.0, ge=0, description="weight of the soft box [0, 1]")
     history: int = Field(default=100, ge=1, description="steps that L-BFGS remembers")
     inner: int = Field(default=20, ge=1, description="L-BFGS steps in one iteration")

@@ -89,6 +89,8 @@ def _batches(scenario: Scenario, shard_size: int) -> int:
 
 def private_batch(scenario: Scenario, shard_size: int, client: int, server_round: int) -> Indices:
     """Return the distinct shard positions behind the client's update, ascending."""
+    if images_behind(scenario, shard_size) == shard_size:  # a million epochs need not be gone through
+        return np.arange(shard_size, dtype=np.int64)
     return np.unique(np.concatenate(local_steps(scenario, shard_size, client, server_round)))
 
 

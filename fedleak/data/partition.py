@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedleak.errors import ScenarioError, nearest
+from fedleak.printable import one_line
 from fedleak.scenario.schema import Data
 from fedleak.seeding import Seed
 
@@ -130,6 +132,7 @@ def _by_flwr(
     from datasets import Dataset
 
     arguments = _arguments(known[name], name, parameters, clients, seed)
+    _check_figures(parameters, len(labels))
     shuffled = _shuffled(len(labels), seed)
     try:
         with warnings.catch_warnings():
@@ -143,10 +146,34 @@ def _by_flwr(
                     "make the two equal"
                 )
             return [_indices(partitioner.load_partition(client)) for client in range(clients)]
-    except (TypeError, ValueError) as error:
-        raise ScenarioError(
-            f"data.partition: '{name}': {' '.join(str(error).split()).rstrip('.')}; change its parameters or federation.clients"
-        ) from error
+    except ScenarioError:
+        raise
+    # flwr-datasets divides by sizes, picks from empty lists and indexes by class: it may raise anything.
+    except Exception as error:
+        said = one_line(error, 300).rstrip(".")
+        raise ScenarioError(f"data.partition: '{name}': {said}; change its parameters or federation.clients") from error
+
+
+def _check_figures(parameters: Any, images: int, where: str = "data.partition") -> None:
+    """Refuse figures that no split of so many images needs, before a table of their size is made.
+
+    Raises
+    ------
+    ScenarioError
+        Which one.
+    """
+    if isinstance(parameters, dict):
+        for key, value in parameters.items():
+            _check_figures(value, images, f"{where}.{key}")
+    elif isinstance(parameters, list):
+        for value in parameters:
+            _check_figures(value, images, where)
+    elif isinstance(parameters, int | float) and not isinstance(parameters, bool):
+        if not math.isfinite(parameters):
+            raise ScenarioError(f"{where}: expected a finite number, got {parameters}")
+        counts = any(word in where for word in ("num_", "size"))
+        if isinstance(parameters, int) and counts and abs(parameters) > images:
+            raise ScenarioError(f"{where}: expected at most {images:,}, the number of training images, got a larger number")
 
 
 def _shuffled(images: int, seed: Seed) -> NDArray[np.int64]:

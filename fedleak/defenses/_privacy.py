@@ -28,11 +28,11 @@ def _none_is_infinite(value: Any) -> Any:
 class PrivacyConfig(DefenseConfig):
     """Parameters of a Gaussian mechanism."""
 
-    max_norm: Annotated[float, BeforeValidator(_none_is_infinite)] = Field(
+    max_norm: Annotated[float, Field(allow_inf_nan=True), BeforeValidator(_none_is_infinite)] = Field(
         gt=0, description="largest L2 norm, over all entries together, of what one unit contributes; inf for no limit"
     )
     noise_multiplier: float = Field(
-        ge=0, allow_inf_nan=False, description="standard deviation of the noise, in units of max_norm; 0 for no noise"
+        ge=0, le=1e6, description="standard deviation of the noise, in units of max_norm; 0 for no noise"
     )
     clip: bool = Field(default=True, description="false: the same noise without the clipping, which gives no privacy guarantee")
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from fedleak.modalities.image import InputSpec
 from fedleak.observation import Tensors
 from fedleak.registry import Registry
+from fedleak.scenario.ranges import Parameters
 from fedleak.scenario.schema import Scenario
 from fedleak.scenario.validation import read_parameters
 from fedleak.seeding import Seed
@@ -19,10 +19,8 @@ from fedleak.seeding import Seed
 Protocol = Literal["fedsgd", "fedavg"]
 
 
-class DefenseConfig(BaseModel):
+class DefenseConfig(Parameters):
     """Parameters of a defense."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 @dataclass(frozen=True)

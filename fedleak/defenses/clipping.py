@@ -27,7 +27,7 @@ def _none_is_infinite(value: Any) -> Any:
     return math.inf if value is None else value
 
 
-InfiniteAsNull = Annotated[float, BeforeValidator(_none_is_infinite)]
+InfiniteAsNull = Annotated[float, Field(allow_inf_nan=True), BeforeValidator(_none_is_infinite)]
 
 
 @defenses.register

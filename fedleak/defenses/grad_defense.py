@@ -40,7 +40,7 @@ class GradDefense(Defense):
         """Parameters, with the values of the authors' attack demonstration."""
 
         scale: float = Field(default=0.1, ge=0, description="standard deviation of the noise, in units of the gradient")
-        slices: int = Field(default=10, ge=1, description="slices of equal sensitivity")
+        slices: int = Field(default=10, ge=1, le=1_000_000, description="slices of equal sensitivity")
         drawn: int = Field(default=5, ge=1, description="slices that are perturbed, at most all")
         clip: float | None = Field(default=None, gt=0, description="greatest norm of a drawn slice; none by default")
 

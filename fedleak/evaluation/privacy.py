@@ -104,7 +104,8 @@ def _epsilon(noise_multiplier: float, sample_rate: float, uses: int, delta: floa
     with warnings.catch_warnings():
         # That the best order is the first or the last of those tried: the bound holds, another would be a little tighter.
         warnings.filterwarnings("ignore", message="Optimal order")
-        return float(accountant.get_epsilon(delta))
+        # At a delta near 1 the bound falls below zero.
+        return max(0.0, float(accountant.get_epsilon(delta)))
 
 
 def spent(rounds: Iterable[Row]) -> Row | None:

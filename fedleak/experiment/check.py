@@ -14,6 +14,7 @@ from fedleak.defenses.chain import defended_model
 from fedleak.defenses.secagg_view import check_sums
 from fedleak.engines.room import check_room
 from fedleak.errors import ScenarioError
+from fedleak.experiment.bounds import check_images, check_memory
 from fedleak.experiment.plugins import check_plugins
 from fedleak.experiment.training import check_local, check_protocol
 from fedleak.modalities.find import measure
@@ -59,14 +60,18 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
     if scenario.federation.engine == "ray":
         check_room(scenario.federation.client_resources or ClientResources())
     check_device(device, "--device")
+    check_images(scenario.data)
     data = federated_data(scenario.data, scenario.federation.clients, scenario.seed)
+    sizes = data.input, data.largest_shard, 0 if data.source.test is None else len(data.source.test), device
     check_sums(scenario, data.largest_shard)
     if Knowledge.SURROGATE in scenario.threat.granted and data.source.test is None:
         raise ScenarioError(
             f"threat.preset: 'surrogate-data' grants public images, but data source '{scenario.data.source}' has no test split; "
             "use a source with one (cifar10, parquet or imagefolder), or the preset 'batchnorm-known'"
         )
+    check_memory(scenario, *sizes, None)
     model = defended_model(scenario, data.input, verify=True)
+    check_memory(scenario, *sizes, model)
     if scenario.model.weights is not None:
         load_weights(model, scenario.model.weights)
     check_local(scenario, model, data.input)

@@ -5,18 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from fedleak.modalities.image import InputSpec
 from fedleak.registry import Registry
+from fedleak.scenario.ranges import Parameters
 from fedleak.scenario.validation import read_parameters
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Parameters):
     """Parameters of a model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ModelBuilder(ABC):

@@ -19,7 +19,9 @@ from fedleak.models.layers import ActivationName, activation
 class MLPConfig(ModelConfig):
     """Parameters of the multilayer perceptron."""
 
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(256, 256), description="units of each hidden layer")
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(256, 256), max_length=100, description="units of each hidden layer"
+    )
     activation: ActivationName = "relu"
     bias: bool = True
 

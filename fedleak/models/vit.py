@@ -24,9 +24,9 @@ class ViTConfig(ModelConfig):
 
     patch: int = Field(default=4, ge=1, description="side of a patch, pixels")
     dim: int = Field(default=192, ge=1, description="features of a token")
-    depth: int = Field(default=4, ge=1, description="blocks")
+    depth: int = Field(default=4, ge=1, le=200, description="blocks")
     heads: int = Field(default=3, ge=1, description="attention heads; must divide dim")
-    mlp_ratio: float = Field(default=4.0, gt=0, description="hidden units of a block's perceptron, in units of dim")
+    mlp_ratio: float = Field(default=4.0, ge=1e-6, le=1e6, description="hidden units of a block's perceptron, in units of dim")
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from fedleak.errors import ScenarioError
 from fedleak.local.losses import check_loss
 from fedleak.local.optimisers import check_optimiser
 from fedleak.local.rates import check_schedule, schedule_of
+from fedleak.scenario.ranges import LONGEST_NAME, Count
 from fedleak.scenario.section import Named, NameOrTable, Section
 
 _PLAIN = {("optimizer", "sgd"), ("loss", "cross-entropy")}
@@ -19,10 +20,10 @@ _CHECKS = {"optimizer": check_optimiser, "lr_scheduler": check_schedule, "loss":
 class Local(Section):
     """What a client does in a round."""
 
-    batch_size: int = Field(default=1, ge=1)
-    epochs: int = Field(default=1, ge=1, description="passes over the shard; FedAvg only")
-    steps: int | None = Field(default=None, ge=1, description="local steps in place of epochs; FedAvg only")
-    learning_rate: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    batch_size: Count = 1
+    epochs: Count = Field(default=1, description="passes over the shard; FedAvg only")
+    steps: Count | None = Field(default=None, description="local steps in place of epochs; FedAvg only")
+    learning_rate: float = Field(default=0.1, ge=1e-12, le=1e6)
     optimizer: NameOrTable | None = Field(
         default=None,
         description="any of torch.optim with its parameters, such as { name = 'sgd', momentum = 0.9 }, made anew in each round; "
@@ -39,14 +40,14 @@ class Local(Section):
         "mse, both against one-hot labels, or your own as package.module:function of outputs (B, K) and labels (B,)",
     )
     gradient_clipping: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="largest L2 norm of a local step's gradient; FedAvg only"
+        default=None, ge=1e-12, le=1e12, description="largest L2 norm of a local step's gradient; FedAvg only"
     )
-    accumulation: int = Field(
-        default=1, ge=1, description="batches of one local step, which takes the mean gradient over their images; FedAvg only"
+    accumulation: Count = Field(
+        default=1, description="batches of one local step, which takes the mean gradient over their images; FedAvg only"
     )
     mixed_precision: bool = Field(default=False, description="the forward pass under torch.autocast in bfloat16")
     mode: Literal["train", "eval"] = Field(default="train", description="how BatchNorm and dropout behave")
-    device: str = Field(default="cpu", description="torch device of the clients' training")
+    device: str = Field(default="cpu", max_length=LONGEST_NAME, description="torch device of the clients' training")
 
     @field_validator("optimizer", "lr_scheduler", "loss")
     @classmethod

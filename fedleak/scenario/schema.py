@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, fi
 from fedleak.errors import ScenarioError
 from fedleak.scenario import secret as secrets
 from fedleak.scenario.local import Local as Local
+from fedleak.scenario.ranges import LONGEST_NAME, MOST_SECONDS, Count, FilePath
 from fedleak.scenario.section import Named as Named
 from fedleak.scenario.section import NameOrTable as NameOrTable
 from fedleak.scenario.section import Section as Section
@@ -38,7 +39,7 @@ _LATER = (
     ("evaluation", "test_images"),
     ("evaluation", "lpips"),
 )
-Rounds = Literal["all"] | Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+Rounds = Literal["all"] | Annotated[tuple[Count, ...], Field(min_length=1)]
 
 
 class Columns(Section):
@@ -51,8 +52,10 @@ class Columns(Section):
 class Data(Section):
     """Where the private images come from, and how they are split into shards."""
 
-    source: str = Field(default="samples", description="a data source by name, or your own as package.module:Class")
-    path: Path | None = Field(default=None, description="file or folder of the sources that read files")
+    source: str = Field(
+        default="samples", max_length=LONGEST_NAME, description="a data source by name, or your own as package.module:Class"
+    )
+    path: FilePath | None = Field(default=None, description="file or folder of the sources that read files")
     columns: Columns | None = Field(
         default=None, description="names of images and labels: columns of Parquet, arrays of an npz, extensions in a tar"
     )
@@ -64,10 +67,12 @@ class Data(Section):
         description="'order', which keeps the files' order, or any partitioner of flwr-datasets; 'natural-id' with a column "
         "gives each client one writer, patient or whatever the column tells",
     )
-    shard_size: int | None = Field(default=None, ge=1, description="at most so many images in a client's shard")
-    image_size: int | None = Field(default=None, ge=4, description="images are resized and centre-cropped to this side, pixels")
+    shard_size: Count | None = Field(default=None, description="at most so many images in a client's shard")
+    image_size: int | None = Field(
+        default=None, ge=4, le=65_535, description="images are resized and centre-cropped to this side, pixels"
+    )
     normalize: bool = Field(default=False, description="subtract the source's channel means and divide by its deviations")
-    shard: Path | None = Field(
+    shard: FilePath | None = Field(
         default=None, description="this machine's own part of the data, a folder that `fedleak deploy shards` wrote"
     )
 
@@ -75,8 +80,10 @@ class Data(Section):
 class Model(Named):
     """The network; its parameters stand beside the name."""
 
-    name: str = Field(default="lenet", description="a network by name, or your own as package.module:function")
-    weights: Path | None = Field(
+    name: str = Field(
+        default="lenet", max_length=LONGEST_NAME, description="a network by name, or your own as package.module:function"
+    )
+    weights: FilePath | None = Field(
         default=None, description="safetensors to start from: a state dict, or a run's checkpoint.safetensors; by default fresh"
     )
     output: str | None = Field(
@@ -90,7 +97,7 @@ class SuperLink(Section):
     """A Flower SuperLink that already runs; engine 'deployment' submits the run to it."""
 
     address: str = Field(default="127.0.0.1:8000", pattern=r"^[^/\s]+:\d+$", description="host:port, without https://")
-    root_certificates: Path | None = Field(
+    root_certificates: FilePath | None = Field(
         default=None, description="PEM file of the authority that signed the SuperLink's certificate"
     )
     insecure: bool = Field(default=False, description="plain HTTP; for tests on one machine only")
@@ -99,12 +106,8 @@ class SuperLink(Section):
 class ClientResources(Section):
     """What one client takes up on Ray, as Flower and Ray name it: so many run at a time as fit."""
 
-    num_cpus: float = Field(
-        default=1.0, ge=1e-4, allow_inf_nan=False, description="cores of one client; with 0.5, two share a core"
-    )
-    num_gpus: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="GPUs of one client; with 0.25, four share a GPU; above 1, whole ones"
-    )
+    num_cpus: float = Field(default=1.0, ge=1e-4, description="cores of one client; with 0.5, two share a core")
+    num_gpus: float = Field(default=0.0, ge=0, description="GPUs of one client; with 0.25, four share a GPU; above 1, whole ones")
 
     @field_validator("num_gpus")
     @classmethod
@@ -117,9 +120,9 @@ class ClientResources(Section):
 class Federation(Section):
     """Who takes part, for how long, and where it runs."""
 
-    clients: int = Field(default=4, ge=1, description="how many there are")
-    clients_per_round: int | None = Field(default=None, ge=1, description="sampled each round; all of them by default")
-    rounds: int = Field(default=3, ge=1)
+    clients: Count = Field(default=4, description="how many there are")
+    clients_per_round: Count | None = Field(default=None, description="sampled each round; all of them by default")
+    rounds: Count = 3
     protocol: Literal["fedsgd", "fedavg"] = Field(default="fedsgd", description="clients send the gradient itself, or weights")
     strategy: NameOrTable = Field(
         default=Named(name="FedAvg"), description="with fedavg, any of flwr.serverapp.strategy that takes weights"
@@ -130,7 +133,9 @@ class Federation(Section):
     client_resources: ClientResources | None = Field(
         default=None, description="of the machine or cluster, what each client takes up; engine 'ray' only; by default one core"
     )
-    timeout: float = Field(default=3600.0, gt=0, description="seconds to wait for the clients' replies in a round")
+    timeout: float = Field(
+        default=3600.0, ge=0.1, le=MOST_SECONDS, description="seconds to wait for the clients' replies in a round"
+    )
     superlink: SuperLink | None = Field(default=None, description="where engine 'deployment' finds its SuperLink")
 
     @property
@@ -156,7 +161,8 @@ class Server(Section):
     )
     attack_limit: float | None = Field(
         default=None,
-        gt=0,
+        ge=0.01,
+        le=MOST_SECONDS,
         description="seconds by the clock that an attack may take for each update before it is stopped as hanging; by default "
         "ten times its budget_seconds and a minute, and none for an attack without a budget",
     )
@@ -166,7 +172,10 @@ class Server(Section):
         "in the server's, where a debugger reaches them and they could reach everything",
     )
     attack_memory: int | None = Field(
-        default=None, ge=64, description="MiB that an attack may take beside the network, in its own process; no limit by default"
+        default=None,
+        ge=64,
+        le=2**31,
+        description="MiB that an attack may take beside the network, in its own process; no limit by default",
     )
 
 
@@ -193,9 +202,7 @@ class AttackSpec(Named):
         description="name in the results; by default the attack's",
     )
     rounds: Rounds = "all"
-    clients: Literal["all"] | Annotated[int, Field(ge=1)] = Field(
-        default="all", description="attack only the first so many clients of a round"
-    )
+    clients: Literal["all"] | Count = Field(default="all", description="attack only the first so many clients of a round")
 
     @property
     def result_name(self) -> str:
@@ -217,15 +224,15 @@ class Evaluation(Section):
     truth: Literal["reveal", "score"] = Field(
         default="reveal", description="reveal: clients return their batches for the report; score: only metrics leave them"
     )
-    every: int = Field(default=1, ge=1, description="test accuracy each so many rounds, in attacked rounds, and at the end")
-    test_images: int | None = Field(default=None, ge=1, description="at most so many test images, evenly spaced; all by default")
-    lpips: Path | None = Field(
+    every: Count = Field(default=1, description="test accuracy each so many rounds, in attacked rounds, and at the end")
+    test_images: Count | None = Field(default=None, description="at most so many test images, evenly spaced; all by default")
+    lpips: FilePath | None = Field(
         default=None,
         description="safetensors with AlexNet's features and LPIPS' heads, as fedleak/modalities/image/lpips.py makes it",
     )
     delta: float = Field(
         default=1e-5,
-        gt=0,
+        ge=1e-30,
         lt=1,
         description="probability at which epsilon is stated; keep it below one over the number of images",
     )
@@ -237,7 +244,7 @@ class Scenario(Section):
     Read a file with :func:`load_scenario`; build one in Python from keywords with the same names.
     """
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, max_length=LONGEST_NAME)
     seed: int = Field(
         default=1,
         description="initial weights, who holds which images, whom the server samples, and what attacks draw derive from it",
@@ -257,6 +264,13 @@ class Scenario(Section):
     attacks: tuple[AttackSpec, ...] = ()
     defenses: tuple[DefenseSpec, ...] = ()
     evaluation: Evaluation = Evaluation()
+
+    @field_validator("seed")
+    @classmethod
+    def _seed_of_64_bits(cls, seed: int) -> int:
+        if seed.bit_length() > 63:
+            raise ValueError("expected a whole number of at most 63 bits, got one of more")
+        return seed
 
     def attacked(self, server_round: int) -> bool:
         """Say whether any attack strikes in ``server_round`` (from 1)."""
@@ -319,7 +333,7 @@ def scenario_from(text: str) -> Scenario:
     if text.lstrip().startswith("{"):
         try:
             return parse_scenario(json.loads(text), "scenario")
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ScenarioError(f"scenario: not valid JSON: {error}") from error
     # Flower puts the folder of an app that it installed on the path.
     places = [Path(), *(Path(entry) for entry in sys.path if (Path(entry) / "pyproject.toml").is_file())]

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from fedleak.scenario.ranges import LONGEST_NAME
 
 
 class Section(BaseModel):
-    """A table of the scenario: frozen, unknown keys refused."""
+    """A table of the scenario: frozen, unknown keys refused, as are NaN and infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Named(BaseModel):
     """A plugin by name, with its own parameters beside the name."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
-    name: str
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    name: str = Field(max_length=LONGEST_NAME)
 
     @property
     def parameters(self) -> dict[str, Any]:

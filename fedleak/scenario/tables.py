@@ -8,6 +8,9 @@ from typing import Any
 
 from fedleak.errors import ScenarioError
 
+_MOST_BYTES = 2**20  # far above any that a person writes
+_TOO_DEEP = "nested too deep to be read; no table of a scenario is deeper than four"
+
 
 def read_table(path: Path, expected: str) -> dict[str, Any]:
     """Read a TOML file.
@@ -18,14 +21,21 @@ def read_table(path: Path, expected: str) -> dict[str, Any]:
         If the file is missing or is not TOML; one line says so, and what was ``expected``.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ScenarioError(f"{path}: more than {_MOST_BYTES:,} bytes; expected {expected}")
+        return tomllib.loads(content.decode())
     except FileNotFoundError as error:
         raise ScenarioError(f"{path}: no such file; expected {expected}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    # A path may hold what no file system takes, such as NUL.
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        if isinstance(error, tomllib.TOMLDecodeError):
+            raise ScenarioError(f"{path}: not valid TOML: {error}") from error
         reason = getattr(error, "strerror", None) or error
         raise ScenarioError(f"{path}: cannot be read ({reason}); expected {expected}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ScenarioError(f"{path}: not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ScenarioError(f"{path}: {_TOO_DEEP}") from error
 
 
 def apply_override(table: dict[str, Any], override: str) -> None:
@@ -41,7 +51,9 @@ def apply_override(table: dict[str, Any], override: str) -> None:
         raise ScenarioError(f"--set {override}: expected key.path=value, such as --set federation.rounds=5")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except RecursionError as error:
+        raise ScenarioError(f"--set {override[:60]}...: {_TOO_DEEP}") from error
+    except ValueError:  # no TOML, or a number of more digits than Python reads
         value = text
     *parents, last = key.strip().split(".")
     here: Any = table

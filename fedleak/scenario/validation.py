@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import to_json
 
-from fedleak.errors import ParameterError, closest, nearest
+from fedleak.errors import ParameterError, ScenarioError, closest, nearest
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -25,6 +25,8 @@ _WORDS: dict[Any, tuple[str, str]] = {
     Path: ("a path, as text", "paths"),
 }
 _BOUNDS = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
+_DEEPEST = 20  # tables and lists inside each other
+_DIGITS = 200  # bits of a whole number that a message repeats
 _SHOWN = 60  # characters of a wrong value that a message repeats
 
 
@@ -58,8 +60,29 @@ def read(model: type[M], values: dict[str, Any]) -> M:
     ------
     ValidationError
         If a key or a value is wrong; :func:`explain` says it in words.
+    ScenarioError
+        If the values are nested without sense.
     """
+    refuse_depth(values)
     return model.model_validate_json(to_json(values, inf_nan_mode="constants", fallback=str), strict=True)
+
+
+def refuse_depth(values: Any) -> None:
+    """Refuse what is nested deeper than anything that a scenario may hold, and than JSON can be written.
+
+    Raises
+    ------
+    ScenarioError
+        If it is.
+    """
+    level: list[Any] = [values]
+    for _ in range(_DEEPEST):
+        tables = [list(value.values()) for value in level if isinstance(value, dict)]
+        lists = [value for value in level if isinstance(value, list | tuple)]
+        level = [item for held in (*tables, *lists) for item in held if isinstance(item, dict | list | tuple)]
+        if not level:
+            return
+    raise ScenarioError(f"tables and lists are nested more than {_DEEPEST} deep; no key of a scenario is deeper than four")
 
 
 def read_parameters(model: type[M], parameters: dict[str, Any], owner: str) -> M:
@@ -229,16 +252,24 @@ def _flat(metadata: Sequence[Any]) -> list[Any]:
 
 
 def _limits(metadata: Sequence[Any]) -> str:
-    bounds = [f"{word} {getattr(item, name):g}" for item in metadata for name, word in _BOUNDS.items() if hasattr(item, name)]
-    words = " " + " and ".join(dict.fromkeys(bounds)) if bounds else ""
+    found = {name: getattr(item, name) for item in metadata for name in _BOUNDS if hasattr(item, name)}
+    if found.keys() == {"ge", "le"}:
+        words = f" from {_figure(found['ge'])} to {_figure(found['le'])}"
+    else:
+        bounds = [f"{word} {_figure(found[name])}" for name, word in _BOUNDS.items() if name in found]
+        words = " " + " and ".join(bounds) if bounds else ""
     for item in metadata:
         if pattern := getattr(item, "pattern", None):
             words += f" that matches {pattern}"
         if getattr(item, "min_length", None) == 1:
             words += " that is not empty"
         if most := getattr(item, "max_length", None):
-            words += f" of at most {most} characters"
+            words += f"{',' if words else ''} of at most {most} characters"
     return words
+
+
+def _figure(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) and abs(value) < 1e12 else f"{value:g}"
 
 
 def _shown(value: Any) -> str:
@@ -246,5 +277,9 @@ def _shown(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, dict):
         return "a table"
-    text = repr(value)
+    if isinstance(value, int) and value.bit_length() > _DIGITS:
+        return "a number of a great many digits"
+    if isinstance(value, list):
+        value = value[:_SHOWN]
+    text = repr(value[: 2 * _SHOWN] if isinstance(value, str) else value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, Field, create_model
 
 from fedleak.errors import ParameterError, ScenarioError, nearest
+from fedleak.scenario.ranges import Parameters
 from fedleak.scenario.schema import Scenario
 from fedleak.scenario.validation import read_parameters
 from fedleak.server.fedsgd import FedSGD
@@ -48,6 +49,31 @@ _RESERVED = {
     "configrecord_key": _FORMAT,
     "weighted_by_key": _FORMAT,
     "train_loss_key": _FORMAT,
+}
+_RATE: dict[str, Any] = {"ge": 1e-12, "le": 1e6}
+_DECAY: dict[str, Any] = {"ge": 0, "lt": 1}
+_WEIGHT: dict[str, Any] = {"ge": 0, "le": 1e6}
+# What Flower's constructors take in silence and cannot work with: NaN, a moment that grows, a rate below zero.
+_RANGES: dict[str, dict[str, Any]] = {
+    "eta": _RATE,
+    "eta_l": _RATE,
+    "tau": _RATE,
+    "beta_1": _DECAY,
+    "beta_2": _DECAY,
+    "server_learning_rate": _RATE,
+    "server_momentum": _DECAY,
+    "client_learning_rate": _RATE,
+    "proximal_mu": _WEIGHT,
+    "q": {"ge": 0, "le": 100},
+    "beta": {"ge": 0, "lt": 0.5},
+    "noise_multiplier": _WEIGHT,
+    "clipping_norm": {"ge": 1e-12, "le": 1e12},
+    "initial_clipping_norm": {"ge": 1e-12, "le": 1e12},
+    "target_clipped_quantile": {"ge": 0, "le": 1},
+    "clip_norm_lr": _RATE,
+    "clipped_count_stddev": _WEIGHT,
+    "num_malicious_nodes": {"ge": 0},
+    "num_nodes_to_select": {"ge": 1},
 }
 # Their values are functions or objects, which a scenario file cannot hold.
 _OBJECTS = {"strategy", "accountant", "selection_rule", "train_metrics_aggr_fn", "evaluate_metrics_aggr_fn"}
@@ -93,12 +119,27 @@ def build_strategy(scenario: Scenario) -> Strategy:
     if "client_learning_rate" in inspect.signature(chosen).parameters:
         fixed["client_learning_rate"] = scenario.local.learning_rate
     built = _construct(chosen, fixed, named.parameters)
-    if isinstance(built, flower.Bulyan) and federation.sampled < (needed := 4 * built.num_malicious_nodes + 3):
-        raise ScenarioError(
-            f"federation.strategy: Bulyan with num_malicious_nodes = {built.num_malicious_nodes} needs {needed} clients a round, "
-            f"but {federation.sampled} are sampled; with fewer it would never change the model"
-        )
+    _check_numbers(built, named.name, federation.sampled)
     return built
+
+
+def _check_numbers(built: Strategy, name: str, sampled: int) -> None:
+    """Refuse counts of Byzantine clients that the clients sampled cannot outvote, and more clients to select than there are."""
+    malicious = int(getattr(built, "num_malicious_nodes", 0))
+    needed, otherwise = 1, ""
+    if isinstance(built, flower.Bulyan):
+        needed, otherwise = 4 * malicious + 3, "; with fewer it would never change the model"
+    elif malicious:
+        needed, otherwise = 2 * malicious + 3, ", as its authors prove (Blanchard et al. 2017)"
+    if sampled < needed:
+        raise ScenarioError(
+            f"federation.strategy: {name} with num_malicious_nodes = {malicious:,} needs {needed:,} clients a round, "
+            f"but {sampled:,} are sampled{otherwise}"
+        )
+    if (selected := int(getattr(built, "num_nodes_to_select", 1))) > sampled:
+        raise ScenarioError(
+            f"federation.strategy.num_nodes_to_select: {selected:,} of the {sampled:,} clients sampled a round; select fewer"
+        )
 
 
 def strategy_parameters(chosen: type[Strategy], fixed: Mapping[str, Any]) -> type[BaseModel]:
@@ -118,10 +159,11 @@ def strategy_parameters(chosen: type[Strategy], fixed: Mapping[str, Any]) -> typ
         parameters = inspect.signature(vars(base)["__init__"], eval_str=True).parameters.values()
         for p in parameters:
             if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in {"self", *_RESERVED, *_OBJECTS, *fields}:
-                fields[p.name] = (p.annotation, fixed.get(p.name, ... if p.default is p.empty else p.default))
+                kind = Annotated[p.annotation, Field(**_RANGES[p.name])] if p.name in _RANGES else p.annotation
+                fields[p.name] = (kind, fixed.get(p.name, ... if p.default is p.empty else p.default))
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    made: type[BaseModel] = create_model(chosen.__name__, __config__=ConfigDict(extra="forbid"), **fields)
+    made: type[BaseModel] = create_model(chosen.__name__, __base__=Parameters, **fields)
     return made
 
 

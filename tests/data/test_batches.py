@@ -44,3 +44,14 @@ def test_the_private_batch_names_each_image_once_in_order() -> None:
     found = private_batch(scenario("fedavg", batch_size=3, epochs=3), 7, 0, 1)
     assert np.array_equal(found, np.arange(7))
     assert len(private_batch(scenario("fedsgd", batch_size=50), 7, 0, 1)) == 7, "a batch is at most the shard"
+
+
+@pytest.mark.parametrize("protocol", ["fedavg", "fedsgd"])
+@pytest.mark.parametrize("local", [{}, {"epochs": 3}, {"steps": 1}, {"steps": 2}, {"steps": 3}, {"steps": 7}, {"steps": 8}])
+@pytest.mark.parametrize("batch", [1, 3, 7, 9])
+def test_what_is_counted_without_going_through_the_passes_is_what_they_use(
+    protocol: str, local: dict[str, int], batch: int
+) -> None:
+    asked = scenario(protocol, batch_size=batch, **({} if protocol == "fedsgd" else local))
+    walked = np.concatenate(local_steps(asked, 7, 2, 3))
+    assert np.array_equal(private_batch(asked, 7, 2, 3), np.unique(walked))

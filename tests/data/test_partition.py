@@ -183,3 +183,27 @@ def test_a_thousand_clients_take_seconds(name):
     labels = np.random.default_rng(0).integers(0, 10, 20_000)
     shards = split(name, 1000, labels=labels, **(PARAMETERS[name] | ({"alpha": 1.0} if name == "dirichlet" else {})))
     assert len(np.unique(np.concatenate(shards))) == 20_000
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"name": "shard", "num_shards_per_partition": 0},
+        {"name": "shard", "num_shards_per_partition": 10**9},
+        {"name": "shard", "shard_size": 0},
+        {"name": "pathological", "num_classes_per_partition": 0},
+        {"name": "dirichlet", "alpha": float("nan")},
+        {"name": "dirichlet", "alpha": [0.0] * 10},
+        {"name": "inner-dirichlet", "partition_sizes": [5, 5, 5, 5], "alpha": 1e-9},
+        {"name": "inner-dirichlet", "partition_sizes": [0, 0, 0, 0], "alpha": 1.0},
+        {"name": "size", "partition_sizes": []},
+        {"name": "grouped-natural-id", "group_size": 0},
+        {"name": "continuous", "strictness": -1.0},
+        PARAMETERS["distribution"] | {"name": "distribution", "distribution_array": [[]]},
+    ],
+)  # fmt: skip
+def test_whatever_a_partitioner_raises_is_one_line(parameters):
+    labels = np.arange(20, dtype=np.int64) % 10
+    with pytest.raises(ScenarioError, match="data.partition") as refused:
+        partition(labels, Data(partition=Named(**parameters)), 4, 1)
+    assert "\n" not in str(refused.value)

@@ -158,3 +158,12 @@ def test_any_strength_that_is_allowed_has_a_finite_epsilon() -> None:
         for sample_rate in (1e-9, 1.0):
             for uses in (1, 10**6):
                 assert math.isfinite(epsilon(Mechanism("record", noise_multiplier, sample_rate), uses, DELTA))
+
+
+@pytest.mark.parametrize("noise", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("rate", [1e-30, 0.01, 1.0])
+@pytest.mark.parametrize("uses", [1, 10**12])
+@pytest.mark.parametrize("delta", [1e-30, 1e-5, 0.999])
+def test_at_the_ends_of_all_ranges_epsilon_is_a_number(noise, rate, uses, delta):
+    found = epsilon(Mechanism("record", noise, rate), uses, delta)
+    assert 0 <= found < math.inf
