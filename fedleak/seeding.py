@@ -7,9 +7,10 @@ The root is the scenario's seed for what everybody may know, the attacker's own 
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -73,6 +74,32 @@ class Seed:
     def generator(self) -> torch.Generator:
         """Return a fresh CPU generator; draw on the CPU and move, so that devices agree."""
         return _filled(torch.Generator(), self) if self.wide else torch.Generator().manual_seed(self.value)
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return draws from N(0, 1) on the CPU.
+
+        Of a wide seed by a hash: a generator's whole state follows from some hundreds of its draws, which a server sees wherever
+        an update is known to be zero but for its noise; what is added elsewhere would follow too.
+        """
+        if self.wide:
+            return (torch.erfinv(2 * self._uniform(shape) - 1) * math.sqrt(2)).to(dtype)
+        return torch.randn(tuple(shape), generator=self.generator(), dtype=dtype)
+
+    def laplace(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return draws from the Laplace distribution of scale 1, like :meth:`normal`."""
+        # The difference of two unit exponentials needs no logarithm of a possible zero.
+        if self.wide:
+            up, down = self._uniform((2, *shape)).log().neg().unbind()
+        else:
+            generator = self.generator()
+            up, down = (torch.empty(tuple(shape), dtype=dtype).exponential_(generator=generator) for _ in range(2))
+        drawn: Tensor = up - down
+        return drawn.to(dtype)
+
+    def _uniform(self, shape: Sequence[int]) -> Tensor:
+        """Return numbers of 52 bits in (0, 1), float64."""
+        words = np.frombuffer(self.derive("stream").drawn(8 * math.prod(shape)), dtype="<u8")
+        return torch.from_numpy(((words >> 12) + 0.5) / 2**52).view(tuple(shape))
 
     def numpy(self) -> np.random.Generator:
         """Return a fresh NumPy generator."""

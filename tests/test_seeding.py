@@ -4,6 +4,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 
 from fedleak import seeding
 from fedleak.errors import FedleakError
@@ -197,3 +198,19 @@ def test_inside_a_wide_seed_the_global_generators_repeat_and_are_restored() -> N
             found.append((float(torch.rand(())), float(np.random.rand()), random.random()))
     assert found[0] == found[1]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("root", [Seed(7), clients_seed(SECRET, 7)])
+def test_noise_is_of_its_distribution_and_repeats(root: Seed) -> None:
+    for draw, law in ((root.normal, "norm"), (root.laplace, "laplace")):
+        values = draw((200, 100))
+        assert (values.dtype, values.shape) == (torch.float32, (200, 100))
+        assert kstest(values.flatten().numpy(), law).pvalue > 1e-4
+        assert torch.equal(values, draw((200, 100)))
+        assert draw((), torch.float64).dtype == torch.float64
+
+
+def test_of_a_wide_seed_no_generator_gives_the_noise() -> None:
+    seed = clients_seed(SECRET, 7)
+    assert not torch.equal(seed.normal((50,)), torch.randn(50, generator=seed.generator()))
+    assert torch.equal(Seed(7).normal((50,)), torch.randn(50, generator=Seed(7).generator()))

@@ -61,7 +61,7 @@ class PrivacyConfig(DefenseConfig):
 
 def gaussian(like: Tensor, std: float, seed: Seed) -> Tensor:
     """Return N(0, std^2) noise of the shape, dtype and device of ``like``, drawn on the CPU so that devices agree."""
-    noise = torch.randn(like.shape, generator=seed.generator(), dtype=torch.promote_types(like.dtype, torch.float32))
+    noise = seed.normal(like.shape, torch.promote_types(like.dtype, torch.float32))
     return (std * noise).to(like.device, like.dtype)
 
 

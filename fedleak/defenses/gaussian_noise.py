@@ -10,7 +10,6 @@ absolute, whatever the size of the update
 
 from __future__ import annotations
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -47,7 +46,7 @@ class GaussianNoise(Defense):
         def noisy(name: str, tensor: Tensor) -> Tensor:
             if self.config.std == 0:
                 return tensor.clone()
-            noise = torch.randn(tensor.shape, generator=situation.seed.derive(name).generator(), dtype=tensor.dtype)
+            noise = situation.seed.derive(name).normal(tensor.shape, tensor.dtype)
             return tensor + self.config.std * noise.to(tensor.device)
 
         return map_floats(self.name, update, noisy)

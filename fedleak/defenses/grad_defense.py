@@ -60,7 +60,7 @@ class GradDefense(Defense):
         cuts = slices(sensitivities(model, situation.input.normalize(images), labels), gradient, config.slices)
         chosen = torch.randperm(config.slices, generator=seed.derive("slices").generator())[: config.drawn]
         flat = torch.cat([value.flatten() for value in gradient.values()])
-        noise = config.scale * torch.randn(flat.shape, generator=seed.derive("noise").generator()).to(flat)
+        noise = config.scale * seed.derive("noise").normal(flat.shape).to(flat)
         for number in chosen.tolist():
             part = slice(cuts[number], cuts[number + 1])
             if config.clip is not None and part.stop > part.start:

@@ -10,7 +10,6 @@ the size of the update
 
 from __future__ import annotations
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -47,9 +46,7 @@ class LaplacianNoise(Defense):
         def noisy(name: str, tensor: Tensor) -> Tensor:
             if self.config.scale == 0:
                 return tensor.clone()
-            generator = situation.seed.derive(name).generator()
-            # The difference of two unit exponentials is a unit Laplace draw, and needs no logarithm of a possible zero.
-            up, down = (torch.empty(tensor.shape, dtype=tensor.dtype).exponential_(generator=generator) for _ in range(2))
-            return tensor + self.config.scale * (up - down).to(tensor.device)
+            noise = situation.seed.derive(name).laplace(tensor.shape, tensor.dtype)
+            return tensor + self.config.scale * noise.to(tensor.device)
 
         return map_floats(self.name, update, noisy)

@@ -59,7 +59,7 @@ class Outpost(Defense):
 
         def change(name: str, value: Tensor) -> Tensor:
             pruned = smallest(value.flatten(), config.prune_base / 100).view(value.shape)
-            noise = torch.randn(value.shape, generator=seed.derive("noise", name).generator()).to(value)
+            noise = seed.derive("noise", name).normal(value.shape).to(value)
             return value.masked_fill(pruned, 0.0) + risk[name] * config.noise_base * noise * perturbed[name]
 
         return {name: change(name, value) for name, value in gradient.items()}
