@@ -65,7 +65,8 @@ def run(
     """Run a scenario: train the federation, attack it in every round, write the run folder and its report.
 
     SCENARIO is a TOML file, such as scenarios/quickstart.toml; leave it out
-    with --resume. Its keys: fedleak explain scenario.
+    with --resume. Its keys: fedleak explain scenario. A model or data of your
+    own, as module:function: fedleak explain own.
 
     The folder holds manifest.json, rounds.jsonl, reconstructions.jsonl (one
     line an image), captures/ (what the server saw, as safetensors), images/,
@@ -231,7 +232,8 @@ def explain(
     """Explain one plugin: what it does, its formula, source and limits, its parameters with their defaults, and what it needs.
 
     NAME is one that `fedleak list` prints; or scenario: every key of a
-    scenario's file; threat: what an attacker may know; verdicts: the rules by
+    scenario's file; own: what a model and a data source of your own, as
+    module:function and module:Class, are given; threat: what an attacker may know; verdicts: the rules by
     which `fedleak sweep` judges a defense.
     """
     quieten(False)

@@ -1,4 +1,4 @@
-"""What ``fedleak explain`` knows beside plugins: the keys of a scenario, what an attacker may know, a sweep's verdicts."""
+"""What ``fedleak explain`` knows beside plugins: a scenario's keys, what own models and data are given, threats, verdicts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from fedleak.cli.parameters import rows_of
 
 def _of_module(name: str) -> Callable[[], str]:
     return lambda: inspect.cleandoc(importlib.import_module(name).__doc__ or "").replace("``", "'")
+
+
+def _own() -> str:
+    heading = "What the scenario gives to a model and a data source of your own."
+    return "\n\n".join([heading, *(_of_module(name)() for name in ("fedleak.models.zoo", "fedleak.data.base"))])
 
 
 def _scenario() -> str:
@@ -35,6 +40,7 @@ def _table(heading: str, *sections: type[BaseModel]) -> str:
 
 TOPICS: dict[str, Callable[[], str]] = {
     "scenario": _scenario,
+    "own": _own,
     "threat": _of_module("fedleak.threat"),
     "verdicts": _of_module("fedleak.sweeps.verdicts"),
 }

@@ -1,4 +1,16 @@
-"""What every source of private images is: a training split, perhaps a public test split, and names for the classes."""
+"""What every source of private images is: a training split, perhaps a public test split, and names for the classes.
+
+``data.source = "mine:Own"`` is the class ``Own`` of mine.py, in the folder that you run from or on PYTHONPATH: a subclass of
+fedleak.data.Source. It is called with the scenario's table [data] alone (``path``, ``image_size``, ``channels``, ``columns`` and
+the others are its attributes, ``None`` where the scenario gives none), and sets these attributes of its own::
+
+    train         an ImageSet: labels, (N,) int64 from 0, and load(indices), float32 (n, channels, height, width) in [0, 1]
+    test          another, of public images, or None
+    class_names   a name for each class
+    mean, std     of each channel, in units of [0, 1]
+
+An own model is told what this data is like: ``num_classes``, ``input_shape``, ``in_channels``.
+"""
 
 from __future__ import annotations
 

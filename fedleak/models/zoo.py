@@ -1,4 +1,15 @@
-"""Builds the scenario's model: one of the zoo by name, or the user's own as ``package.module:function``."""
+"""The scenario's model: one of the zoo by name, or the user's own as ``package.module:function``.
+
+``model = { name = "mine:make", width = 8 }`` calls the function ``make`` of mine.py, in the folder that you run from or on
+PYTHONPATH, with those of these three that it takes by name, and with the parameters beside the name, here ``width``::
+
+    num_classes   how many classes the data has
+    input_shape   (channels, height, width) of one image, such as (1, 28, 28)
+    in_channels   the first of them
+
+It returns a torch.nn.Module from images (batch, channels, height, width), normalised where ``data.normalize`` says so, to
+logits (batch, num_classes). Its layers draw from torch's own generator, which the scenario's seed has set before.
+"""
 
 from __future__ import annotations
 

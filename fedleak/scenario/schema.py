@@ -53,7 +53,7 @@ class Data(Section):
     """Where the private images come from, and how they are split into shards."""
 
     source: str = Field(
-        default="samples", max_length=LONGEST_NAME, description="a data source by name, or your own as package.module:Class"
+        default="samples", max_length=LONGEST_NAME, description="a data source by name, or your own: package.module:Class"
     )
     path: FilePath | None = Field(default=None, description="file or folder of the sources that read files")
     columns: Columns | None = Field(
@@ -81,10 +81,13 @@ class Model(Named):
     """The network; its parameters stand beside the name."""
 
     name: str = Field(
-        default="lenet", max_length=LONGEST_NAME, description="a network by name, or your own as package.module:function"
+        default="lenet",
+        max_length=LONGEST_NAME,
+        description="a network by name, or your own as package.module:function, given num_classes, input_shape, in_channels",
     )
     weights: FilePath | None = Field(
-        default=None, description="safetensors to start from: a state dict, or a run's checkpoint.safetensors; by default fresh"
+        default=None,
+        description="file to start from: a state dict as safetensors or by torch.save (.pt), or a run's checkpoint.safetensors",
     )
     output: str | None = Field(
         default=None,

@@ -22,3 +22,11 @@ def test_every_preset_of_a_threat_is_explained():
     text = explanation("threat")
     for preset in PRESETS:
         assert f"    {preset} " in text
+
+
+def test_what_an_own_model_and_source_are_given_is_explained():
+    text = explanation("own")
+    assert all(
+        given in text for given in ("num_classes", "input_shape", "in_channels", "mine:make", "mine:Own", "class_names", "load(")
+    )
+    assert "``" not in text

@@ -13,6 +13,7 @@ from fedleak.data.base import ImageSet
 from fedleak.data.parts import write_shards
 from fedleak.data.shards import FACTS, ShardSource
 from fedleak.errors import ScenarioError
+from fedleak.modalities.image import InputSpec
 from fedleak.scenario.schema import Data, parse_scenario
 
 
@@ -121,7 +122,7 @@ def test_images_that_never_were_files_are_kept_bit_for_bit(tmp_path, monkeypatch
     for name in ("mean", "std", "class_names"):
         setattr(source, name, getattr(whole.source, name))
     shape = (channels, 5, 5)
-    drawn = replace(whole, source=source, shards=(np.arange(2), np.arange(2, 4)), input=replace(whole.input, shape=shape))
+    drawn = replace(whole, source=source, shards=(np.arange(2), np.arange(2, 4)), input=InputSpec(shape, 10))
     monkeypatch.setattr(parts, "federated_data", lambda *_: drawn)
     folder = write_shards(data, 2, 1, tmp_path / "kept")[1]
     own = ShardSource(data.model_copy(update={"shard": folder}))

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from math import isfinite
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fedleak.errors import ScenarioError
 from fedleak.modalities.base import LABELS, Batch, Spec
 
 IMAGES = "images"
@@ -28,7 +30,12 @@ class InputSpec(Spec):
     num_classes : int
         Number of classes that the model tells apart.
     mean, std : tuple of float
-        Per channel, in units of the [0, 1] pixel range: a model input is ``(pixel - mean) / std``.
+        One entry a channel, in units of the [0, 1] pixel range: a model input is ``(pixel - mean) / std``. By default 0 and 1.
+
+    Raises
+    ------
+    ScenarioError
+        If they have not one entry a channel, or one of ``std`` is not above 0.
     """
 
     modality: ClassVar[str] = "image"
@@ -37,8 +44,24 @@ class InputSpec(Spec):
 
     shape: tuple[int, int, int]
     num_classes: int
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Fill in what is not given, and refuse what would make other channels of the image."""
+        channels = self.shape[0]
+        for name, usual in (("mean", 0.0), ("std", 1.0)):
+            given = tuple(map(float, getattr(self, name))) or (usual,) * channels
+            if len(given) != channels:
+                raise ScenarioError(
+                    f"InputSpec: {name} has {len(given)} entries, the images {channels} channel(s); expected one entry a "
+                    "channel, in units of the [0, 1] range"
+                )
+            if not all(map(isfinite, given)) or (name == "std" and min(given) <= 0):
+                raise ScenarioError(
+                    f"InputSpec: {name} is {given}; expected finite numbers{', above 0' if name == 'std' else ''}"
+                )
+            object.__setattr__(self, name, given)  # frozen for all others
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> InputSpec:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
+from fedleak.errors import ScenarioError
 from fedleak.modalities.image import InputSpec
 
 SPEC = InputSpec((3, 4, 4), 10, (0.5, 0.25, 0.0), (0.5, 0.5, 2.0))
@@ -47,3 +49,25 @@ def test_the_loss_is_cross_entropy_in_nats():
 def test_facts_come_back_as_they_were():
     facts = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(SPEC).items()}
     assert InputSpec.from_facts(facts) == SPEC
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_mean_and_deviation_are_one_entry_a_channel(channels):
+    spec = InputSpec((channels, 4, 4), 10)
+    assert (spec.mean, spec.std) == ((0.0,) * channels, (1.0,) * channels)
+    assert spec == InputSpec((channels, 4, 4), 10, (0,) * channels, [1] * channels)
+    assert spec.normalize(torch.rand(2, channels, 4, 4)).shape == (2, channels, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        ((0.5, 0.5, 0.5), (), "mean has 3 entries, the images 1 channel.*; expected one entry a channel"),
+        ((), (1, 1, 1), "std has 3 entries"),
+        ((), (0.0,), "std is .*expected finite numbers, above 0"),
+        ((math.nan,), (), "mean is .*expected finite numbers"),
+    ],
+)
+def test_statistics_of_other_channels_are_refused(mean, std, message):
+    with pytest.raises(ScenarioError, match=message):
+        InputSpec((1, 28, 28), 10, mean, std)
