@@ -27,6 +27,12 @@ def one_line(text: object, longest: int | None = None) -> str:
     return printable(" ".join(str(text).split()))[:longest]
 
 
+def ending(text: object, longest: int) -> str:
+    """Return ``text`` as one line of at most ``longest`` characters, of which the end is kept: there an error says what it is."""
+    line = one_line(text)
+    return line if len(line) <= longest else "… " + line[2 - longest :]
+
+
 def clean_log() -> None:
     """Have Flower's log hold no control character that a reply brought in, and no line that it forged.
 

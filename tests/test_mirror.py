@@ -32,8 +32,9 @@ ELSEWHERE = {
     },
     "apps": {
         "answers": "integration/dropin",
+        "audit": "apps/careful",
+        "checks": "apps/curious",
         "clientapp": "startup",
-        "curious": "integration/dropin",
     },
     "attacks/counters": {
         "dropout_masks": "attacks/counters/dropout",

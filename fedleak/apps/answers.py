@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from fedleak.client.app import graded, partition_of
+from fedleak.apps.questions import CONFIG, ROUND, action, undressed
+from fedleak.client.app import graded
 from fedleak.errors import FedleakError
 from fedleak.modalities.base import LABELS
+from fedleak.modalities.find import measure
 from fedleak.modalities.image import InputSpec
+from fedleak.printable import one_line
 from fedleak.seeding import Seed
 
 Batch = Callable[[Context, int], tuple[Tensor, Tensor]]
+
+WHO, PROBLEM = "who", "problem"
+"""Names of the records by which a client says who it is and what it trained on, and why it cannot say the latter."""
 
 
 def answer(app: ClientApp, batch: Batch, *, reveal: bool = True) -> ClientApp:
     """Add fedleak's query handlers to a ClientApp, so that its clients grade what a curious server rebuilt.
 
-    Training stays as it is. The server's side is :func:`fedleak.curious`.
+    Training stays as it is. The server's side is :func:`fedleak.curious`. A node is known by its ``partition-id``, and one that
+    was started without by its node id.
 
     Parameters
     ----------
@@ -28,7 +35,7 @@ def answer(app: ClientApp, batch: Batch, *, reveal: bool = True) -> ClientApp:
         The user's own.
     batch : callable
         Given the client's context and the round (from 1), returns the images (B, C, H, W) in [0, 1], before any
-        normalisation, that the client's update of this round was made from, and their labels (B,) of class indices.
+        normalisation, that the client's update of this round was made from, all of them, and their labels (B,) of class indices.
     reveal : bool
         Whether images and labels may leave the client, for the report's pictures. With ``False`` only metrics do; these still
         tell a server that asks without end how near it came.
@@ -38,38 +45,84 @@ def answer(app: ClientApp, batch: Batch, *, reveal: bool = True) -> ClientApp:
     ClientApp
         The same app.
 
+    Raises
+    ------
+    FedleakError
+        If the app has them already.
+
     Examples
     --------
     >>> app = ClientApp()  # doctest: +SKIP
     >>> fedleak.answer(app, my_batch)  # doctest: +SKIP
     """
 
-    @app.query("whoami")
-    def on_whoami(msg: Message, context: Context) -> Message:
-        return Message(RecordDict({"who": MetricRecord({"partition-id": partition_of(context)})}), reply_to=msg)
+    def asked(name: str) -> Callable[[Callable[[Message, Context], RecordDict]], None]:
+        """Register what answers one question, which it is given as fedleak asks it."""
 
-    @app.query("labels")
-    def on_labels(msg: Message, context: Context) -> Message:
+        def register(handler: Callable[[Message, Context], RecordDict]) -> None:
+            def handle(msg: Message, context: Context) -> Message:
+                return Message(handler(undressed(msg), context), reply_to=msg)
+
+            try:
+                app.query(action(name))(handle)
+            except ValueError as error:
+                raise FedleakError(f"fedleak.answer: this ClientApp has it already ({one_line(error)}); call it once") from error
+
+        return register
+
+    @asked("whoami")
+    def who(msg: Message, context: Context) -> RecordDict:
+        record = MetricRecord()
+        if "partition-id" in context.node_config:
+            record["partition-id"] = int(context.node_config["partition-id"])
+        try:
+            images, _ = _checked(batch, context, _round(msg))
+        # The user's function may raise anything; who the client is can be said all the same.
+        except Exception as error:  # noqa: BLE001
+            said = f"{type(error).__name__}: {error}" if not isinstance(error, FedleakError) else str(error)
+            return RecordDict({WHO: record, PROBLEM: ConfigRecord({PROBLEM: one_line(said)})})
+        record["images"], record["shape"] = len(images), list(images.shape[1:])
+        return RecordDict({WHO: record})
+
+    @asked("labels")
+    def labels(msg: Message, context: Context) -> RecordDict:
         if not reveal:
             raise FedleakError("this client was set up with reveal=False: its labels do not leave it")
-        _, labels = _checked(batch, context, _round(msg))
-        return Message(RecordDict({"facts": MetricRecord({"labels": sorted(labels.tolist())})}), reply_to=msg)
+        _, found = _checked(batch, context, _round(msg))
+        return RecordDict({"facts": MetricRecord({"labels": sorted(found.tolist())})})
 
-    @app.query("grade")
-    def on_grade(msg: Message, context: Context) -> Message:
-        client, server_round = partition_of(context), _round(msg)
-        images, labels = _checked(batch, context, server_round)
-        channels, height, width = images.shape[1:]
-        spec = InputSpec((channels, height, width), int(labels.max()) + 1)
-        seed = Seed(0).derive("baseline", client, server_round)
-        return graded(msg, spec, {spec.content: images, LABELS: labels}, list(range(len(images))), seed, reveal=reveal)
+    @asked("distances")
+    def distances(msg: Message, context: Context) -> RecordDict:
+        images, _ = _checked(batch, context, _round(msg))
+        spec = _spec_of(images)
+        rebuilt = msg.content.array_records["reconstruction"].to_torch_state_dict()
+        cost = measure(spec.modality).cost({spec.content: images}, rebuilt)
+        return RecordDict({"distances": ArrayRecord({"cost": cost})})
+
+    @asked("grade")
+    def grade(msg: Message, context: Context) -> RecordDict:
+        server_round = _round(msg)
+        images, found = _checked(batch, context, server_round)
+        spec, seed = _spec_of(images), Seed(0).derive("baseline", _known_as(context), server_round)
+        given = {spec.content: images, LABELS: found}
+        return graded(msg, spec, given, list(range(len(images))), seed, reveal=reveal).content
 
     return app
 
 
+def _known_as(context: Context) -> int:
+    """Return the client's partition id, or the node's own where it has none."""
+    return int(context.node_config.get("partition-id", context.node_id))
+
+
+def _spec_of(images: Tensor) -> InputSpec:
+    channels, height, width = images.shape[1:]
+    return InputSpec((channels, height, width), 1)  # grading does not ask for the classes
+
+
 def _round(msg: Message) -> int:
-    config: ConfigRecord = msg.content.config_records["config"]
-    return int(config["server-round"])  # type: ignore[arg-type]
+    config: ConfigRecord = msg.content.config_records[CONFIG]
+    return int(config[ROUND])  # type: ignore[arg-type]
 
 
 def _checked(batch: Batch, context: Context, server_round: int) -> tuple[Tensor, Tensor]:

@@ -100,6 +100,10 @@ FLAGS: Final[dict[str, Flag]] = {
         "Fewer usable images were rebuilt than the client trained on, and the means cover only the images rebuilt.",
         "Grant the batch size with the preset 'local-training-known', or read the number of graded images beside the mean.",
     ),
+    "other-number-of-images": Flag(
+        "The client graded another number of images than the attacker was told that the update was made from.",
+        "Have the app send its number of images as num-examples, and fedleak.answer's batch() return all of them.",
+    ),
     "attack-failed": Flag(
         "The attack returned no images.",
         "Read the recorded error: it says what the attack expected.",

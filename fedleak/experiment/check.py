@@ -75,7 +75,7 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
     if scenario.model.weights is not None:
         load_weights(model, scenario.model.weights)
     check_local(scenario, model, data.input)
-    _check_label_rules(scenario, model, data.input)
+    check_label_rules(scenario, model, data.input)
     if scenario.server.curious and ":" in scenario.model.name:  # all layers of the zoo can be differentiated twice
         check_derivatives(scenario, model, data.input, device)
     measure(data.input.modality).extras(scenario.evaluation, data.input)
@@ -85,8 +85,14 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
     return Checked(scenario, data, model)
 
 
-def _check_label_rules(scenario: Scenario, model: nn.Module, input: InputSpec) -> None:
-    """Refuse a rule that reads the classifier's bias for a network whose classifier has none."""
+def check_label_rules(scenario: Scenario, model: nn.Module, input: InputSpec) -> None:
+    """Refuse a rule that reads the classifier's bias for a network whose classifier has none.
+
+    Raises
+    ------
+    ScenarioError
+        With one line.
+    """
     classifier = last_linear(model, input)
     if classifier is None or classifier[1].bias is not None:
         return

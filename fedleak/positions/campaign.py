@@ -19,7 +19,7 @@ from fedleak.runs.folder import Row
 from fedleak.sandbox.attackers import Attackers
 from fedleak.sandbox.strike import groups
 from fedleak.scenario.schema import AttackSpec
-from fedleak.wire.received import Failure
+from fedleak.wire.received import NOT_ATTACKED, Failure
 
 _LONGEST = 300  # characters of what an attack says went wrong
 
@@ -168,7 +168,7 @@ class Campaign:
                 spec.result_name,
                 server_round,
                 failure.client,
-                f"invalid reply: {failure.reason}",
+                failure.reason if failure.reason.startswith(NOT_ATTACKED) else f"invalid reply: {failure.reason}",
                 ["invalid-reply"],
                 self._grader.modality,
             )

@@ -58,16 +58,26 @@ class Recorder:
     def record(self, received: Received, grid: Grid) -> Iterator[Observation]:
         """Yield the observations of a round by client, each saved before; where only sums are shown, the one of all clients."""
         good = self._shown(received)
-        labels = self._oracle.ask(
-            received.round, [one for client, reply in good.items() for one in reply.clients or (client,)], grid
-        )
+        labels = self._labels(received.round, good, grid)
         # The observations of a round share the model that was sent.
         sent = {id(model): _tensors(model.values) for model in received.sent.values()}
         for client, reply in good.items():
-            told = together([labels.get(one) for one in reply.clients or (client,)])
-            observation = self._observation(received.round, client, reply, sent[id(received.sent[client])], told)
-            self._folder.save_capture(observation)
-            yield observation
+            observation = self.keep(received.round, client, reply, sent[id(received.sent[client])], labels)
+            if observation is not None:
+                yield observation
+
+    def _labels(self, server_round: int, good: Mapping[int, Reply], grid: Grid) -> dict[int, tuple[int, ...]]:
+        asked = [one for client, reply in good.items() for one in reply.clients or (client,)]
+        return self._oracle.ask(server_round, asked, grid)
+
+    def keep(
+        self, server_round: int, client: int, reply: Reply, sent: Tensors, labels: Mapping[int, tuple[int, ...]]
+    ) -> Observation | None:
+        """Return the observation of one reply, saved; ``None`` to leave it out."""
+        told = together([labels.get(one) for one in reply.clients or (client,)])
+        observation = self._observation(server_round, client, reply, sent, told)
+        self._folder.save_capture(observation)
+        return observation
 
     def recall(self) -> Iterator[Observation]:
         """Yield what is saved, by round and client, with the public images that are granted, which are not saved."""

@@ -13,6 +13,7 @@ from fedleak.evaluation.utility import by_client
 from fedleak.printable import plural
 from fedleak.report.formats import duration, moment, plain
 from fedleak.runs.records import RunRecords, number, rows_of, table
+from fedleak.wire.received import NOT_ATTACKED
 
 SLOW = 5.0
 """A client is called slow that took so many times as long as the others do, by their median."""
@@ -132,11 +133,15 @@ def _what(kind: str, reasons: list[str]) -> str:
         return "Sent no reply" + (f" ({'; '.join(details)})" if details else "")
     if kind.startswith(_RAISED):
         return f"Raised an error: {kind.removeprefix(_RAISED)}"
+    if kind.startswith(NOT_ATTACKED):
+        return f"Was not attacked: {kind.removeprefix(NOT_ATTACKED)}"
     return f"Sent what cannot be used: {kind}"
 
 
 def _did(kind: str, reasons: list[str], timeout: float | None, *, alone: bool, back: int | None) -> str:
-    if alone:
+    if kind.startswith(NOT_ATTACKED):
+        did = "Its update trained the model all the same"
+    elif alone:
         did = "No reply could be used, so the model stayed as it was"
     elif kind == _SILENT:
         waited = f" after federation.timeout, {duration(timeout)} s" if _SILENT in reasons and timeout is not None else ""
@@ -164,12 +169,17 @@ def _attacks(records: RunRecords) -> Iterator[Fault]:
 
 
 def _problems(records: RunRecords) -> Iterator[Fault]:
-    """Yield one fault for each attack that keeps what it saw and could not be shown a round, and reason."""
-    failed: dict[tuple[str, str], set[int]] = {}
+    """Yield one fault for each attack that could not be shown a round, or step that failed beside an app, and reason."""
+    failed: dict[tuple[str, str, str], set[int]] = {}
     for row in records.problems:
         if (server_round := _whole(row.get("round"))) is not None:
-            failed.setdefault((plain(row.get("attack")), plain(row.get("error"))), set()).add(server_round)
-    for (attack, reason), rounds in failed.items():
+            step = row.get("step")
+            key = plain(row.get("attack")), plain(step) if isinstance(step, str) else "", plain(row.get("error"))
+            failed.setdefault(key, set()).add(server_round)
+    for (attack, step, reason), rounds in failed.items():
+        if step:
+            yield Fault(tuple(sorted(rounds)), (), f"{step[:1].upper()}{step[1:]}: {reason}", "Training took no notice.", attack)
+            continue
         what = f"Attack {attack} could not be shown {plural(len(rounds), 'round')}: {reason}"
         did = "The attack went on without what it would have kept; training took no notice."
         yield Fault(tuple(sorted(rounds)), (), what, did, attack)

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import time
+from typing import Protocol
 
 from flwr.app import ArrayRecord
 
 from fedleak.evaluation.resources import memory
 from fedleak.events import Event, Listener, silent
-from fedleak.positions.door import Door
+from fedleak.positions.base import Position
 from fedleak.runs.folder import Arrays, Row, RunFolder
+from fedleak.wire.received import Failure
+
+
+class Seen(Protocol):
+    """What a ledger reads of a round: a :class:`~fedleak.positions.door.Door` has it."""
+
+    asked: list[int]
+    failures: tuple[Failure, ...]
+    bytes_received: int
+    position: Position
 
 
 class Ledger:
@@ -17,7 +28,7 @@ class Ledger:
 
     Parameters
     ----------
-    door : Door
+    door : Seen
         Knows who was asked, who failed, and what came in.
     folder : RunFolder, optional
         Takes the lines; without one they wait until :meth:`open`.
@@ -25,7 +36,7 @@ class Ledger:
         Told what happens.
     """
 
-    def __init__(self, door: Door, folder: RunFolder | None = None, listener: Listener = silent) -> None:
+    def __init__(self, door: Seen, folder: RunFolder | None = None, listener: Listener = silent) -> None:
         self._door = door
         self._folder = folder
         self._listener = listener
@@ -73,12 +84,12 @@ class Ledger:
                 "bytes_received": door.bytes_received,
             }
         row |= more or {}
-        if self._folder is None:
-            self._waiting.append(row)
-        else:
+        self._waiting.append(row)  # and stays there if it cannot be written
+        self._since = time.perf_counter()
+        if self._folder is not None:
             # In this order: what a kill in between leaves of the round is dropped when the run goes on.
-            self._folder.append("rounds.jsonl", [row])
+            self.open(self._folder)
             model = {f"model/{name}": array.numpy() for name, array in arrays.items()}
             self._folder.save_checkpoint(server_round, model | (state or {}), plain or {})
             self._listener(Event("round-done", row))
-        self._since = time.perf_counter()
+            self._since = time.perf_counter()

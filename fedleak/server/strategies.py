@@ -86,6 +86,11 @@ def strategy_names() -> list[str]:
     return sorted(name for name, item in found if item is not Strategy and name not in _REFUSED)
 
 
+def takes_trees(name: str) -> bool:
+    """Say whether one of Flower's strategies aggregates boosted trees, and no weights."""
+    return _REFUSED.get(name) == _TREES
+
+
 def build_strategy(scenario: Scenario) -> Strategy:
     """Return the scenario's strategy, sampling as many clients as the scenario says.
 

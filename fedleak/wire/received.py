@@ -10,6 +10,9 @@ from flwr.app import Message
 from fedleak.runs.folder import Arrays
 from fedleak.wire.arrays import SentModel
 
+NOT_ATTACKED = "not attacked: "
+"""How the reason begins where a reply that trained the model could not be looked into, in an app of one's own."""
+
 
 @dataclass(frozen=True)
 class Failure:

@@ -35,7 +35,7 @@ class InputSpec(Spec):
     Raises
     ------
     ScenarioError
-        If they have not one entry a channel, or one of ``std`` is not above 0.
+        If the shape is no image's, they have not one entry a channel, or one of ``std`` is not above 0.
     """
 
     modality: ClassVar[str] = "image"
@@ -49,7 +49,11 @@ class InputSpec(Spec):
 
     def __post_init__(self) -> None:
         """Fill in what is not given, and refuse what would make other channels of the image."""
-        channels = self.shape[0]
+        shape = tuple(self.shape)
+        if len(shape) != 3 or not all(isinstance(side, int) and side > 0 for side in shape):
+            raise ScenarioError(f"InputSpec: shape is {shape}; expected (channels, height, width) in pixels")
+        object.__setattr__(self, "shape", shape)
+        channels = shape[0]
         for name, usual in (("mean", 0.0), ("std", 1.0)):
             given = tuple(map(float, getattr(self, name))) or (usual,) * channels
             if len(given) != channels:
