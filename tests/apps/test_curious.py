@@ -65,7 +65,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "older API": ({"strategy": Older()}, "of Flower's older API"),
     "text": ({"input": 128}, "input is a int, expected an InputSpec.*neither text nor tables"),
     "another shape": ({"input": InputSpec((1, 8, 8), 4)}, r"cannot take a batch of shape \(2, 1, 8, 8\)"),
-    "other classes": ({"input": InputSpec((3, 8, 8), 10)}, r"shape \(2, 4\) for a batch of 2, expected logits of shape \(2, 10\)"),
+    "other classes": (
+        {"input": InputSpec((3, 8, 8), 10)},
+        r"shape \(2, 4\) for a batch of 2, expected logits of shape \(2, 10\)",
+    ),
     "an autoencoder": ({"model": lambda: linear(192)}, r"shape \(2, 192\).*attacks read classifiers of images"),
     "a variational autoencoder": ({"model": Tuple}, "gives tuple of .*none of these has the shape of logits"),
     "no network": ({"model": "lenet"}, "model is a str"),
