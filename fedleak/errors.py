@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 _LISTED = 12  # names that a message lists in full
 _COMPARED = 100  # characters of a name: comparing takes their square
@@ -67,6 +68,35 @@ class DefenseError(FedleakError):
 
 class ReplyError(FedleakError):
     """A client's reply is not one that the protocol allows."""
+
+
+@contextmanager
+def ends_contained(whose: str, kind: type[FedleakError] = ScenarioError) -> Iterator[None]:
+    """Have code by anybody not end the program: raise an error in place of ``SystemExit`` and its like.
+
+    A plugin that calls ``sys.exit()`` would end a run with exit code 0, as if all were done. Exceptions pass as they are, and so
+    does Ctrl-C.
+
+    Parameters
+    ----------
+    whose : str
+        What the code is, for the message.
+    kind : type
+        Of the error raised.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise kind(f"{whose}: {told(error)}") from error
+
+
+def told(error: BaseException) -> str:
+    """Return in one line what somebody's code raised, or that it asked for the program's end."""
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code!r:.60})"
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

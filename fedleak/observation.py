@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from safetensors import safe_open
+from pydantic import Field, TypeAdapter
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fedleak.errors import AttackError, FedleakError
+from fedleak.errors import AttackError, ScenarioError
 from fedleak.local.path import Path as LocalPath
 from fedleak.local.path import path_of
 from fedleak.modalities.image import InputSpec
@@ -23,6 +25,12 @@ from fedleak.threat import Knowledge
 UpdateKind = Literal["gradient", "weights"]
 Tensors = dict[str, Tensor]
 _HEADER = 8  # bytes that say how long a safetensors header is
+_SHORT = 200  # characters of what is wrong with a file
+_Whole = Annotated[int, Field(ge=0, le=2**53, strict=True)]
+_KIND: TypeAdapter[UpdateKind] = TypeAdapter(UpdateKind)
+_WHOLE: TypeAdapter[int] = TypeAdapter(_Whole)
+_WHOLES: TypeAdapter[tuple[int, ...]] = TypeAdapter(tuple[_Whole, ...])
+_TABLES: TypeAdapter[tuple[dict[str, Any], ...]] = TypeAdapter(tuple[dict[str, Any], ...])
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,10 @@ class LocalTraining:
         """Read what ``vars`` made, out of JSON."""
         rates = facts.get("rates")
         return cls(**facts | {"rates": None if rates is None else tuple(rates)})
+
+
+_LOCAL: TypeAdapter[LocalTraining] = TypeAdapter(LocalTraining)
+_INPUT: TypeAdapter[InputSpec] = TypeAdapter(InputSpec)
 
 
 @dataclass(frozen=True)
@@ -219,12 +231,26 @@ class Observation:
 
         Raises
         ------
-        FedleakError
-            If the file is not an observation.
+        ScenarioError
+            If the file is not an observation, or damaged.
         """
-        with safe_open(path, framework="pt") as file:
+        with _opened(path) as file:
             facts = _facts(file.metadata(), path)
-            return cls._read(facts, {name: file.get_tensor(name) for name in facts["names"]})
+            return cls._read(facts, {name: file.get_tensor(name) for name in facts["names"]}, path)
+
+    @classmethod
+    def outline(cls, path: Path) -> tuple[Observation, dict[str, tuple[int, ...]]]:
+        """Read a file's facts alone: an observation without tensors, and the shape of each tensor by ``group/name``.
+
+        Raises
+        ------
+        ScenarioError
+            If the file is not an observation, or damaged.
+        """
+        with _opened(path) as file:
+            facts = _facts(file.metadata(), path)
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in facts["names"]}
+        return cls._read({**facts, "names": []}, {}, path), shapes
 
     @classmethod
     def from_bytes(cls, content: bytes, name: str = "capture") -> Observation:
@@ -235,27 +261,34 @@ class Observation:
         FedleakError
             If it is not an observation.
         """
-        return cls._read(_facts(metadata_of(content), name), load(content))
+        return cls._read(_facts(metadata_of(content), name), load(content), name)
 
     @classmethod
-    def _read(cls, facts: dict[str, Any], tensors: Tensors) -> Observation:
+    def _read(cls, facts: dict[str, Any], tensors: Tensors, where: str | Path) -> Observation:
+        try:
+            return cls._of(facts, tensors)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ScenarioError(f"{where}: not an observation written by fedleak, or damaged ({_short(error)})") from error
+
+    @classmethod
+    def _of(cls, facts: dict[str, Any], tensors: Tensors) -> Observation:
         groups: dict[str, Tensors] = {"parameters": {}, "buffers": {}, "update": {}, "received_buffers": {}}
         for key in facts["names"]:
             group, _, name = key.partition("/")
             groups[group][name] = tensors[key]
         return cls(
-            kind=facts["kind"],
-            round=facts["round"],
-            client=facts["client"],
-            clients=tuple(facts.get("clients", ())),
-            input=InputSpec.from_facts(facts["input"]),
+            kind=_KIND.validate_python(facts["kind"]),
+            round=_WHOLE.validate_python(facts["round"]),
+            client=_WHOLE.validate_python(facts["client"]),
+            clients=_WHOLES.validate_python(facts.get("clients", ())),
+            input=_INPUT.validate_python(vars(InputSpec.from_facts(facts["input"]))),
             parameters=groups["parameters"],
             buffers=groups["buffers"],
             update=groups["update"],
-            local=LocalTraining.from_facts(facts["local"]) if facts["local"] else None,
-            labels=tuple(facts["labels"]) if facts["labels"] is not None else None,
+            local=_LOCAL.validate_python(vars(LocalTraining.from_facts(facts["local"]))) if facts["local"] else None,
+            labels=_WHOLES.validate_python(facts["labels"]) if facts["labels"] is not None else None,
             received_buffers=groups["received_buffers"] if facts["batchnorm"] else None,
-            defenses=tuple(facts["defenses"]) if facts["defenses"] is not None else None,
+            defenses=_TABLES.validate_python(facts["defenses"]) if facts["defenses"] is not None else None,
         )
 
 
@@ -271,11 +304,38 @@ def metadata_of(content: bytes) -> dict[str, str]:
     return found
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file.
+
+    Raises
+    ------
+    ScenarioError
+        If it is none.
+    """
+    if not path.is_file():  # opening a pipe would wait for its other end
+        raise ScenarioError(f"{path}: not an ordinary file; expected an observation")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise ScenarioError(f"{path}: not an observation written by fedleak, or damaged ({_short(error)})") from error
+
+
 def _facts(metadata: Mapping[str, str] | None, where: str | Path) -> dict[str, Any]:
-    facts: dict[str, Any] | None = json.loads((metadata or {}).get("fedleak", "null"))
-    if facts is None:
-        raise FedleakError(f"{where}: not an observation written by fedleak")
-    return facts
+    try:
+        facts = json.loads((metadata or {}).get("fedleak", "null"))
+    except (ValueError, RecursionError):
+        facts = None
+    names = facts.get("names") if isinstance(facts, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ScenarioError(f"{where}: not an observation written by fedleak, or damaged")
+    found: dict[str, Any] = facts
+    return found
+
+
+def _short(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:_SHORT]
 
 
 def observe(

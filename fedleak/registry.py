@@ -20,13 +20,18 @@ import importlib.util
 import inspect
 import pkgutil
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
-from fedleak.errors import ScenarioError, nearest
+from fedleak.errors import ScenarioError, nearest, told
+
+BESIDE: list[str] = []
+"""Folders in which ``package.module:name`` is looked for first. They come on the path when such a name is imported and no sooner:
+whoever works in a folder that somebody else made must not import what lies there by the name of a library."""
 
 T = TypeVar("T")
 P = TypeVar("P", bound=Any)
@@ -165,11 +170,13 @@ class Registry(Generic[T]):
         for entry in entry_points(group=self._package):
             try:
                 entry.load()
-            # Another distribution's module may raise anything when it is imported.
-            except Exception as error:  # noqa: BLE001
+            except KeyboardInterrupt:
+                raise
+            # Another distribution's module may raise anything when it is imported, and must not end the program.
+            except BaseException as error:
                 owner = entry.dist.name if entry.dist else "an installed package"
                 raise ScenarioError(
-                    f"{self.kind} '{entry.name}' of {owner}: cannot be loaded ({_said(error)}); repair or uninstall it"
+                    f"{self.kind} '{entry.name}' of {owner}: cannot be loaded ({told(error)}); repair or uninstall it"
                 ) from error
 
 
@@ -281,21 +288,20 @@ def import_object(path: str, where: str) -> Any:
         If the module cannot be imported, or the attribute does not exist.
     """
     module_name, _, attribute = path.partition(":")
+    sys.path[:0] = [folder for folder in BESIDE if folder not in sys.path]
     try:
         module = importlib.import_module(module_name)
+    except KeyboardInterrupt:
+        raise
     except ModuleNotFoundError as error:
         raise ScenarioError(
             f"{where}: cannot import '{module_name}' ({error}); expected package.module:name, with the package in the "
             "present folder or on PYTHONPATH"
         ) from error
-    # The user's module may raise anything when it is imported.
-    except Exception as error:  # noqa: BLE001
-        raise ScenarioError(f"{where}: importing '{module_name}' failed ({_said(error)}); mend the module") from error
+    # The user's module may raise anything when it is imported, and must not end the program.
+    except BaseException as error:
+        raise ScenarioError(f"{where}: importing '{module_name}' failed ({told(error)}); mend the module") from error
     if not hasattr(module, attribute):
         known = [name for name, _ in inspect.getmembers(module) if not name.startswith("_")]
         raise ScenarioError(f"{where}: '{module_name}' has no '{attribute}'; {nearest(attribute, known)}")
     return getattr(module, attribute)
-
-
-def _said(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

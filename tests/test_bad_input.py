@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from fedleak.cli import app as cli
+from fedleak.scenario.schema import parse_scenario
 
 USERS_MODULE = """
 from torch import nn
@@ -166,10 +167,10 @@ def test_folders_that_hold_no_run(command, tmp_path):
     for words, message in {
         ("run", "--resume", "empty"): "empty: no run folder",
         ("run", "--resume", "nowhere"): "nowhere: no run folder",
-        ("run", "--resume", "foreign"): "checkpoint.safetensors: missing, so no whole round was finished",
+        ("run", "--resume", "foreign"): "foreign/manifest.json: damaged (scenario: missing)",
         ("attack", "empty", "--attack", "dlg"): "empty: no run folder",
-        ("attack", "damaged", "--attack", "dlg"): "damaged/manifest.json: cannot be read",
-        ("attack", "foreign", "--attack", "dlg"): "foreign/manifest.json: name: missing",
+        ("attack", "damaged", "--attack", "dlg"): "damaged/manifest.json: damaged (no JSON",
+        ("attack", "foreign", "--attack", "dlg"): "foreign/manifest.json: damaged (scenario: missing)",
         ("report", "empty"): "empty: no run folder",
     }.items():
         code, error = command(*words)
@@ -179,7 +180,9 @@ def test_folders_that_hold_no_run(command, tmp_path):
 
 def test_a_run_without_captures_cannot_be_attacked(command, tmp_path):
     (tmp_path / "run" / "captures").mkdir(parents=True)
-    (tmp_path / "run" / "manifest.json").write_text(json.dumps({"scenario": {"name": "x"}}))
+    scenario = parse_scenario({"name": "x"})
+    facts = {"scenario": scenario.model_dump(mode="json"), "digest": scenario.digest, "engine": "inprocess"}
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(facts))
     code, error = command("attack", "run", "--attack", "dlg")
     assert code == 2
     assert "no observations under captures/" in error
@@ -190,7 +193,8 @@ def test_a_run_without_captures_cannot_be_attacked(command, tmp_path):
     [
         (["run"], "which scenario?"),
         (["run", "nowhere.toml"], "nowhere.toml: no such file"),
-        (["run", "s.toml", "--resume", "x"], "leave out SCENARIO"),
+        (["run", "--resume", "x", "--out", "y"], "leave out --out and --set"),
+        (["run", "s.toml", "--repair"], "give it by --resume DIR"),
         (["run", "s.toml", "--set", "rounds"], "expected key.path=value"),
         (["run", "s.toml", "--device", "gpu"], "--device: 'gpu' is not usable here"),
         (["run", "s.toml", "--bogus"], "No such option"),

@@ -110,6 +110,7 @@ ELSEWHERE = {
         "difficulty": "experiment/check",
         "manifest": "integration/resume",
         "plugins": "engines/room",
+        "reopening": "integration/damaged_folders",
         "result": "integration/determinism",
         "run": "integration/determinism",
     },
@@ -127,6 +128,9 @@ ELSEWHERE = {
     },
     "report": {
         "pages": "report/html",
+    },
+    "runs": {
+        "forms": "runs/reading",
     },
     "sandbox": {
         "attackers": "sandbox/apart",

@@ -8,7 +8,6 @@ attack is done, so that the same command goes on after an interrupt or a kill. G
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -78,12 +77,11 @@ def attack_spread(campaign: Campaign, serving: Serving, grid: Grid, shared: byte
     folder = serving.folder
     captured, failed = _rounds(folder)
     orders = _orders(campaign, serving, captured, sorted({*captured, *failed}), threads, tensors_digest(shared))
-    place = folder.path / PLACE
-    place.mkdir(mode=0o700, exist_ok=True)
+    folder.make_folder(PLACE)
     kept = {f"{order.name}.safetensors" for order in orders}
-    for path in place.iterdir():  # results of other attacks, and what a kill left half-written
-        if path.name not in kept:
-            path.unlink()
+    for name in folder.names(PLACE):  # results of other attacks, and what a kill left half-written
+        if name not in kept:
+            folder.remove(f"{PLACE}/{name}")
     folder.replace_file(f"{PLACE}/{SHARED}", shared)
     desk = _Desk(campaign, serving, grid, orders)
     for server_round, missing in failed.items():
@@ -104,7 +102,9 @@ def attack_spread(campaign: Campaign, serving: Serving, grid: Grid, shared: byte
 
 def forget_orders(folder: RunFolder) -> None:
     """Drop what was kept of an attack that is done, once its rows are where they belong."""
-    shutil.rmtree(folder.path / PLACE)
+    for name in folder.names(PLACE):
+        folder.remove(f"{PLACE}/{name}")
+    folder.remove_folder(PLACE)
 
 
 class _Desk:

@@ -1,7 +1,8 @@
 """The Flower ServerApp: what `flwr run` and a SuperLink start; it runs the scenario in the federation that it finds itself in.
 
 From the run configuration: ``scenario`` (JSON, or the path of a TOML file), ``out`` (name of the run folder, or an
-absolute path), ``resume`` (a run folder to go on with), ``device`` and ``threads``. The clients' secret does not belong there: a
+absolute path), ``resume`` (a run folder to go on with), ``device``, ``threads`` and ``allow-code`` (whether what the scenario
+names as ``package.module:name`` may be imported, and so run; by default not). The clients' secret does not belong there: a
 server could read it (:func:`fedleak.client.mod.scenario_of` says where clients find it). From the environment of the process:
 ``FEDLEAK_RUNS``, the folder that takes run folders (``runs`` by default), and ``FEDLEAK_SERVER_DATA``, the folder
 ``server`` that `fedleak deploy shards` wrote; without it the server opens the scenario's own data.
@@ -24,6 +25,7 @@ from fedleak.engines.base import Serve
 from fedleak.errors import FedleakError, ScenarioError
 from fedleak.events import MARK, Event
 from fedleak.printable import clean_log
+from fedleak.scenario.code import check_allowed
 from fedleak.scenario.schema import Scenario, scenario_from
 from fedleak.wire.grid import OrderedGrid, is_simulated
 
@@ -103,6 +105,7 @@ def _asked(config: Any, engine: str) -> tuple[Scenario, dict[str, Any]]:
     scenario = scenario_from(str(config.get("scenario", ""))).public
     if "scenario" in config:
         config["scenario"] = scenario.to_json()
+    check_allowed(scenario, config)
     if resume:
         from fedleak.runs.folder import RunFolder
 

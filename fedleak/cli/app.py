@@ -12,11 +12,12 @@ import click
 import typer
 from rich.markup import escape
 
-from fedleak import __version__
+from fedleak import __version__, registry
 from fedleak.cli import claim as claims
 from fedleak.cli import deploy, machines
 from fedleak.cli import sweep as sweeps
 from fedleak.cli.terminal import (
+    AllowCode,
     Device,
     Overrides,
     Quiet,
@@ -57,6 +58,10 @@ def run(
     resume: Annotated[
         Path | None, typer.Option(help="Go on with this interrupted run folder, after its last whole round.")
     ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="With --resume: set damaged lines aside in a file of their own, and go on.")
+    ] = False,
+    allow_code: AllowCode = False,
     device: Device = "auto",
     threads: Threads = 1,
     quiet: Quiet = False,
@@ -64,9 +69,15 @@ def run(
 ) -> None:
     """Run a scenario: train the federation, attack it in every round, write the run folder and its report.
 
-    SCENARIO is a TOML file, such as scenarios/quickstart.toml; leave it out
-    with --resume. Its keys: fedleak explain scenario. A model or data of your
-    own, as module:function: fedleak explain own.
+    SCENARIO is a TOML file, such as scenarios/quickstart.toml; its keys: fedleak
+    explain scenario; a model or data of your own, as module:function: fedleak
+    explain own. With --resume the folder's own is run. Where that names
+    code as package.module:name, which runs when it is looked up, it takes
+    --allow-code, or SCENARIO, the same experiment, that names the same.
+
+    --resume refuses a folder in which a line is damaged; with --repair such
+    lines are set aside in *.damaged, and the report says what is missing. Of a
+    run that ended after its last round it writes the summary and the report.
 
     The folder holds manifest.json, rounds.jsonl, reconstructions.jsonl (one
     line an image), captures/ (what the server saw, as safetensors), images/,
@@ -90,19 +101,18 @@ def run(
         from fedleak.cli.live import Live
         from fedleak.experiment.run import run as run_scenario
         from fedleak.scenario.schema import load_scenario
-    if resume is not None and (scenario is not None or out is not None or set_):
-        raise ScenarioError(
-            "--resume takes the folder's own scenario and goes on in the folder; leave out SCENARIO, --out and --set"
-        )
+    if resume is not None and (out is not None or (set_ and scenario is None)):
+        raise ScenarioError("--resume takes the folder's own scenario and goes on in the folder; leave out --out and --set")
     if resume is None and scenario is None:
         raise ScenarioError("which scenario? expected a TOML file, such as: fedleak run scenarios/quickstart.toml")
-    given = load_scenario(scenario, set_ or []) if scenario is not None else resume
-    assert given is not None
+    if resume is None and repair:
+        raise ScenarioError("--repair mends a run folder that is there; give it by --resume DIR")
+    given = load_scenario(scenario, set_ or []) if scenario is not None else None
     place: list[Path] = []
     with Live(errors, quiet=quiet) as live:
         try:
             options: Any = {"device": device, "threads": threads, "listener": live, "on_start": place.append}
-            result = run_scenario(given, out=out, resume=resume, **options)
+            result = run_scenario(given, out=out, resume=resume, repairing=repair, allow_code=allow_code, **options)
         except KeyboardInterrupt:
             live.stop()
             interrupted(place, "run")
@@ -125,6 +135,7 @@ def attack(
         str | None,
         typer.Option(metavar="ADDRESS", help="Make them on Ray: auto, local or HOST:PORT.", show_default=False),
     ] = None,
+    allow_code: AllowCode = False,
     device: Device = "auto",
     threads: Threads = 1,
     quiet: Quiet = False,
@@ -156,12 +167,14 @@ def attack(
     specs = attack_specs(attack, set_ or [])
     with Live(errors, quiet=quiet) as live:
         try:
-            result = attack_run(folder, specs, device=device, threads=threads, jobs=jobs, ray=ray, listener=live)
+            options: Any = {"device": device, "threads": threads, "jobs": jobs, "ray": ray, "listener": live}
+            result = attack_run(folder, specs, allow_code=allow_code, **options)
         except KeyboardInterrupt:
             live.stop()
             given = {"--device": device, "--threads": threads, "--jobs": jobs, "--ray": ray}
             words = ["attack", str(folder), *(word for name in attack for word in ("--attack", name))]
             words += [word for item in set_ or [] for word in ("--set", item)]
+            words += ["--allow-code"] if allow_code else []
             words += [word for option, value in given.items() if value is not None for word in (option, str(value))]
             interrupted([folder], shlex.join(words) if jobs or ray else "attack")
     finish(result)
@@ -173,7 +186,10 @@ app.command()(sweeps.leaderboard)
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(show_default=False)]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(show_default=False)],
+    repair: Annotated[bool, typer.Option("--repair", help="Set damaged lines aside first, in a file of their own.")] = False,
+) -> None:
     """Write the summary.json and report.html of the run in FOLDER again, from the rows that it holds; or a sweep's page.
 
     A report shows each image beside what was rebuilt of it and both guesses
@@ -181,18 +197,27 @@ def report(folder: Annotated[Path, typer.Argument(show_default=False)]) -> None:
     client seconds, bytes and what a plain sparse coding would take, and every
     fault: when, who, what, and what the run did. Results that are not above the
     guesses are flagged.
+
+    A folder in which a line is damaged is refused; --repair sets such lines
+    aside in *.damaged, and the page says how many are missing.
     """
     quieten(False)
     from fedleak.experiment.manifest import write_summary
     from fedleak.experiment.result import Result
     from fedleak.report.html import write_report
     from fedleak.runs.folder import RunFolder
+    from fedleak.runs.repair import repair as set_aside
+    from fedleak.sweeps.folder import is_sweep
     from fedleak.sweeps.page.html import write_sweep_report
 
-    if (folder / "sweep.json").is_file():
+    if is_sweep(folder):
         console.print(f"Report: {escape(str(write_sweep_report(folder)))}", highlight=False, soft_wrap=True)
         return
     opened = RunFolder.open(folder)
+    if repair:
+        with opened.alone():
+            for done in set_aside(opened):
+                errors.print(escape(str(done)), highlight=False, soft_wrap=True)
     summary = write_summary(opened)
     write_report(folder)
     finish(Result(folder, summary))
@@ -298,7 +323,7 @@ def program() -> None:
 
 def main() -> NoReturn:
     """Run the command line; turn expected errors into one line and an exit code."""
-    sys.path.insert(0, str(Path.cwd()))  # a scenario may name the user's own module beside it
+    registry.BESIDE[:] = [str(Path.cwd())]  # a scenario may name the user's own module beside it
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:

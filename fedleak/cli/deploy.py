@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from fedleak.cli.terminal import Overrides, console, errors, interrupted, quieten
+from fedleak.cli.terminal import AllowCode, Overrides, console, errors, interrupted, quieten
 from fedleak.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ def submit(
             help="Go on with this run folder of the server's; if it is on this machine, without SCENARIO.", show_default=False
         ),
     ] = None,
+    allow_code: AllowCode = False,
     device: Annotated[str, typer.Option(help="Where the server's attacks compute: auto, cpu, cuda ...")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="Threads for the attacks.")] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
@@ -183,7 +184,7 @@ def submit(
     from fedleak.scenario.secret import place as place_secret
 
     quieten(False)
-    given = load_scenario(scenario, set_ or []) if scenario is not None else _of_folder(resume)
+    given = load_scenario(scenario, set_ or []) if scenario is not None else _of_folder(resume, allow_code)
     if superlink is not None:
         place: dict[str, Any] = {"address": superlink, "insecure": insecure, "root_certificates": root_certificates}
     else:
@@ -206,15 +207,19 @@ def submit(
     finish(Result(done.path, done.summary, done.here))
 
 
-def _of_folder(resume: str | None) -> Scenario:
+def _of_folder(resume: str | None, allow_code: bool) -> Scenario:
     """Return the scenario of a run folder on this machine."""
     from fedleak.runs.folder import RunFolder
+    from fedleak.scenario.code import refuse_code
 
     if resume is None:
         raise ScenarioError("which scenario? expected SCENARIO, a TOML file, or --resume, a run folder")
     if not (Path(resume) / "manifest.json").is_file():
         raise ScenarioError(f"--resume {resume}: not on this machine; give the SCENARIO that it was started with as well")
-    return RunFolder.open(Path(resume)).scenario
+    found = RunFolder.open(Path(resume)).scenario
+    if not allow_code:
+        refuse_code(found, str(Path(resume) / "manifest.json"))
+    return found
 
 
 def _running(deployment: Path) -> dict[str, Any]:

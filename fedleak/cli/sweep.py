@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.markup import escape
 
-from fedleak.cli.terminal import Device, Overrides, Quiet, Verbose, console, errors, importing, interrupted, quieten
+from fedleak.cli.terminal import AllowCode, Device, Overrides, Quiet, Verbose, console, errors, importing, interrupted, quieten
 from fedleak.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def sweep(
 def leaderboard(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", show_default=False)],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("leaderboard.html"),
+    allow_code: AllowCode = False,
 ) -> None:
     """Make one static page out of many runs, by threat model.
 
@@ -127,7 +128,7 @@ def leaderboard(
     quieten(False)
     from fedleak.sweeps.leaderboard import leaderboard as make
 
-    board = make(folders, out)
+    board = make(folders, out, allow_code=allow_code)
     if board.unfinished:
         errors.print(f"{len(board.unfinished)} unfinished run(s) left out; the page names them.", highlight=False)
     console.print(f"{len(board.lines)} lines: {escape(str(board.page))}", highlight=False, soft_wrap=True)

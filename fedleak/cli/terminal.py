@@ -54,6 +54,9 @@ Device = Annotated[str, typer.Option(help="Where attacks compute: auto (CUDA if 
 Threads = Annotated[
     int, typer.Option(min=1, help="Threads for the attacks; with 1, numbers do not depend on the machine's cores.")
 ]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Import what the folder names as package.module:name, which runs it.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Flower's own log as well.")]
 

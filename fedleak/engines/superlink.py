@@ -53,6 +53,7 @@ out = ""
 resume = ""
 device = "auto"
 threads = 1
+allow-code = false
 """
 
 
@@ -98,7 +99,7 @@ class Control:
         """Close the connection."""
         self._client.close()
 
-    def start(self, config: Mapping[str, str | int]) -> int:
+    def start(self, config: Mapping[str, str | int | bool]) -> int:
         """Submit fedleak's app with this run configuration; return the run's id.
 
         Raises

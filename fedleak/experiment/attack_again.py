@@ -12,19 +12,21 @@ from fedleak.again.runners import Runner, runner_for
 from fedleak.again.spread import PROBLEMS as AGAIN_PROBLEMS
 from fedleak.again.spread import ROWS, attack_here, attack_spread, forget_orders
 from fedleak.engines.select import engine
-from fedleak.errors import ScenarioError
+from fedleak.errors import FedleakError, ScenarioError, ends_contained
 from fedleak.events import Listener, silent
 from fedleak.experiment.check import Checked, check, pick_device
 from fedleak.experiment.manifest import refuse_own_app, write_summary
 from fedleak.experiment.plugins import build_attack
+from fedleak.experiment.reopening import check_captures
 from fedleak.experiment.result import Result
 from fedleak.experiment.run import clients_scenario
 from fedleak.observation import Observation
 from fedleak.printable import clean_log
 from fedleak.report.html import write_report
-from fedleak.runs.folder import PROBLEMS, Row, RunFolder
+from fedleak.runs.folder import CHECKPOINT, PROBLEMS, Row, RunFolder
 from fedleak.sandbox.packing import pack
-from fedleak.scenario.schema import AttackSpec
+from fedleak.scenario.code import refuse_code
+from fedleak.scenario.schema import AttackSpec, Scenario
 from fedleak.server.app import Serving, make_campaign, public_images
 from fedleak.wire.directory import Directory
 
@@ -38,6 +40,7 @@ def attack_run(
     jobs: int | None = None,
     ray: str | None = None,
     listener: Listener = silent,
+    allow_code: bool = False,
 ) -> Result:
     """Attack the observations of a finished run again, without the federation; its clients only grade the results.
 
@@ -62,12 +65,15 @@ def attack_run(
         for. Its machines are sent the captures, and never see a private image.
     listener : callable
         Told what happens.
+    allow_code : bool
+        Whether ``package.module:name`` may be imported, and so run, that the folder's scenario names for its network, data or
+        defenses; attacks are those of ``specs``.
 
     Raises
     ------
     ScenarioError
-        If the folder holds no observations, or an attack is unknown or needs what the run's threat model withholds; or there is
-        no such cluster, or another run or attack is at work in the folder.
+        If the folder holds no observations, or damaged ones, or an attack is unknown or needs what the run's threat model
+        withholds; or there is no such cluster, or another run or attack is at work in the folder.
     """
     clean_log()
     folder = RunFolder.open(Path(path))
@@ -75,8 +81,11 @@ def attack_run(
     remote = ray is not None and device.partition(":")[0] == "cuda"  # a GPU that this machine need not have
     device = "cuda" if remote else pick_device(device)
     wanted = tuple(AttackSpec(name=spec) if isinstance(spec, str) else spec for spec in specs)
-    with folder.alone():
-        checked = _check_again(folder, wanted, "cpu" if remote else device)
+    with folder.alone(), ends_contained("a plugin of the scenario", FedleakError):
+        if not allow_code:
+            refuse_code(_attacked_by(folder.scenario, ()), str(folder.path / "manifest.json"))
+        with ends_contained("a plugin of the scenario"):
+            checked = _check_again(folder, wanted, "cpu" if remote else device)
         clients = clients_scenario(folder).secret  # they grade, so that they must know which images they trained on
         with runner_for(jobs=jobs, ray=ray, threads=threads, device=device) as runner:
             serving = Serving(checked.scenario.public, folder, checked.data, checked.model, device, listener)
@@ -87,15 +96,27 @@ def attack_run(
 def _check_again(folder: RunFolder, wanted: tuple[AttackSpec, ...], device: str) -> Checked:
     """Return the run's scenario with other attacks, if they can attack what it captured."""
     scenario = folder.scenario
-    kind = Observation.load(next(folder.captures())).kind if any(folder.captures()) else None
-    if kind is None:
+    first = next(folder.captures(), None)
+    if first is None:
         raise ScenarioError(f"{folder.path}: no observations under captures/; the run was not curious, or no round was finished")
+    kind = Observation.outline(first)[0].kind
     for number, spec in enumerate(wanted):
         build_attack(spec, f"attacks[{number}]", kind, scenario.threat.granted)
     # A deployed server's own folder holds no images to grade against; here one process plays all clients.
     federation = scenario.federation.model_copy(update={"engine": "inprocess", "client_resources": None})
     data = scenario.data.model_copy(update={"shard": None})
-    return check(scenario.model_copy(update={"attacks": wanted, "data": data, "federation": federation}), device)
+    asked = _attacked_by(scenario, wanted).model_copy(update={"data": data, "federation": federation})
+    checked = check(asked, device)
+    check_captures(folder, checked)
+    for name in ("rounds.jsonl", "reconstructions.jsonl", PROBLEMS):  # refused before an attack is spent
+        folder.rows(name)
+    if (folder.path / CHECKPOINT).exists():
+        folder.load_checkpoint()
+    return checked
+
+
+def _attacked_by(scenario: Scenario, specs: tuple[AttackSpec, ...]) -> Scenario:
+    return scenario.model_copy(update={"attacks": specs})
 
 
 def _attack_again(serving: Serving, secret: str | None, threads: int, runner: Runner | None) -> Row:
@@ -118,7 +139,7 @@ def _attack_again(serving: Serving, secret: str | None, threads: int, runner: Ru
             campaign.close()
 
     for name in (ROWS, AGAIN_PROBLEMS):  # of an attack that was killed
-        (folder.path / name).unlink(missing_ok=True)
+        folder.remove(name)
     replaced: set[str] = set()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

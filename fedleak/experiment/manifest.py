@@ -17,24 +17,34 @@ from fedleak.evaluation.utility import utility
 from fedleak.experiment.check import Checked
 from fedleak.experiment.difficulty import difficulty
 from fedleak.models.digest import model_digest
-from fedleak.runs.folder import OWN_APP, Row, RunFolder
+from fedleak.runs.folder import CHECKPOINT, OWN_APP, Row, RunFolder
 from fedleak.scenario.schema import Scenario
 from fedleak.server.app import final_model
 
 
 def write_summary(folder: RunFolder) -> Row:
-    """Write and return ``summary.json`` from what the folder holds."""
-    manifest, rounds = folder.manifest, [row for row in folder.rows("rounds.jsonl") if row["round"] > 0]
+    """Write and return ``summary.json`` from what the folder holds.
+
+    Raises
+    ------
+    ScenarioError
+        If a file of the folder is damaged; the message names it.
+    """
+    manifest, scenario, rounds = (
+        folder.manifest,
+        folder.scenario,
+        [row for row in folder.rows("rounds.jsonl") if row["round"] > 0],
+    )
     rows = folder.rows("reconstructions.jsonl")
     failed = {
         (row["round"], row["client"], row["attack"]) for row in rows if row["error"] and "invalid-reply" not in row["flags"]
     }
-    has_model = (folder.path / "checkpoint.safetensors").exists()
+    has_model = (folder.path / CHECKPOINT).exists()
     summary = {
-        "scenario": manifest["scenario"]["name"],
+        "scenario": scenario.name,
         "digest": manifest["digest"],
         "engine": manifest["engine"],
-        "seed": manifest["scenario"]["seed"],
+        "seed": scenario.seed,
         "rounds": len(rounds),
         "client_errors": sum(len(row["failures"]) for row in rounds),
         "attack_failures": len(failed),

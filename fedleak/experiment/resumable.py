@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +12,8 @@ from fedleak.experiment.result import Result
 from fedleak.experiment.run import run
 from fedleak.process.files import UNFINISHED
 from fedleak.report.html import write_report
-from fedleak.runs.folder import Row, RunFolder
+from fedleak.runs.folder import CHECKPOINT, Row, RunFolder
+from fedleak.runs.records import read_records
 from fedleak.scenario.schema import Scenario
 
 
@@ -48,7 +48,7 @@ def run_into(
     done = _rounds_done(scenario, place)
     if done is None:
         if place.exists():
-            shutil.rmtree(place)  # not one round is in it
+            _clear(place)  # not one round is in it
         return run(scenario, out=place, device=device, threads=threads, listener=listener, secret=secret)
     if done < scenario.federation.rounds:
         return run(scenario, resume=place, device=device, threads=threads, listener=listener)
@@ -61,25 +61,33 @@ def run_into(
 
 def finished(scenario: Scenario, place: Path) -> Row | None:
     """Return the summary of a finished run of ``scenario`` in ``place``; ``None`` if there is anything left to do."""
-    path = place / "summary.json"
-    if _rounds_done(scenario, place) != scenario.federation.rounds or not path.exists():
+    if _rounds_done(scenario, place) != scenario.federation.rounds:
         return None
-    summary: Row = json.loads(path.read_text(encoding="utf-8"))
+    summary = read_records(place).summary
     return summary if summary.get("rounds") == scenario.federation.rounds else None  # else it is of an earlier interrupt
 
 
 def _rounds_done(scenario: Scenario, place: Path) -> int | None:
+    if place.is_symlink():
+        raise ScenarioError(f"{place}: is a link, and nothing is written through one; remove it, or choose another --out")
     if not (place / "manifest.json").exists():
         if place.exists() and not (place.is_dir() and all(_of_a_start(path.name) for path in place.iterdir())):
             raise ScenarioError(f"{place}: is in the way and no run folder; move it, or choose another --out")
         return None
     folder = RunFolder.open(place)
-    if folder.manifest.get("digest") != scenario.digest:
+    if folder.scenario.digest != scenario.digest:
         raise ScenarioError(f"{place}: holds another experiment; choose another --out")
-    if not (place / "checkpoint.safetensors").exists():
+    if not (place / CHECKPOINT).exists():
         return None
     done, _, _ = folder.load_checkpoint()
     return done
+
+
+def _clear(place: Path) -> None:
+    try:
+        shutil.rmtree(place)
+    except OSError as error:
+        raise ScenarioError(f"{place}: is in the way, and cannot be removed ({error}); choose another --out") from error
 
 
 def _of_a_start(name: str) -> bool:

@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 OWNER_ONLY = 0o600
+OWNER_ALONE = 0o700
+"""The same of folders."""
 UNFINISHED = ".tmp"
 """How the name of a file ends that a kill left half-written."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -75,6 +77,59 @@ def append(root: Path, name: str, content: bytes) -> None:
                 raise
         finally:
             os.close(file)
+
+
+def remove(root: Path, name: str) -> None:
+    """Remove a file, or a link in its place, if it is there.
+
+    Raises
+    ------
+    OSError
+        If it is a folder, or cannot be removed, or a folder on the way is a link.
+    """
+    with suppress(FileNotFoundError), _holding(root, name) as (folder, last):
+        os.unlink(last, dir_fd=folder)
+
+
+def names(root: Path, name: str = "") -> list[str]:
+    """Return the names in the folder ``name`` below ``root``, by default in ``root``, sorted; none if it is not there.
+
+    Raises
+    ------
+    OSError
+        If it is a link (``ELOOP`` or ``ENOTDIR``), or no folder.
+    """
+    try:
+        with _holding(root, f"{name}/any" if name else "any") as (folder, _):
+            return sorted(entry.name for entry in os.scandir(folder))
+    except FileNotFoundError:
+        return []
+
+
+def make_folder(root: Path, name: str) -> None:
+    """Make a folder below ``root``, its owner's alone, if it is not there.
+
+    Raises
+    ------
+    OSError
+        If a link or anything else is in its place (``ELOOP``, ``ENOTDIR``), or it cannot be made.
+    """
+    with _holding(root, name) as (folder, last):
+        with suppress(FileExistsError):
+            os.mkdir(last, OWNER_ALONE, dir_fd=folder)
+        os.close(os.open(last, _FOLDER, dir_fd=folder))
+
+
+def remove_folder(root: Path, name: str) -> None:
+    """Remove an empty folder below ``root``.
+
+    Raises
+    ------
+    OSError
+        If it is not there or not empty, or a link.
+    """
+    with _holding(root, name) as (folder, last):
+        os.rmdir(last, dir_fd=folder)
 
 
 def open_within(folder: int, name: str, flags: int) -> int:

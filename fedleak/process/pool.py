@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
+from fedleak.process.files import open_path
+
 _THREADS = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 _LAST = 300  # characters of a dead worker's last words that its job's error repeats
 
@@ -125,7 +127,7 @@ class _Worker:
         # A worker must import what this process can, such as the user's own model module.
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         # Its owner's alone: what it holds may be of private images.
-        with os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab") as said:
+        with os.fdopen(open_path(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as said:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "fedleak.process.worker", function],
                 stdin=subprocess.PIPE,

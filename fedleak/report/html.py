@@ -165,7 +165,7 @@ def _pick(gallery: Gallery, series: Series, title: str, place: Place) -> Pick:
 
 
 def _progress(records: RunRecords) -> list[str]:
-    notes = list(records.damaged)
+    notes = list(records.repairs)
     if not records.finished:
         total = f" of {records.rounds_asked}" if records.rounds_asked is not None else ""
         notes.insert(0, f"This run did not reach its end: {records.rounds_done}{total} rounds recorded.")

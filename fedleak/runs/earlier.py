@@ -36,6 +36,14 @@ def of_today(row: Row) -> Row:
     return {"modality": EARLIEST, **found}
 
 
+def summary_of_today(summary: Row) -> Row:
+    """Return what ``summary.json`` holds, its ``leakage`` likewise."""
+    entries = summary.get("leakage")
+    if not isinstance(entries, list):
+        return summary
+    return {**summary, "leakage": [of_today(entry) if isinstance(entry, dict) else entry for entry in entries]}
+
+
 def sweep_row_of_today(row: Row) -> Row:
     """Return a row of a sweep's table likewise; one that is written like today's, or attacked nothing, as it is."""
     if "metrics" in row or _FIGURES[0] not in row:
@@ -47,8 +55,12 @@ def sweep_row_of_today(row: Row) -> Row:
         "metrics": _known({key: row.get(key) for key in ("psnr", "ssim")}),
         "best": row.get("psnr_max"),
         "baseline": _known({key: row.get(key) for key in ("mean_image", "random")}),
-        "examples": [{_NAMES.get(key, key): value for key, value in image.items()} for image in row.get("images") or ()],
+        "examples": [{_NAMES.get(key, key): value for key, value in image.items()} for image in _tables(row.get("images"))],
     }
+
+
+def _tables(value: Any) -> list[Row]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def _figure(value: Any) -> Any:

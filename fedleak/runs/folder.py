@@ -14,6 +14,7 @@ It holds private images: folders have mode 0700, files 0600. Nothing in it is a 
                              handed on. Missing where the clients were other machines
     checkpoint.safetensors   the global model and the strategy's state after the last whole round
     summary.json  report.html
+    *.damaged                lines that were damaged, set aside by --repair
     run.lock                 held by the run or the attack at work there; stays, and means nothing while nobody holds it
 """
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -28,17 +30,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from fedleak.errors import FedleakError, ScenarioError
 from fedleak.modalities import find
 from fedleak.modalities.base import Batch, Exhibit
-from fedleak.observation import Observation
+from fedleak.observation import Observation, metadata_of
 from fedleak.process import files
 from fedleak.process.lock import Lock
-from fedleak.runs.earlier import of_today
+from fedleak.runs.forms import LINES, Damaged, ManifestForm
+from fedleak.runs.reading import check_kinds, content, read_rows, read_table, table_in
 from fedleak.scenario.schema import AttackSpec, Scenario, parse_scenario
+from fedleak.scenario.secret import KEPT
 
 Row = dict[str, Any]
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -49,7 +53,13 @@ OWN_APP = "own app"
 PROBLEMS = "problems.jsonl"
 """Takes what attacks said that could not be shown a round."""
 
-_LINKED = errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.ENXIO
+CHECKPOINT = "checkpoint.safetensors"
+_AGAIN = "again"
+"""Takes what an attack that is spread has made so far."""
+_FILES = ("manifest.json", *LINES, CHECKPOINT, "summary.json", "report.html", "run.lock", KEPT)
+
+_LINKED = errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.ENXIO, errno.EISDIR
+_OF_UPDATE = re.compile(r"r(\d{1,9})-c(\d{1,9})[-.]")
 
 
 class RunFolder:
@@ -91,10 +101,12 @@ class RunFolder:
         Raises
         ------
         ScenarioError
-            If it holds no manifest.
+            If it holds no manifest, or a link, a folder or anything else where a file of a run should be, or no folder where one
+            should be.
         """
-        if not (path / "manifest.json").is_file():
+        if not is_run_folder(path):
             raise ScenarioError(f"{path}: no run folder (it has no manifest.json); expected the --out of an earlier run")
+        check_kinds(path, _FILES, ("captures", *_exhibits(), _AGAIN))
         return cls(path)
 
     def alone(self) -> Lock:
@@ -119,10 +131,9 @@ class RunFolder:
             If it cannot be read.
         """
         path = self.path / "manifest.json"
-        try:
-            manifest: Row = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ScenarioError(f"{path}: cannot be read ({error}); the folder is no run of fedleak, or is damaged") from error
+        manifest = read_table(path, ManifestForm, "the folder is no run of fedleak, or is damaged: nothing can make it again")
+        if manifest is None:
+            raise ScenarioError(f"{path}: missing; the folder is no run of fedleak, or is damaged")
         return manifest
 
     @property
@@ -132,9 +143,9 @@ class RunFolder:
         Raises
         ------
         ScenarioError
-            If the manifest holds none that this version can read.
+            If the manifest holds none that this version can read, or its digest is another's.
         """
-        return parse_scenario(self.manifest.get("scenario", {}), str(self.path / "manifest.json"))
+        return scenario_in(self.manifest, self.path / "manifest.json")
 
     def append(self, name: str, rows: Iterable[Row]) -> None:
         """Append rows to a JSON-lines file and flush them to the disk: all of them, or none if the disk is full.
@@ -144,21 +155,46 @@ class RunFolder:
         FedleakError
             If they cannot be written.
         """
+        self.append_bytes(name, _lines(rows))
+
+    def append_bytes(self, name: str, lines: bytes) -> None:
+        """Append whole lines as they are; as :meth:`append`."""
         with self._writing():
-            files.append(self.path, name, _lines(rows))
+            files.append(self.path, name, lines)
 
     def rows(self, name: str) -> list[Row]:
-        """Read a JSON-lines file; a last line torn by a kill is left out."""
-        path = self.path / name
-        if not path.exists():
-            return []
-        rows = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return [of_today(row) for row in rows]
+        """Read a JSON-lines file; a last line torn by a kill is left out.
+
+        Raises
+        ------
+        ScenarioError
+            If a line is damaged; the message names it.
+        """
+        return read_rows(self.path / name)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or the link in its place, if it is there."""
+        with self._writing():
+            files.remove(self.path, name)
+
+    def make_folder(self, name: str) -> None:
+        """Make a folder within, its owner's alone, if it is not there."""
+        with self._writing():
+            files.make_folder(self.path, name)
+
+    def remove_folder(self, name: str) -> None:
+        """Remove an empty folder within."""
+        with self._writing():
+            files.remove_folder(self.path, name)
+
+    def names(self, name: str = "") -> list[str]:
+        """Return what lies in the folder, or in one of its own folders; nothing where that is missing."""
+        try:
+            return files.names(self.path, name)
+        except OSError as error:
+            raise ScenarioError(
+                f"{self.path / name}: cannot be read ({error.strerror}); expected a folder, and no link"
+            ) from error
 
     def write_json(self, name: str, content: Row) -> None:
         """Write a JSON file whole: a reader sees the old one or the new one."""
@@ -172,8 +208,8 @@ class RunFolder:
 
     def captures(self) -> Iterator[Path]:
         """Iterate over the files of observations, by round and client."""
-        found = (self.path / "captures").glob("r*-c*.safetensors")
-        return iter(sorted(found, key=lambda path: [int(part[1:]) for part in path.stem.split("-")]))
+        found = [name for name in self.names("captures") if name.endswith(".safetensors") and _OF_UPDATE.match(name)]
+        return (self.path / "captures" / name for name in sorted(found, key=of_update))
 
     def save_exhibit(self, name: str, exhibit: Exhibit, batch: Batch) -> str:
         """Write the one example in ``batch`` as it is shown; return its path within the folder."""
@@ -187,7 +223,7 @@ class RunFolder:
             {name: np.asarray(value, order="C") for name, value in arrays.items()},  # keeps the shape () of counters
             metadata={"round": str(server_round), "state": json.dumps(state)},
         )
-        self.replace_file("checkpoint.safetensors", content)
+        self.replace_file(CHECKPOINT, content)
 
     def load_checkpoint(self) -> tuple[int, Arrays, Row]:
         """Read what :meth:`save_checkpoint` wrote: the round, the arrays, and the strategy's state.
@@ -195,15 +231,20 @@ class RunFolder:
         Raises
         ------
         ScenarioError
-            If the run finished no round.
+            If the run finished no round, or the file is damaged.
         """
-        path = self.path / "checkpoint.safetensors"
-        if not path.exists():
+        path = self.path / CHECKPOINT
+        found = content(path)
+        if found is None:
             raise ScenarioError(f"{path}: missing, so no whole round was finished; start the run again with another --out")
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata()
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-        return int(metadata["round"]), arrays, json.loads(metadata["state"])
+        try:
+            arrays, metadata = load(found), metadata_of(found)
+            done = metadata.get("round", "")
+            if not re.fullmatch(r"\d{1,9}", done):
+                raise Damaged("it does not say after which round")
+            return int(done), arrays, table_in(metadata.get("state", "").encode())
+        except (SafetensorError, ValueError) as error:
+            raise ScenarioError(f"{path}: damaged ({error}); start the run again with another --out") from error
 
     def drop_rows(self, name: str, unwanted: Callable[[Row], bool]) -> None:
         """Rewrite a JSON-lines file without the rows for which ``unwanted`` is true."""
@@ -225,7 +266,7 @@ class RunFolder:
         if [*kept, *rows] != earlier:
             # In one writing: a kill leaves the old rows or the new ones, and never neither.
             self.replace_file(name, _lines([*kept, *rows]))
-        (self.path / new).unlink(missing_ok=True)
+        self.remove(new)
 
     def add_attacks(self, specs: Iterable[AttackSpec]) -> None:
         """Name further attacks in the manifest, so that the report shows their parameters."""
@@ -239,11 +280,13 @@ class RunFolder:
         """Drop the rows, captures and exhibits of rounds after ``server_round``, which a killed run left unfinished."""
         for name in ("rounds.jsonl", "reconstructions.jsonl", *([PROBLEMS] if (self.path / PROBLEMS).exists() else [])):
             self.drop_rows(name, lambda row: row["round"] > server_round)
-        for path in self.path.glob(f"*{files.UNFINISHED}"):
-            path.unlink()
-        for path in [found for place in ("captures", *_exhibits()) for found in (self.path / place).glob("r*-c*")]:
-            if int(path.name[1:].split("-")[0]) > server_round:
-                path.unlink()
+        for name in self.names():
+            if name.endswith(files.UNFINISHED) and not (self.path / name).is_dir():
+                self.remove(name)
+        for place in ("captures", *_exhibits()):
+            for name in self.names(place):
+                if _OF_UPDATE.match(name) and of_update(name)[0] > server_round:
+                    self.remove(f"{place}/{name}")
 
     def note_stop(self, why: str) -> None:
         """Write into the manifest that the run broke off, and why."""
@@ -294,6 +337,24 @@ def _lines(rows: Iterable[Row]) -> bytes:
     return "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
 
 
+def is_run_folder(path: Path) -> bool:
+    """Whether a folder has a manifest."""
+    try:
+        return (path / "manifest.json").is_file()
+    except (OSError, ValueError):  # a name that is too long, or none
+        return False
+
+
+def scenario_in(manifest: Row, path: Path) -> Scenario:
+    """Return the scenario of the manifest at ``path``; as :attr:`RunFolder.scenario`."""
+    scenario = parse_scenario(manifest["scenario"], str(path))
+    if scenario.digest != manifest["digest"]:
+        raise ScenarioError(
+            f"{path}: its digest is not that of its scenario, so that one of them was changed; expected them as a run wrote them"
+        )
+    return scenario
+
+
 def refuse_existing(path: Path) -> None:
     """Refuse a run folder whose place is taken.
 
@@ -308,6 +369,12 @@ def refuse_existing(path: Path) -> None:
         raise ScenarioError(f"{path}: cannot be made ({error}); choose another --out") from error
     if taken:
         raise ScenarioError(f"{path}: exists already; choose another --out, or go on with --resume {path}")
+
+
+def of_update(name: str) -> tuple[int, int]:
+    """Return the round and the client of a file by its name, which :func:`stem` began."""
+    found = _OF_UPDATE.match(name)
+    return (int(found[1]), int(found[2])) if found else (-1, -1)
 
 
 def stem(server_round: int, client: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,11 @@ from markupsafe import Markup
 from fedleak.errors import ScenarioError
 from fedleak.evaluation.summary import summarise
 from fedleak.modalities.base import Exhibit
-from fedleak.runs.earlier import of_today
+from fedleak.printable import plural
+from fedleak.runs.earlier import summary_of_today
+from fedleak.runs.folder import scenario_in
+from fedleak.runs.forms import ManifestForm, SummaryForm
+from fedleak.runs.reading import read_rows, read_table
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,6 @@ class RunRecords:
         The summary's rows, or the same computed from ``rows``.
     problems : list of dict
         ``problems.jsonl``, which is there only if a round could not be shown to an attack.
-    damaged : tuple of str
-        One sentence for each file that could be read in part only.
     """
 
     folder: Path
@@ -46,7 +47,6 @@ class RunRecords:
     summary: dict[str, Any]
     leakage: list[dict[str, Any]]
     problems: list[dict[str, Any]]
-    damaged: tuple[str, ...]
 
     @property
     def rounds_done(self) -> int:
@@ -61,8 +61,18 @@ class RunRecords:
 
     @property
     def finished(self) -> bool:
-        """Whether the run recorded every round and wrote its summary, which an interrupted run writes too."""
-        return bool(self.summary) and (self.rounds_asked is None or self.rounds_done >= self.rounds_asked)
+        """Whether the run recorded every round and wrote its summary, which an interrupted run writes too; and kept all lines."""
+        all_there = self.rounds_asked is None or self.rounds_done >= self.rounds_asked
+        return bool(self.summary) and all_there and not self.repairs
+
+    @property
+    def repairs(self) -> list[str]:
+        """A sentence for each time that a damaged folder was gone on with: what is missing."""
+        return [
+            f"{plural(int(one['lines']), 'line')} of {one['file']} missing"
+            + (f": damaged, and set aside in {one['kept']}." if one["kept"] else ".")
+            for one in rows_of(self.manifest, "repairs")
+        ]
 
     @property
     def scenario(self) -> dict[str, Any]:
@@ -76,51 +86,20 @@ def read_records(folder: Path) -> RunRecords:
     Raises
     ------
     ScenarioError
-        If ``folder`` is not a run folder.
+        If ``folder`` is not a run folder, or a file in it is damaged.
     """
     names = ("manifest.json", "rounds.jsonl", "reconstructions.jsonl")
     if not any((folder / name).is_file() for name in names):
         raise ScenarioError(f"{folder}: not a run folder; expected one that holds {', '.join(names)}, as 'fedleak run' writes it")
-    damaged: list[str] = []
-    manifest = _read_json(folder / "manifest.json", damaged)
-    rounds = _read_lines(folder / "rounds.jsonl", damaged)
-    rows = _read_lines(folder / "reconstructions.jsonl", damaged)
-    problems = _read_lines(folder / "problems.jsonl", damaged)
-    summary = _read_json(folder / "summary.json", damaged)
-    leakage = [of_today(row) for row in rows_of(summary, "leakage")] if "leakage" in summary else summarise(rows)
-    return RunRecords(folder, manifest, rounds, rows, summary, leakage, problems, tuple(damaged))
-
-
-def _read_json(path: Path, damaged: list[str]) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        damaged.append(f"{path.name} could not be read; it counts as missing here.")
-        return {}
-    return value
-
-
-def _read_lines(path: Path, damaged: list[str]) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    lines = path.read_bytes().splitlines(keepends=True)
-    found, unreadable = [], 0
-    for number, line in enumerate(lines, start=1):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        if isinstance(value, dict):
-            found.append(of_today(value))
-        elif line.strip() and number < len(lines):
-            unreadable += 1
-    if unreadable:
-        damaged.append(f"{unreadable} of {len(lines)} lines of {path.name} could not be read; they are left out here.")
-    return found
+    path = folder / "manifest.json"
+    manifest = read_table(path, ManifestForm, "remove it, and the report says what the other files do") or {}
+    if manifest:
+        scenario_in(manifest, path)
+    rounds, rows, problems = (read_rows(folder / name) for name in (*names[1:], "problems.jsonl"))
+    again = f"make it again with: fedleak report {folder}"
+    summary = read_table(folder / "summary.json", SummaryForm, again, summary_of_today) or {}
+    leakage = summary["leakage"] if "leakage" in summary else summarise(rows)
+    return RunRecords(folder, manifest, rounds, rows, summary, leakage, problems)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from flwr.compat.common.recorddict_compat import fitres_to_recorddict
 
 from fedleak.client.mod import scenario_of
 from fedleak.defenses.secure_aggregation import SecureAggregation, secure_aggregation
-from fedleak.errors import DefenseError
+from fedleak.errors import DefenseError, FedleakError, ends_contained
 from fedleak.secagg.vector import pack
 from fedleak.seeding import clients_seed
 
@@ -36,7 +36,17 @@ class SecuredApp(ClientApp):
         self._inner = app
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Answer one message."""
+        """Answer one message.
+
+        Raises
+        ------
+        FedleakError
+            Among others, in place of what would end the client's process: code by anybody runs here.
+        """
+        with ends_contained("code that the scenario names", FedleakError):
+            return self._answer(message, context)
+
+    def _answer(self, message: Message, context: Context) -> Message:
         kind = message.metadata.message_type
         if not (kind == "train" or kind.startswith("train.")):
             return self._inner(message, context)

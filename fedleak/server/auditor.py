@@ -78,8 +78,12 @@ class Auditor:
         self._costs = costs
         self._listener = listener
         self._accountant = Accountant(scenario, [len(shard) for shard in data.shards])
-        for row in folder.rows("rounds.jsonl"):
+        rows = folder.rows("rounds.jsonl")
+        for row in rows:
             self._accountant.took_part(row["round"], row.get("clients", ()))
+        # Who took part is lost with a line; no client's privacy may be said to be spent less than it is.
+        for lost in set(range(1, self._done + 1)) - {row["round"] for row in rows}:
+            self._accountant.took_part(lost, range(scenario.federation.clients))
 
     def close(self, flower_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Account for one finished round."""

@@ -206,6 +206,37 @@ def save_state(strategy: Strategy, prefix: str = "state") -> tuple[Row, Arrays]:
     return plain, arrays
 
 
+def check_state(strategy: Strategy, plain: Row, arrays: Arrays) -> None:
+    """Refuse a state that is not of this strategy, before :func:`load_state` puts it back.
+
+    Raises
+    ------
+    ValueError
+        With what does not fit.
+    """
+    fresh, _ = save_state(strategy)
+    # What is nothing before the first round may be arrays after it, and the other way round.
+    changing = {key for key, value in plain.items() if value is None or isinstance(value, dict)}
+    if strange := sorted((plain.keys() ^ fresh.keys()) - changing):
+        raise ValueError(f"'{strange[0]}' is in one of the checkpoint and the strategy only")
+    for key, value in plain.items():
+        before = fresh.get(key)
+        if isinstance(value, dict):
+            names = value.get("names")
+            if value.get("kind") not in _RESTORE or not isinstance(names, list) or not all(f"{key}/{n}" in arrays for n in names):
+                raise ValueError(f"the arrays of '{key}' are not there")
+            for name in names:
+                if (model := arrays.get(f"model/{name}")) is not None and arrays[f"{key}/{name}"].shape != model.shape:
+                    raise ValueError(f"'{key}/{name}' is not of the shape of the model's '{name}'")
+        elif before is not None and value is not None and not isinstance(before, dict) and _sort(value) != _sort(before):
+            raise ValueError(f"'{key}' is {value!r:.60}, where the strategy has {before!r:.60}")
+
+
+def _sort(value: Any) -> type:
+    """Return the type of a plain value; a whole number may stand for another."""
+    return float if type(value) is int else type(value)
+
+
 def load_state(strategy: Strategy, plain: Row, arrays: Arrays, prefix: str = "state") -> None:
     """Put back what :func:`save_state` returned."""
     for name, value in list(vars(strategy).items()):

@@ -8,12 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fedleak.errors import FedleakError, ScenarioError
 from fedleak.events import Event
 from fedleak.experiment.resumable import run_into
-from fedleak.process.files import write_whole
+from fedleak.process.files import make_folder, write_whole
 from fedleak.process.lock import Lock
 from fedleak.runs.earlier import sweep_row_of_today
 from fedleak.runs.folder import Row
+from fedleak.runs.forms import DoneForm
+from fedleak.runs.reading import read_table
+from fedleak.scenario.code import code_of
 from fedleak.scenario.schema import Scenario
 from fedleak.sweeps.rows import run_rows
 
@@ -80,8 +84,8 @@ def run_cell(job: Job, tell: Callable[[str], None] = lambda what: None) -> None:
         if done_rows(out, job.name, scenario.digest) is not None:
             return
         result = run_into(scenario, out / CELLS / job.name, device=job.device, listener=_Listener(tell), secret=job.secret)
-        rows = [{**job.facts, **row} for row in run_rows(result.path)]
-        _write(out / DONE / f"{job.name}.json", {"digest": scenario.digest, "rows": rows})
+        rows = [{**job.facts, **row} for row in run_rows(result.path, known=code_of(scenario).values())]
+        _write(out, job.name, {"digest": scenario.digest, "rows": rows})
 
 
 def work(line: str, tell: Callable[[str], None]) -> None:
@@ -94,15 +98,27 @@ def done_rows(out: Path, name: str, digest: str) -> list[Row] | None:
     path = out / DONE / f"{name}.json"
     if not path.is_file() or not (out / CELLS / name / "manifest.json").is_file():
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    rows: list[Row] = [sweep_row_of_today(row) for row in found["rows"]]
-    return rows if found["digest"] == digest else None
+    try:
+        found = read_table(path, DoneForm, "", _done_of_today)
+    except ScenarioError:  # damaged: made again, out of the run folder
+        return None
+    rows: list[Row] | None = found["rows"] if found is not None and found["digest"] == digest else None
+    return rows
 
 
-def _write(path: Path, content: Row) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Whole or not at all: a cell with rows is finished.
-    write_whole(path.parent, path.name, json.dumps(content, allow_nan=False).encode(), sync=False)
+def _done_of_today(found: Row) -> Row:
+    rows = found.get("rows")
+    rows = [sweep_row_of_today(row) if isinstance(row, dict) else row for row in rows] if isinstance(rows, list) else rows
+    return {**found, "rows": rows}
+
+
+def _write(out: Path, name: str, content: Row) -> None:
+    try:
+        make_folder(out, DONE)
+        # Whole or not at all: a cell with rows is finished.
+        write_whole(out, f"{DONE}/{name}.json", json.dumps(content, allow_nan=False).encode(), sync=False)
+    except OSError as error:
+        raise FedleakError(f"{out / DONE}: cannot be written ({error.strerror}); make room, or remove the link there") from error
 
 
 class _Listener:

@@ -20,13 +20,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedleak.errors import ScenarioError
+from fedleak.errors import FedleakError, ScenarioError
 from fedleak.modalities.find import measure_of
 from fedleak.process.files import UNFINISHED, write_whole
 from fedleak.runs.earlier import sweep_row_of_today
 from fedleak.runs.folder import Row
-from fedleak.sweeps.cell import CELLS
+from fedleak.runs.forms import SweepForm, SweepRowForm
+from fedleak.runs.reading import check_kinds, read_rows, read_table
+from fedleak.sweeps.cell import CELLS, DONE, LOCKS
 
+_FILES = "sweep.json", "sweep.jsonl", "sweep.csv", "sweep.html", "sweep.lock", "workers.log"
+_FOLDERS = CELLS, DONE, LOCKS
 _BEFORE = (
     "cell",
     "defense",
@@ -86,13 +90,14 @@ class SweepFolder:
         Raises
         ------
         ScenarioError
-            If something else is there, or the folder cannot be made.
+            If something else is there, or a link within, or the folder cannot be made.
         """
         try:
             taken = path.exists() and not (path.is_dir() and all(_of_a_start(found.name) for found in path.iterdir()))
             if taken and not (path / "sweep.json").is_file():
                 raise ScenarioError(f"{path}: exists and is no sweep's folder; choose another --out")
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            check_kinds(path, _FILES, _FOLDERS)
         except OSError as error:
             raise ScenarioError(f"{path}: cannot be made ({error.strerror}); choose another --out") from error
         return cls(path)
@@ -106,8 +111,9 @@ class SweepFolder:
         ScenarioError
             If it is none.
         """
-        if not (path / "sweep.json").is_file():
+        if not is_sweep(path):
             raise ScenarioError(f"{path}: no sweep's folder (it has no sweep.json); expected the --out of `fedleak sweep`")
+        check_kinds(path, _FILES, _FOLDERS)
         return cls(path)
 
     def asked(self) -> Row:
@@ -119,10 +125,9 @@ class SweepFolder:
             If it cannot be read.
         """
         path = self.path / "sweep.json"
-        try:
-            found: Row = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ScenarioError(f"{path}: cannot be read ({error}); the folder is no sweep of fedleak, or is damaged") from error
+        found = read_table(path, SweepForm, "the folder is no sweep of fedleak, or is damaged; remove the file, and sweep again")
+        if found is None:
+            raise ScenarioError(f"{path}: missing; the folder is no sweep of fedleak, or is damaged")
         return found
 
     def ask(self, content: Row) -> None:
@@ -139,10 +144,15 @@ class SweepFolder:
         self._replace("sweep.json", json.dumps(content, indent=1, allow_nan=False))
 
     def rows(self) -> list[Row]:
-        """Return all rows of ``sweep.jsonl``."""
-        path = self.path / "sweep.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [sweep_row_of_today(json.loads(line)) for line in lines]
+        """Return all rows of ``sweep.jsonl``.
+
+        Raises
+        ------
+        ScenarioError
+            If a line is damaged; the message names it.
+        """
+        remedy = "start the same sweep again, which writes the table anew from done/"
+        return read_rows(self.path / "sweep.jsonl", SweepRowForm, sweep_row_of_today, remedy)
 
     def write_table(self, rows: Sequence[Row]) -> None:
         """Write ``sweep.jsonl`` and ``sweep.csv`` whole: a reader sees the old ones or the new ones."""
@@ -162,7 +172,32 @@ class SweepFolder:
         return self.path / CELLS / name
 
     def _replace(self, name: str, content: str) -> None:
-        write_whole(self.path, name, content.encode(), sync=False)
+        replace_file(self.path, name, content.encode())
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether a folder is a sweep's."""
+    try:
+        return (path / "sweep.json").is_file()
+    except (OSError, ValueError):  # a name that is too long, or none
+        return False
+
+
+def replace_file(folder: Path, name: str, content: bytes) -> Path:
+    """Write a file of a sweep whole; a link in its place is replaced, not followed.
+
+    Raises
+    ------
+    FedleakError
+        If it cannot be written.
+    """
+    try:
+        return write_whole(folder, name, content, sync=False)
+    except OSError as error:
+        raise FedleakError(
+            f"{folder / name}: cannot be written ({error.strerror}); what was done before is kept: make room, or remove what is "
+            "in its place, and start again"
+        ) from error
 
 
 def _of_a_start(name: str) -> bool:

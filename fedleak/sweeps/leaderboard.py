@@ -10,10 +10,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from fedleak.errors import ScenarioError
-from fedleak.runs.folder import Row
+from fedleak.runs.folder import Row, is_run_folder
 from fedleak.runs.records import read_records
 from fedleak.scenario.schema import DefenseSpec, Scenario
-from fedleak.sweeps.folder import SweepFolder
+from fedleak.sweeps.folder import SweepFolder, is_sweep
 from fedleak.sweeps.lines import Line, lines
 from fedleak.sweeps.page.leaderboard import spelt, write_page
 from fedleak.sweeps.plan import CONTROL
@@ -39,7 +39,7 @@ class Board:
     unfinished: list[str]
 
 
-def leaderboard(folders: Iterable[str | Path], out: str | Path = "leaderboard.html") -> Board:
+def leaderboard(folders: Iterable[str | Path], out: str | Path = "leaderboard.html", *, allow_code: bool = False) -> Board:
     """Write one static page out of many runs.
 
     Parameters
@@ -48,17 +48,19 @@ def leaderboard(folders: Iterable[str | Path], out: str | Path = "leaderboard.ht
         Run folders, and folders of sweeps, of which every finished cell counts.
     out : str or Path
         The page to write.
+    allow_code : bool
+        Whether attacks that a folder names as ``package.module:name`` may be imported, and so run, to ask what they know.
 
     Raises
     ------
     ScenarioError
-        If a folder is neither, or none holds a finished run with an attack.
+        If a folder is neither, or damaged, or names an attack that is not allowed; or none holds a finished run with an attack.
     """
     rows, unfinished = [], []
     target = Path(out)
     for run in dict.fromkeys(run.resolve() for folder in folders for run in _runs(Path(folder))):
         if read_records(run).finished:
-            rows += _rows(run, target)
+            rows += _rows(run, target, allow_code=allow_code)
         else:
             unfinished.append(os.path.relpath(run, target.resolve().parent))
     found = lines(rows, key=lambda row: row["key"])
@@ -70,22 +72,22 @@ def leaderboard(folders: Iterable[str | Path], out: str | Path = "leaderboard.ht
 
 
 def _runs(folder: Path) -> list[Path]:
-    if (folder / "sweep.json").is_file():
+    if is_sweep(folder):
         sweep = SweepFolder.open(folder)
         cells = [sweep.cell(str(cell["cell"])) for cell in sweep.asked().get("cells", [])]
-        return [path for path in cells if (path / "manifest.json").is_file()]
-    if not (folder / "manifest.json").is_file():
+        return [path for path in cells if is_run_folder(path)]
+    if not is_run_folder(folder):
         raise ScenarioError(f"{folder}: no run folder and no sweep's; expected what `fedleak run` or `fedleak sweep` wrote")
     return [folder]
 
 
-def _rows(run: Path, page: Path) -> list[Row]:
+def _rows(run: Path, page: Path, *, allow_code: bool) -> list[Row]:
     scenario = Scenario.model_validate(read_records(run).scenario)
     # Runs that differ in the seed alone are one setting, whichever attacks each of them ran.
     setting = scenario.model_copy(update={"seed": 0, "attacks": ()}).digest
     report = os.path.relpath(run / "report.html", page.resolve().parent)
     found = []
-    for row in run_rows(run):
+    for row in run_rows(run, allow_code=allow_code):
         asked = {"plugin": row.get("plugin"), "parameters": row.get("parameters"), "attack": row["attack"]}
         found.append(
             {

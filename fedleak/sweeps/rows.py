@@ -5,26 +5,31 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from fedleak.attacks.base import attacks
-from fedleak.errors import ScenarioError
+from fedleak.errors import ScenarioError, ends_contained
 from fedleak.modalities.find import measure_of
 from fedleak.runs.folder import Row
 from fedleak.runs.records import RunRecords, number, read_records, table
+from fedleak.scenario.code import refuse_code
 from fedleak.scenario.schema import AttackSpec, Scenario
 from fedleak.threat import Knowledge
 
 
-def run_rows(folder: Path) -> list[Row]:
+def run_rows(folder: Path, *, known: Collection[str] = (), allow_code: bool = False) -> list[Row]:
     """Return one row for each attack of a run; one with ``attack`` null for a run that attacked nothing.
 
     Parameters
     ----------
     folder : Path
         A run folder.
+    known : collection of str
+        Names of attacks as ``package.module:name`` that may be imported, to ask them what they need to know.
+    allow_code : bool
+        Whether all may.
 
     Returns
     -------
@@ -38,10 +43,12 @@ def run_rows(folder: Path) -> list[Row]:
     Raises
     ------
     ScenarioError
-        If the folder is no run folder.
+        If the folder is no run folder, or damaged, or names an attack that nobody has allowed.
     """
     records = read_records(folder)
     scenario = _scenario(records, folder)
+    if not allow_code:
+        refuse_code(scenario, str(folder / "manifest.json"), "attacks", known=known)
     facts = _facts(records, scenario)
     attacked: dict[str, list[Row]] = {spec.result_name: [] for spec in scenario.attacks} if scenario.server.curious else {}
     for row in records.rows:
@@ -96,9 +103,10 @@ def _knowledge(spec: AttackSpec | None, scenario: Scenario) -> Row:
     if spec is None:
         return {"plugin": None, "parameters": {}, "knows_defense": False}
     try:
-        attack = attacks.get(spec.name)(**spec.parameters)
-        needs = attack.needs("gradient" if scenario.federation.protocol == "fedsgd" else "weights")
-        adapts = all(attack.goes_through(defense.name) for defense in scenario.defenses)
+        with ends_contained(f"attack '{spec.name}'"):
+            attack = attacks.get(spec.name)(**spec.parameters)
+            needs = attack.needs("gradient" if scenario.federation.protocol == "fedsgd" else "weights")
+            adapts = all(attack.goes_through(defense.name) for defense in scenario.defenses)
     except ScenarioError:
         needs, adapts = frozenset(), False  # the run's own plugin, not installed here: no claim can rest on what it knows
     knows = Knowledge.DEFENSE in needs and scenario.threat.defense_known and adapts

@@ -1,5 +1,6 @@
 """Which attacks strike, on whom; and that whatever goes wrong becomes a row."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -109,7 +110,8 @@ def test_what_breaks_is_a_row_and_the_next_attack_goes_on(campaign: Any, observa
         {"name": "breaking"}, {"name": "plain", "rounds": [1]}, {"name": "plain", "title": "later", "rounds": [2]}
     )
     one.attack(1, [observation], None)
-    assert folder.rows("reconstructions.jsonl") == [
+    kept = (folder.path / "reconstructions.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in kept] == [
         {"client": 0, "attack": "breaking", "error": "SystemExit: no more"},
         {"client": 0, "attack": "plain", "error": None},
     ]

@@ -55,6 +55,7 @@ def test_epsilon_stands_beside_the_costs_where_it_was_promised(make_run, read, l
 def test_a_mechanism_without_a_guarantee_says_why(make_run, read, lines):
     paid = {"seconds": 0.5, "cpu_seconds": 0.25, "bytes": 10, "coded_bytes": 10}
     facts = {"by_client": {"0": paid}, "epsilon": {"0": None}, "no_epsilon": "nothing is clipped", "delta": 1e-5}
+    facts["privacy_unit"] = "record"
     page = read(write_report(make_run(rounds=[row | facts for row in lines.rounds() if row["round"]])))
     assert "no epsilon, because nothing is clipped." in page.text
     assert "Epsilon" not in page.text

@@ -1,6 +1,7 @@
 import contextlib
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,12 @@ from fedleak.scenario.schema import parse_scenario
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     scenario = parse_scenario({"name": "test", "attacks": [{"name": "dlg"}]})
-    return RunFolder.create(tmp_path / "deep" / "run", {"scenario": scenario.model_dump(mode="json")})
+    facts = {"scenario": scenario.model_dump(mode="json"), "digest": scenario.digest, "engine": "inprocess"}
+    return RunFolder.create(tmp_path / "deep" / "run", facts)
+
+
+def done(server_round: int) -> dict[str, Any]:
+    return {"round": server_round, "accuracy": None, "loss": None, "clients": [], "failures": []}
 
 
 def seen(server_round: int = 1, client: int = 0) -> Observation:
@@ -34,8 +40,8 @@ def test_the_folder_is_its_owners_alone(folder: RunFolder) -> None:
 
 
 def test_its_files_are_too_so_that_a_copy_of_them_is(folder: RunFolder) -> None:
-    folder.append("rounds.jsonl", [{"round": 0}])
-    folder.append("rounds.jsonl", [{"round": 1}])
+    folder.append("rounds.jsonl", [done(0)])
+    folder.append("rounds.jsonl", [done(1)])
     folder.drop_rows("rounds.jsonl", lambda row: row["round"] == 1)
     folder.save_capture(seen())
     folder.save_exhibit("r001-c000-truth-0", EXHIBIT, {"images": torch.zeros(3, 4, 4)[None]})
@@ -67,23 +73,24 @@ def test_a_place_that_is_taken_or_cannot_be_made_is_refused(folder: RunFolder, t
 
 def test_rows_come_back_and_a_torn_last_line_is_left_out(folder: RunFolder) -> None:
     assert folder.rows("rounds.jsonl") == []
-    folder.append("rounds.jsonl", [{"round": 1, "text": "\n\u2028 é"}, {"round": 2}])
-    folder.append("rounds.jsonl", [{"round": 3}])
+    folder.append("rounds.jsonl", [done(1) | {"text": "\n\u2028 é"}, done(2)])
+    folder.append("rounds.jsonl", [done(3)])
     with (folder.path / "rounds.jsonl").open("a") as file:
         file.write('{"round": 4, "fail')
     assert [row["round"] for row in folder.rows("rounds.jsonl")] == [1, 2, 3]
     assert folder.rows("rounds.jsonl")[0]["text"] == "\n\u2028 é"
     folder.drop_rows("rounds.jsonl", lambda row: row["round"] == 2)
-    folder.append("rounds.jsonl", [{"round": 5}])
+    folder.append("rounds.jsonl", [done(5)])
     assert [row["round"] for row in folder.rows("rounds.jsonl")] == [1, 3, 5]
 
 
 @pytest.mark.parametrize("step", ["append", "replace_file", "write"])
 def test_no_row_is_lost_when_the_rows_of_an_attack_cannot_be_put_in_place(
-    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, step: str
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, lines: SimpleNamespace, step: str
 ) -> None:
     def row(attack: str, client: int, loss: int) -> dict[str, Any]:
-        return {"round": 1, "client": client, "attack": attack, "loss": loss}
+        failed: dict[str, Any] = lines.failed(1, client, attack, "nothing")
+        return failed | {"loss": loss}
 
     old = [row("dlg", 0, 1), row("dlg", 1, 1), row("idlg", 0, 1)]
     folder.append("reconstructions.jsonl", old)
@@ -97,6 +104,7 @@ def test_no_row_is_lost_when_the_rows_of_an_attack_cannot_be_put_in_place(
             patch.setattr("os.replace", killed)
         else:
             patch.setattr(RunFolder, step, killed)
+            patch.setattr(RunFolder, f"{step}_bytes", killed, raising=False)
         with contextlib.suppress(KeyboardInterrupt):
             folder.merge_rows("again.jsonl", {"dlg"})
     assert folder.rows("reconstructions.jsonl") in (old, [row("idlg", 0, 1), row("dlg", 0, 2)])
@@ -144,9 +152,9 @@ def test_a_checkpoint_keeps_names_types_and_shapes(folder: RunFolder) -> None:
         np.testing.assert_array_equal(found[name], value)
 
 
-def test_an_unfinished_round_is_forgotten_whole(folder: RunFolder) -> None:
-    for name in ("rounds.jsonl", "reconstructions.jsonl"):
-        folder.append(name, [{"round": number} for number in (0, 1, 2, 3)])
+def test_an_unfinished_round_is_forgotten_whole(folder: RunFolder, lines: SimpleNamespace) -> None:
+    folder.append("rounds.jsonl", [done(number) for number in (0, 1, 2, 3)])
+    folder.append("reconstructions.jsonl", [lines.failed(number, 0, "dlg", "nothing") for number in (0, 1, 2, 3)])
     for server_round in (1, 2, 3):
         folder.save_capture(seen(server_round))
         folder.save_exhibit(f"{stem(server_round, 0)}-truth-0", EXHIBIT, {"images": torch.zeros(3, 4, 4)[None]})

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from fedleak.errors import ScenarioError
 from fedleak.modalities.image.exhibit import EXHIBIT
 from fedleak.runs.records import Shown, number, read_exhibit, read_records
 
@@ -10,12 +13,13 @@ def test_truth_values_and_nan_are_no_numbers():
     assert [number(value) for value in (True, float("nan"), "3", None, 3, 2.5)] == [None, None, None, None, 3.0, 2.5]
 
 
-def test_a_torn_manifest_counts_as_missing_and_is_said(make_run):
+def test_a_torn_manifest_is_refused_and_says_what_to_do(make_run):
     folder = make_run()
     (folder / "manifest.json").write_text('{"scenario": {"na')
-    records = read_records(folder)
-    assert records.manifest == {}
-    assert records.damaged == ("manifest.json could not be read; it counts as missing here.",)
+    with pytest.raises(ScenarioError, match=r"manifest\.json: damaged \(no JSON.*remove it"):
+        read_records(folder)
+    (folder / "manifest.json").unlink()
+    assert read_records(folder).manifest == {}
 
 
 def test_leakage_is_computed_where_the_summary_is_missing(make_run):

@@ -58,6 +58,7 @@ def test_an_attack_with_other_parameters_is_another_line(runs, tmp_path):
     shutil.copytree(runs / "seed 1", other)
     manifest = json.loads((other / "manifest.json").read_text())
     manifest["scenario"] |= {"seed": 3, "attacks": [{"name": "closed-form", "labels": "idlg"}]}
+    manifest["digest"] = parse_scenario(manifest["scenario"]).digest
     (other / "manifest.json").write_text(json.dumps(manifest))
     board = fedleak.leaderboard([runs / "seed 1", other], tmp_path / "board.html")
     assert [line.first["parameters"] for line in board.lines] == [{}, {"labels": "idlg"}]
@@ -109,6 +110,7 @@ def test_hostile_text_stays_text(runs, tmp_path):
     manifest = json.loads((bad / "manifest.json").read_text())
     manifest["scenario"]["model"]["name"] = hostile
     manifest["scenario"]["defenses"][0]["name"] = hostile
+    manifest["digest"] = parse_scenario(manifest["scenario"]).digest
     (bad / "manifest.json").write_text(json.dumps(manifest))
     rows = (bad / "reconstructions.jsonl").read_text().replace('"closed-form"', json.dumps(hostile))
     (bad / "reconstructions.jsonl").write_text(rows)

@@ -15,7 +15,6 @@ from markupsafe import Markup
 
 from fedleak.modalities.find import measure_of
 from fedleak.printable import plural
-from fedleak.process.files import write_whole
 from fedleak.report import formats
 from fedleak.report.figures import DASHES
 from fedleak.report.gallery import Cell, Gallery, Place
@@ -23,7 +22,7 @@ from fedleak.report.pages import asset, render
 from fedleak.runs.folder import Row
 from fedleak.runs.records import read_records
 from fedleak.sweeps import verdicts as rules
-from fedleak.sweeps.folder import SweepFolder
+from fedleak.sweeps.folder import SweepFolder, replace_file
 from fedleak.sweeps.lines import Line, figures, lines
 from fedleak.sweeps.page.figures import Point, gain_chart, trade_chart
 from fedleak.sweeps.verdicts import Attacked, Verdict, Word, verdicts
@@ -72,7 +71,7 @@ def write_sweep_report(path: Path) -> Path:
     """
     folder = SweepFolder.open(Path(path))
     page = render("sweep.html.j2", _context(folder))
-    return write_whole(folder.path, "sweep.html", page.encode(errors="replace"), sync=False)
+    return replace_file(folder.path, "sweep.html", page.encode(errors="replace"))
 
 
 def _context(folder: SweepFolder) -> dict[str, Any]:

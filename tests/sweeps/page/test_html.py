@@ -7,6 +7,7 @@ import pytest
 
 from fedleak.errors import ScenarioError
 from fedleak.runs.folder import RunFolder
+from fedleak.scenario.schema import parse_scenario
 from fedleak.sweeps import verdicts as rules
 from fedleak.sweeps.page.html import write_sweep_report
 
@@ -145,7 +146,9 @@ def test_images_are_shown_where_runs_revealed_them(page_of, tmp_path, lines):
         folder.mkdir(parents=True)
         found = [lines.image(folder, 1, client, "cosine", psnr) for client in (0, 1)]
         (folder / "reconstructions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
-        RunFolder(folder).write_json("manifest.json", {"scenario": {}})
+        scenario = parse_scenario({"name": "cell"})
+        facts = {"scenario": scenario.model_dump(mode="json"), "digest": scenario.digest, "engine": "inprocess"}
+        RunFolder(folder).write_json("manifest.json", facts)
         row = made_up(defense, SEEN if defense == "none" else GREY)
         row["examples"][0]["exhibit"] = found[0]["exhibit"]
         rows.append(row)
