@@ -1,4 +1,4 @@
-"""The commands of a deployment over several machines: ``fedleak deploy bundle | superlink | server | client | register``."""
+"""The commands of a deployment over several machines: ``fedleak deploy bundle | compose | superlink | server | ...``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ app = typer.Typer()
 Own = Annotated[Path, typer.Argument(metavar="DIR", help="The service's own folder.", show_default=False)]
 Address = Annotated[str, typer.Option("--superlink", metavar="HOST:PORT", help="Where the SuperLink is.", show_default=False)]
 _PORT = 8000
+MOST = 500  # containers of clients on one machine
 _NODE_PORT = 9094
 
 
@@ -50,6 +51,35 @@ def bundle(
     clients = given.federation.clients
     text = f"Folders of the SuperLink, the server, {clients} client(s) ({new} new key(s)) and the operator: {out}"
     console.print(escape(text), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def compose(
+    scenario: Annotated[Path, typer.Argument(show_default=False)],
+    clients: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="How many. [default: the scenario's]", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write into; run folders land in its ./runs.")] = Path(),
+) -> None:
+    """Write docker-compose.yml and .env: SCENARIO in containers, with any number of clients.
+
+    Start it there with: docker compose up. The image is built of fedleak's
+    source, which has a Dockerfile: docker build -t fedleak:cpu PATH. After the
+    server was killed or restarted, RESUME=NAME docker compose up goes on with
+    the run folder NAME in ./runs.
+    """
+    from fedleak.deploy.compose import write_compose
+    from fedleak.scenario.schema import load_scenario
+
+    given = load_scenario(scenario)
+    many = clients or given.federation.clients
+    if many > MOST:
+        raise ScenarioError(f"{scenario}: federation.clients = {many}; give --clients, at most {MOST}: they share one machine")
+    for file in write_compose(scenario, given, many, out):
+        console.print(f"Written: {escape(str(file))}", highlight=False, soft_wrap=True)
+    if not (out / "Dockerfile").is_file():
+        text = "No Dockerfile here: build the image first, docker build -t fedleak:cpu in fedleak's source, or name one by IMAGE."
+        console.print(f"[dim]{text}[/dim]", highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -189,3 +189,18 @@ def test_flwr_run_from_the_root_finds_the_app_and_takes_the_same_keys() -> None:
     files = {path.relative_to(ROOT).as_posix(): path for pattern in own["fab-include"] for path in ROOT.glob(pattern)}
     assert "scenarios/quickstart.toml" in files
     build_fab_from_files({**files, "pyproject.toml": ROOT / "pyproject.toml", "LICENSE": ROOT / "LICENSE"})
+
+
+def test_a_compose_file_is_written_for_any_number_of_clients(call: Any, tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text('name = "t"\nfederation.clients = 3\n')
+    code, told = call("compose", "s.toml")
+    assert (code, "Written: docker-compose.yml" in told, "build the image first" in told) == (0, True, True)
+    assert "client-2:/services/client-2" in (tmp_path / "docker-compose.yml").read_text()
+    assert "client-3:" not in (tmp_path / "docker-compose.yml").read_text()
+    code, told = call("compose", "s.toml", "--clients", "12", "--out", "twelve")
+    assert (code, "client-11:/services/client-11" in (tmp_path / "twelve" / "docker-compose.yml").read_text()) == (0, True)
+    code, told = call("compose", "s.toml", "--out", "twelve")
+    assert (code, "exists already; choose another --out" in told) == (2, True)
+    (tmp_path / "many.toml").write_text('name = "t"\nfederation.clients = 600\n')
+    code, told = call("compose", "many.toml", "--out", "many")
+    assert (code, "give --clients, at most 500" in told) == (2, True)

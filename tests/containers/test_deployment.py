@@ -158,3 +158,32 @@ def test_a_client_killed_and_a_network_cut_cost_their_rounds_and_no_more(compose
     assert summary["rounds"] == 6
     assert [row["round"] for row in rounds()] == [1, 2, 3, 4, 5, 6]
     assert "no reply" in (folder.path / "report.html").read_text()
+
+
+def test_a_server_killed_and_started_again_goes_on_with_its_run(compose: Compose, project: Path, tmp_path: Path) -> None:
+    (project / "resumed.toml").write_text(_FAULTS.replace("faults", "resumed"))
+    first = Compose(project, SCENARIO="resumed.toml")
+    first("up", "-d")
+    first.wait(lambda: list((project / "runs").glob("resumed-*")))
+    folder = only_run(project, "resumed")
+
+    def rounds() -> list[int]:
+        return [row["round"] for row in folder.rows("rounds.jsonl") if row["round"]]
+
+    first.wait(lambda: len(rounds()) >= 2)
+    first("kill", "server")
+    first.wait(lambda: ended(first) is not None)
+    assert ended(first) != 0
+    broken = rounds()
+    assert len(broken) < 6
+    again = Compose(project, SCENARIO="resumed.toml", RESUME=folder.path.name)
+    again("up", "-d")  # the server starts again, and a new submission names its folder
+    again.wait(lambda: ended(again) is not None, 900)
+    assert ended(again) == 0, again.logs("submit")
+    assert only_run(project, "resumed").path == folder.path
+    assert rounds() == [1, 2, 3, 4, 5, 6]
+    summary = json.loads((folder.path / "summary.json").read_text())
+    expected = api.run(load_scenario(project / "resumed.toml", ["federation.clients=2"]), out=tmp_path / "run", device="cpu")
+    assert (summary["rounds"], summary["client_errors"]) == (6, 0)
+    assert summary["model_sha256"] == expected.summary["model_sha256"]
+    assert (folder.path / "report.html").stat().st_size > 10_000

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from fedleak import load_scenario
+from fedleak.deploy.compose import write_compose
+
 from .conftest import ROOT, Compose, found
 
 HIDDEN = {"ownership", "setup"}  # the two that see every volume, before anything runs
@@ -66,6 +69,8 @@ def test_a_submission_by_itself_starts_all_that_it_needs() -> None:
     [
         ({"CLIENTS": "9"}, "CLIENTS=9: expected 1 to 8"),
         ({"CLIENTS": "no"}, "CLIENTS=no: expected 1 to 8"),
+        ({"CLIENTS": "0"}, "CLIENTS=0: expected 1 to 8"),
+        ({"CLIENTS": "99999999999999999999"}, "expected 1 to 8"),
         ({"DEVICE": "cuda"}, "DEVICE=cuda: expected cpu or gpu"),
         ({"USER_ID": "4321"}, "belongs to user 1234: set USER_ID=1234"),
         ({"USER_ID": "1234"}, ""),
@@ -83,6 +88,17 @@ def test_settings_that_cannot_work_are_refused_before_anything_starts(tmp_path: 
     command = [part.replace("$$", "$") for part in service["command"]]
     ended = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
     assert (ended.returncode, said in ended.stderr) == (2 if said else 0, True), ended.stderr
+
+
+def test_a_written_file_for_any_number_of_clients_is_valid(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('name = "mine"\n')
+    write_compose(tmp_path / "mine.toml", load_scenario(tmp_path / "mine.toml"), 20, tmp_path)
+    compose = Compose(tmp_path, COMPOSE_FILE="docker-compose.yml")
+    services = set(compose("config", "--services").stdout.split())
+    assert {f"client-{client}" for client in range(20)} | {"superlink", "server", "submit"} <= services
+    few = Compose(tmp_path, COMPOSE_FILE="docker-compose.yml", CLIENTS="11")
+    assert "client-11" not in few("config", "--services").stdout.split()
+    assert "federation.clients=11" in few.config()["services"]["setup"]["command"]
 
 
 def test_the_dockerfile_is_linted() -> None:
