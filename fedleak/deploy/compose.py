@@ -88,7 +88,7 @@ def write_compose(path: Path, scenario: Scenario, clients: int, out: Path) -> li
         data = _plain(str(images if images.is_dir() else images.parent))
         inside = "/data" if images.is_dir() else f"/data/{_plain(images.name)}"
         options = f'"--set \'data.path=\\"{inside}\\"\'"'
-    settings = {"data": data, "options": options, "user": _id("getuid"), "group": _id("getgid")}
+    settings: dict[str, Any] = {"data": data, "options": options, "user": _id("getuid"), "group": _id("getgid")}
     texts = [compose_text(place, clients), settings_text(place, clients, clients, **settings)]
     try:
         out.mkdir(parents=True, exist_ok=True)
