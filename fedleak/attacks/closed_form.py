@@ -29,7 +29,9 @@ from fedleak.attacks.exact.missing import survivors
 from fedleak.attacks.exact.patches import foreseen, read_patches
 from fedleak.attacks.exact.positions import find_positions
 from fedleak.attacks.labels.base import label_rules
+from fedleak.attacks.victims.stepping import clipped
 from fedleak.errors import AttackError
+from fedleak.local.losses import Loss, loss_function
 from fedleak.modalities.image import InputSpec
 from fedleak.models.inspect import ExecutionOrder, execution_order
 from fedleak.observation import LocalTraining, Observation, Tensors, UpdateKind
@@ -80,6 +82,8 @@ class ClosedForm(Attack):
         if not all(bool(torch.isfinite(value).all()) for value in gradient.values()):
             raise AttackError("the update is not finite")
         local = observation.local
+        told = None if local is None else local.loss
+        softmax, loss_of = told is None or told["name"] == "cross-entropy", loss_function(told)
         steps = local.steps if observation.kind == "weights" and local is not None else 1
         left = survivors(observation) if observation.batch_size == steps == 1 else None
         known = None if left is None else {name: value.to(device) for name, value in left.known.items()}
@@ -95,6 +99,8 @@ class ClosedForm(Attack):
                     f"the closed form reads several local steps of one image, but {observation.batch_size} are behind the "
                     f"{steps} steps; use 'unrolled' or 'natural'"
                 )
+            if told is not None:
+                raise AttackError(f"the closed form separates a batch by the plain cross-entropy, not by '{told['name']}'")
             labels = label_rules.get(self.config.labels or "consistent")().restore(observation, model)
             state = parameters, buffers, gradient
             return invert_batch(observation, model, order, state, labels, image, rng, budget)
@@ -102,9 +108,18 @@ class ClosedForm(Attack):
             return self._after_local_steps(observation, local, model, order, (parameters, buffers), label, image, budget)
         with torch.no_grad():
             solution = walk(
-                order, parameters, buffers, gradient, label=label, image=image, known=known, out_of_time=lambda: budget.exhausted
+                order,
+                parameters,
+                buffers,
+                gradient,
+                label=label,
+                image=image,
+                known=known,
+                softmax=softmax,
+                out_of_time=lambda: budget.exhausted,
             )
-        loss = _residual(model, solution, parameters, buffers, gradient, known)
+        clips = local.gradient_clipping if local is not None and observation.kind == "weights" else None
+        loss = _residual(model, solution, parameters, buffers, gradient, known, loss_of, clips)
         # Convolutions are counted by the outputs that were in fact known, which for ReLU the shapes do not tell.
         kept = 1.0 if known is None else sum(int(v.sum()) for v in known.values()) / sum(v.numel() for v in known.values())
         counts = {counted.layer: counted for counted in (*count_layers(order, 1, kept), *solution.counts)}
@@ -137,14 +152,17 @@ class ClosedForm(Attack):
         """Solve again and again, each time without the drift of the local steps as far as the last solution tells it."""
         (sent, buffers), received = state, _double(observation.update, image.center.device)
 
+        told = local.loss
+        softmax = told is None or told["name"] == "cross-entropy"
+
         def solve(parameters: Tensors, gradient: Tensors, noise: float) -> tuple[Tensor, int]:
-            solution = walk(order, parameters, buffers, gradient, label=label, image=image, least_noise=noise)
+            solution = walk(order, parameters, buffers, gradient, label=label, image=image, least_noise=noise, softmax=softmax)
             return solution.input, solution.label
 
         spec = observation.input
         with torch.no_grad(), evaluating(model):
-            gradient, head = gradient_of(model, buffers), order.calls[-1].name
-            found = follow_drift(solve, gradient, sent, received, local, spec, head, lambda: budget.exhausted)
+            gradient, head = gradient_of(model, buffers, loss_function(told)), order.calls[-1].name
+            found = follow_drift(solve, gradient, sent, received, local, spec, head, lambda: budget.exhausted, softmax=softmax)
         flags = ("not-identifiable",) if any(counted.slack < 0 for counted in count_layers(order, 1)) else ()
         images = spec.denormalize(found.input[None]).float()
         return Reconstruction(images, (found.label,), found.misfit, iterations=found.passes, stop_reason="solved", flags=flags)
@@ -164,6 +182,8 @@ def _residual(
     buffers: Tensors,
     gradient: Tensors,
     known: Tensors | None = None,
+    loss_of: Loss = functional.cross_entropy,
+    clips: float | None = None,
 ) -> float:
     """Return the relative misfit of the known gradient at the solution.
 
@@ -179,8 +199,8 @@ def _residual(
     finally:
         for module, training in modes.items():
             module.training = training
-    loss = functional.cross_entropy(logits, torch.tensor([solution.label], device=logits.device))
-    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    loss = loss_of(logits, torch.tensor([solution.label], device=logits.device))
+    found = clipped(torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True), clips)
     pairs = [(mine if known is None else mine * known[name], gradient[name]) for name, mine in zip(leaves, found, strict=True)]
     misfit = sum(float((mine - seen).square().sum()) for mine, seen in pairs)
     return float((misfit / sum(float(seen.square().sum()) for _, seen in pairs)) ** 0.5)

@@ -66,7 +66,8 @@ class Natural(MatchingAttack):
 
     def victim(self, observation: Observation, model: nn.Module, device: torch.device) -> Victim:
         """Return the network at the sent parameters, or those where a FedAvg client was on average."""
-        if observation.kind == "gradient" or observation.local is None or observation.local.steps == 1:
+        local = observation.local
+        if observation.kind == "gradient" or local is None or local.steps == 1 or local.path is None:
             victim = super().victim(observation, model, device)
         else:
             victim = LocalVictim(model, observation, device, self.precision)

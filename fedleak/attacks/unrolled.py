@@ -14,7 +14,8 @@ epochs by linear assignment and averaged. Without, all epochs share the images, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations
 from typing import ClassVar, Literal
 
@@ -24,13 +25,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.attacks.base import AttackConfig, Budget, attacks
+from fedleak.attacks.labels.slots import labelled_places, order_of
 from fedleak.attacks.matching.base import Descent, Guess, Try, Unknowns
 from fedleak.attacks.natural import Natural, NaturalConfig
 from fedleak.attacks.victims.base import Victim
-from fedleak.attacks.victims.mean_point import steps_of
+from fedleak.attacks.victims.mean_point import Order, steps_of
 from fedleak.attacks.victims.simulated import SimulatedVictim, epochs_of, with_copies
 from fedleak.attacks.victims.step_order import classifier_of, find_order
-from fedleak.observation import Observation
+from fedleak.errors import AttackError
+from fedleak.observation import LocalTraining, Observation
 from fedleak.seeding import Seed
 
 _MAPS = 96  # of the random convolution, as the paper's
@@ -63,7 +66,23 @@ class Unrolled(Natural):
         """Return the network that takes the local steps."""
         if observation.kind == "gradient" or observation.local is None or observation.local.steps == 1:
             return super().victim(observation, model, device)
-        return SimulatedVictim(model, observation, device, self.precision)
+        victim = SimulatedVictim(model, observation, device, self.precision)
+        if self.config.order == "classifier" and not self._told(observation.local):
+            victim.order_of = self._order_of(observation, model)
+        return victim
+
+    @staticmethod
+    def _told(local: LocalTraining) -> bool:
+        """Whether the classifier's change is a combination of the softmax's derivatives."""
+        return local.path is not None and local.loss is None
+
+    @staticmethod
+    def _order_of(observation: Observation, model: nn.Module) -> Callable[[Sequence[int]], Order | None] | None:
+        try:
+            places = labelled_places(observation, model)
+        except AttackError:  # of a classifier that is not linear, or has no bias
+            return None
+        return None if places is None else partial(order_of, *places)
 
     def minimise(self, tries: Sequence[Try], clock: Budget) -> list[Descent]:
         """Find the order of the steps, then descend through them."""
@@ -75,10 +94,12 @@ class Unrolled(Natural):
     def _steps(self, victim: SimulatedVictim, one: Try, clock: Budget) -> list[list[int]]:
         local = victim.local
         order = tuple(range(local.num_examples)) * epochs_of(local)
-        classifier = classifier_of(victim) if self.config.order == "classifier" else None
+        classifier = classifier_of(victim) if self._told(local) and self.config.order == "classifier" else None
         if classifier is not None and one.unknowns.labels is not None:
             labels = one.unknowns.labels.tolist()[: local.num_examples]
             order = find_order(classifier, labels, local, one.seed.derive("order"), clock)
+        elif victim.order_of is not None and one.unknowns.labels is not None:
+            order = victim.order_of(one.unknowns.labels.tolist()[: local.num_examples]) or order
         steps = steps_of(order, local.num_examples, local)
         return with_copies(steps, local) if self.config.copies else steps
 

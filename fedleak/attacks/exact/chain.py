@@ -127,6 +127,7 @@ def walk(
     image: ImagePrior,
     least_noise: float = 0.0,
     known: Tensors | None = None,
+    softmax: bool = True,
     out_of_time: Callable[[], bool] = lambda: False,
 ) -> ChainSolution:
     """Return the input of the one image behind ``gradient``.
@@ -145,6 +146,8 @@ def walk(
         Noise in the gradient, relative to its norm, if it is known to be more than the classifier's gradient shows.
     known : dict of str to Tensor, optional
         By the model's names, boolean: which entries of the gradient are known; all by default.
+    softmax : bool
+        Whether the loss is a cross-entropy, as for :func:`~fedleak.attacks.exact.features.classifier_features`.
     out_of_time : callable
         Asked before each layer.
 
@@ -156,7 +159,7 @@ def walk(
     head = order.calls[-1].name
     weight = parameters[f"{head}.weight"]
     if known is None:
-        features = classifier_features(weight, gradient[f"{head}.weight"], gradient.get(f"{head}.bias"), label)
+        features = classifier_features(weight, gradient[f"{head}.weight"], gradient.get(f"{head}.bias"), label, softmax=softmax)
         certain = torch.ones_like(features.h)
     else:
         last = next((call.module for call in reversed(order.calls) if invertible(call.module)), None)

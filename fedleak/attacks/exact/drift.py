@@ -1,7 +1,8 @@
 """Closed form for several local steps on one image: solve, simulate the steps, correct the gradient for their drift, repeat.
 
 Formula: x_{k+1} = closed form of (W_0 - W_T) / (eta T) - c_k at W, the mean point of the steps; c_k the drift at x_k, which is
-mean_t grad L(f(x_k; W_t(x_k)), y) - grad L(f(x_k; W), y), damped where a pass explains the update worse than the one before
+mean_t grad L(f(x_k; W_t(x_k)), y) - grad L(f(x_k; W), y), damped where a pass explains the update worse than the one before.
+With momentum, weight decay or rates that differ, all means are weighted as the update weighs the steps (fedleak.local.path)
 Source: fedleak's own; the closed form is R-GAP's (Zhu and Blaschko, arXiv 2010.07733)
 """
 
@@ -16,7 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.attacks.exact.features import leading_pair
+from fedleak.attacks.victims.mean_point import mean_point
+from fedleak.attacks.victims.stepping import State, Stepping, clipped
 from fedleak.errors import AttackError
+from fedleak.local.losses import Loss
 from fedleak.modalities.image import InputSpec
 from fedleak.observation import LocalTraining, Tensors
 
@@ -65,6 +69,8 @@ def follow_drift(
     input: InputSpec,
     head: str,
     out_of_time: Callable[[], bool] = lambda: False,
+    *,
+    softmax: bool = True,
 ) -> Found:
     """Return the one image behind several local steps.
 
@@ -84,10 +90,19 @@ def follow_drift(
         Name of the classifier, whose gradient is held at rank 1.
     out_of_time : callable
         Asked before each pass but the first.
+    softmax : bool
+        Whether the loss is a cross-entropy, whose derivatives by the logits sum to zero.
+
+    Raises
+    ------
+    AttackError
+        If the first pass fails, or the steps are of an optimiser that tells no mean gradient.
     """
-    observed = {name: (value - received[name]) / (local.learning_rate * local.steps) for name, value in sent.items()}
-    way = (local.steps - 1) / (2 * local.steps)
-    middle = {name: torch.lerp(value, received[name], way) for name, value in sent.items()}
+    path = local.path
+    if path is None:
+        raise AttackError("the closed form reads mean gradients, which no adaptive optimiser's steps tell; use 'unrolled'")
+    observed = {name: (value - received[name] - path.decay * value) / path.scale for name, value in sent.items()}
+    middle = mean_point(sent, received, observed, local)
     correction: Tensors = {name: torch.zeros_like(value) for name, value in sent.items()}
     best: Found | None = None
     pull, noise = 1.0, _norm({n: sent[n] - received[n] for n in sent}) / _norm(sent)
@@ -100,7 +115,7 @@ def follow_drift(
             break
         corrected = {name: value - correction[name] for name, value in observed.items()}
         try:
-            found, label = solve(middle, _one_image(corrected, head), max(noise, rounding))
+            found, label = solve(middle, _one_image(corrected, head, softmax), max(noise, rounding))
         except AttackError:
             if best is None:
                 raise
@@ -126,23 +141,33 @@ def follow_drift(
 
 
 def _mean_gradient(gradient: Gradient, at: Tensors, image: Tensor, label: int, local: LocalTraining) -> Tensors:
+    path, stepping, state = local.path, Stepping(local), State()
+    assert path is not None
     total: Tensors = {name: torch.zeros_like(value) for name, value in at.items()}
-    for _ in range(local.steps):
-        step = gradient(at, image, label)
-        total = {name: value + step[name] / local.steps for name, value in total.items()}
-        at = {name: value - local.learning_rate * step[name] for name, value in at.items()}
+    if path.plain and local.gradient_clipping is None:
+        for _ in range(local.steps):
+            step = gradient(at, image, label)
+            total = {name: value + step[name] / local.steps for name, value in total.items()}
+            at = {name: value - local.learning_rate * step[name] for name, value in at.items()}
+        return total
+    for weight in path.weights:
+        taken = list(gradient(at, image, label).values())
+        seen = zip(total.items(), clipped(taken, local.gradient_clipping), strict=True)
+        total = {name: value + weight * one for (name, value), one in seen}
+        moved, state = stepping.step(list(at.values()), taken, state)
+        at = dict(zip(at, moved, strict=True))
     return total
 
 
-def gradient_of(model: nn.Module, buffers: Tensors) -> Gradient:
-    """Return the gradient of the cross-entropy as a function; ``model`` must be in eval mode while it is called."""
+def gradient_of(model: nn.Module, buffers: Tensors, loss_of: Loss = functional.cross_entropy) -> Gradient:
+    """Return the gradient of the loss as a function; ``model`` must be in eval mode while it is called."""
 
     def gradient(parameters: Tensors, image: Tensor, label: int) -> Tensors:
         leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
         with torch.enable_grad():
             state = {**leaves, **{name: value.clone() for name, value in buffers.items()}}
             logits = torch.func.functional_call(model, state, (image[None],))
-            loss = functional.cross_entropy(logits, torch.tensor([label], device=logits.device))
+            loss = loss_of(logits, torch.tensor([label], device=logits.device))
             found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
         return dict(zip(leaves, found, strict=True))
 
@@ -161,11 +186,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _one_image(gradient: Tensors, head: str) -> Tensors:
+def _one_image(gradient: Tensors, head: str, softmax: bool) -> Tensors:
     """Return the gradient with the classifier's replaced by its nearest of rank 1: drift that is left looks like more images."""
     weight, bias = gradient[f"{head}.weight"], gradient.get(f"{head}.bias")
     stacked = weight if bias is None else torch.cat([weight, bias[:, None]], 1)
-    stacked = stacked - stacked.mean(0)  # derivatives by the logits sum to zero
+    if softmax:
+        stacked = stacked - stacked.mean(0)  # derivatives by the logits sum to zero
     if not bool(stacked.any()):
         raise AttackError("the classifier's gradient is zero: it says nothing about the image")
     left, size, right = leading_pair(stacked)

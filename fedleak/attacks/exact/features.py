@@ -40,7 +40,9 @@ class Features:
     noise: float
 
 
-def classifier_features(weight: Tensor, gradient: Tensor, bias_gradient: Tensor | None, label: int | None) -> Features:
+def classifier_features(
+    weight: Tensor, gradient: Tensor, bias_gradient: Tensor | None, label: int | None, *, softmax: bool = True
+) -> Features:
     """Return the features behind a classifier's gradient.
 
     Parameters
@@ -51,6 +53,9 @@ def classifier_features(weight: Tensor, gradient: Tensor, bias_gradient: Tensor 
         (N,), float64.
     label : int or None
         If known; otherwise read off the signs.
+    softmax : bool
+        Whether the loss is a cross-entropy, whose derivatives by the logits sum to zero. For another one, the classifier needs
+        a bias, and what is left beside rank 1 is the noise.
 
     Raises
     ------
@@ -61,7 +66,9 @@ def classifier_features(weight: Tensor, gradient: Tensor, bias_gradient: Tensor 
     if not bool(torch.isfinite(stacked).all()) or not bool((stacked != 0).any()):
         raise AttackError("the classifier's gradient is zero or not finite: it says nothing about the image")
     left, size, right = leading_pair(stacked)
-    noise = _check_rank(stacked, left, size, right)
+    if not softmax and bias_gradient is None:
+        raise AttackError("without a bias the classifier's gradient has a scale by the cross-entropy only; use gradient matching")
+    noise = _check_rank(stacked, left, size, right, softmax)
     if bias_gradient is not None:
         if float(right[-1].abs()) < 1e-12:
             raise AttackError("the classifier's bias gradient is zero, which no softmax gives; use gradient matching")
@@ -88,17 +95,17 @@ def leading_pair(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return left, size, right
 
 
-def _check_rank(stacked: Tensor, left: Tensor, size: Tensor, right: Tensor) -> float:
+def _check_rank(stacked: Tensor, left: Tensor, size: Tensor, right: Tensor, softmax: bool) -> float:
     rest = float((stacked - size * torch.outer(left, right)).norm())
     # Derivatives by the logits sum to zero over the classes for any batch, so that what they sum to is noise, of the
     # same norm as all the noise in the matrix if it is white.
-    noise = float(stacked.sum(dim=0).norm())
+    noise = float(stacked.sum(dim=0).norm()) if softmax else 0.0
     if rest > _NOISE_FACTOR * noise + _RANK_TOLERANCE * float(size):
         raise AttackError(
             f"the classifier's gradient has rank above 1 (the rest is {rest / float(size):.1e} of its leading part, noise "
             f"would give {noise / float(size):.1e}): more than one image or local step; the closed form reads one of each"
         )
-    return noise / float(size)
+    return (noise if softmax else rest) / float(size)
 
 
 def _without_bias(weight: Tensor, left: Tensor, size: Tensor, right: Tensor, label: int | None, noise: float) -> Features:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fedleak.attacks.victims.said import first_step_of
 from fedleak.errors import AttackError
 from fedleak.models.inspect import last_linear
 from fedleak.observation import Observation
@@ -24,6 +25,8 @@ class BiasedClassifier:
         (E, N, F) and (E, N): as sent and, for weights, as received; E is 1 or 2.
     steps : Tensor
         (T,) in [0, 1): where each local step begins on the way from the first to the last of these.
+    shares : Tensor, optional
+        (T,) how much each local step weighs in the gradient; all alike by default.
     """
 
     weight_gradient: Tensor
@@ -31,6 +34,7 @@ class BiasedClassifier:
     weights: Tensor
     biases: Tensor
     steps: Tensor
+    shares: Tensor | None = None
 
     def probabilities(self, features: Tensor) -> Tensor:
         """Return softmax probabilities (M, N) at ``features`` (M, F), averaged over the local steps.
@@ -38,12 +42,16 @@ class BiasedClassifier:
         The classifier is taken to move in a straight line, and its logits with it.
         """
         logits = torch.einsum("enf,mf->emn", self.weights, features) + self.biases[:, None]
-        return torch.lerp(logits[:1], logits[-1:], self.steps.view(-1, 1, 1)).softmax(dim=-1).mean(dim=0)
+        found = torch.lerp(logits[:1], logits[-1:], self.steps.view(-1, 1, 1)).softmax(dim=-1)
+        return found.mean(dim=0) if self.shares is None else torch.einsum("t,tmn->mn", self.shares, found)
 
 
 def steps(observation: Observation) -> Tensor:
     """Return where each local step begins, in [0, 1) from the parameters sent to those received; (T,) of float64."""
-    count = observation.local.steps if observation.kind == "weights" and observation.local is not None else 1
+    local = observation.local
+    if observation.kind == "weights" and local is not None and local.path is not None and not local.path.plain:
+        return torch.tensor(local.path.reach, dtype=torch.float64) / local.path.scale
+    count = local.steps if observation.kind == "weights" and local is not None else 1
     return torch.arange(count, dtype=torch.float64) / count
 
 
@@ -56,7 +64,7 @@ def biased_classifier(observation: Observation, model: nn.Module, rule: str) -> 
         As :func:`classifier_gradient`, and if the classifier has no bias.
     """
     weight_gradient, bias_gradient = classifier_gradient(observation, model)
-    name = _classifier(observation, model)
+    name = classifier_name(observation, model)
     if bias_gradient is None:
         raise AttackError(f"'{rule}' reads the gradient of the classifier's bias, but it has none; use 'zero-shot' or 'llg'")
     ends = [observation.parameters] if observation.kind == "gradient" else [observation.parameters, observation.update]
@@ -66,7 +74,13 @@ def biased_classifier(observation: Observation, model: nn.Module, rule: str) -> 
         torch.stack([_of_both(end[f"{name}.weight"].detach().double(), 0.0) for end in ends]),
         torch.stack([_of_both(end[f"{name}.bias"].detach().double(), 0.0) for end in ends]),
         steps(observation).to(bias_gradient.device),
+        _shares(observation, bias_gradient.device),
     )
+
+
+def _shares(observation: Observation, device: torch.device) -> Tensor | None:
+    path = observation.local.path if observation.kind == "weights" and observation.local is not None else None
+    return None if path is None or path.plain else torch.tensor(path.weights, dtype=torch.float64, device=device)
 
 
 def classifier_gradient(observation: Observation, model: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -78,8 +92,9 @@ def classifier_gradient(observation: Observation, model: nn.Module) -> tuple[Ten
         If the model executes no linear layer, its last one does not put out the N classes, or its gradient is not
         finite or is zero.
     """
-    name = _classifier(observation, model)
-    gradient = observation.gradient()
+    name = classifier_name(observation, model)
+    one_step = first_step_of(observation)
+    gradient = observation.gradient() if one_step is None else one_step.gradient
     weight, bias = gradient[f"{name}.weight"], gradient.get(f"{name}.bias")
     if not bool(weight.isfinite().all()) or (bias is not None and not bool(bias.isfinite().all())):
         raise AttackError(f"the gradient of the classifier '{name}' is not finite: it tells no labels")
@@ -93,7 +108,14 @@ def _of_both(values: Tensor, other: float) -> Tensor:
     return torch.cat([other * values, values]) if len(values) == 1 else values
 
 
-def _classifier(observation: Observation, model: nn.Module) -> str:
+def classifier_name(observation: Observation, model: nn.Module) -> str:
+    """Return the name of the linear layer that is executed last.
+
+    Raises
+    ------
+    AttackError
+        If there is none, or it does not put out the N classes.
+    """
     found = last_linear(model, observation.input)
     if found is None:
         raise AttackError(

@@ -24,16 +24,15 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.attacks.labels.base import LabelRule, label_rules
-from fedleak.attacks.labels.classifier import BiasedClassifier, biased_classifier, steps
+from fedleak.attacks.labels.classifier import biased_classifier, steps
 from fedleak.attacks.labels.counts import labels_from_counts
 from fedleak.attacks.labels.forward import forward, natural_inputs, surrogate_inputs
 from fedleak.attacks.labels.posterior import sampled_counts
-from fedleak.errors import AttackError
+from fedleak.attacks.labels.probabilities import consistent_probabilities
+from fedleak.attacks.labels.slots import labelled_places
 from fedleak.observation import Observation
 from fedleak.seeding import Seed
 
-PASSES = 6
-"""How often the mean feature is estimated anew; four passes restore as many labels on untrained networks."""
 _TELLS_APART = 0.15
 _FAR_FROM_INTEGER = 0.25
 _LEAST_POOL = 64
@@ -48,6 +47,8 @@ class Consistent(LabelRule):
 
     def restore(self, observation: Observation, model: nn.Module) -> tuple[int, ...]:
         """Return one label for each image, sorted."""
+        if (places := labelled_places(observation, model)) is not None:
+            return tuple(sorted(places[1]))
         return labels_from_counts(estimated_counts(observation, model, self.name), observation.batch_size)
 
 
@@ -74,44 +75,6 @@ def estimated_counts(observation: Observation, model: nn.Module, rule: str) -> T
     if varying > _TELLS_APART and _far_from_integers(counts):
         return size * (1 / len(bias) - bias)
     return counts
-
-
-def consistent_probabilities(classifier: BiasedClassifier, spread: Tensor, size: int) -> tuple[Tensor, float]:
-    """Return a batch's mean probabilities (N,), estimated from the classifier's gradient, and how much they vary.
-
-    Of the squared distance between one-hot labels and their mean, which a calibrated model that is always sure would give,
-    the latter is the share that the probabilities have; in [0, 1].
-
-    Parameters
-    ----------
-    classifier : BiasedClassifier
-        Of N classes and F features.
-    spread : Tensor
-        (S, F) deviations of features from their mean, as they are to be expected in the batch.
-    size : int
-        Number of images B.
-
-    Raises
-    ------
-    AttackError
-        If no class has a positive bias gradient, which cannot be that of a cross-entropy.
-    """
-    rows, bias = classifier.weight_gradient, classifier.bias_gradient
-    absent = bias.clamp(min=0)
-    if not bool(absent.any()):
-        raise AttackError("'consistent' needs a class whose bias gradient is positive, as cross-entropy always has one; none is")
-    feature = (absent @ rows) / (absent @ absent)
-    for _ in range(PASSES):
-        probabilities = classifier.probabilities(feature + spread)
-        mean = probabilities.mean(dim=0)
-        counts = (size * (mean - bias)).clamp(min=0)
-        covariance = (probabilities - mean).T @ spread / len(spread)
-        weights = bias / (counts + 1)
-        feature = weights @ (rows - covariance) / (weights @ bias)
-    probabilities = classifier.probabilities(feature + spread)
-    mean = probabilities.mean(dim=0)
-    most = (1 - mean.square().sum()).clamp_min(torch.finfo(mean.dtype).tiny)
-    return mean, float((probabilities - mean).square().sum(dim=1).mean() / most)
 
 
 def _far_from_integers(counts: Tensor) -> bool:

@@ -19,6 +19,7 @@ from fedleak.attacks.matching.rounds import Round, Try
 from fedleak.attacks.matching.together import Loss, descend, known
 from fedleak.attacks.matching.unknowns import Unknowns
 from fedleak.attacks.victims.base import Victim
+from fedleak.attacks.victims.simulated import SimulatedVictim
 from fedleak.modalities.image import InputSpec
 from fedleak.observation import Observation
 from fedleak.seeding import Seed
@@ -88,7 +89,10 @@ class MatchingAttack(Attack):
             raise TypeError(f"attack {cls.__name__} has a method 'reconstruct' of its own, and must say 'one_by_one = True'")
 
     def victim(self, observation: Observation, model: nn.Module, device: torch.device) -> Victim:
-        """Return the network and the gradient to match: those of ``observation`` by default."""
+        """Return the network and the gradient to match: those of ``observation``, or simulated steps where there is none."""
+        local = observation.local
+        if observation.kind == "weights" and local is not None and local.steps > 1 and local.path is None:
+            return SimulatedVictim(model, observation, device, self.precision)
         return Victim(model, observation, device, self.precision)
 
     def defended(self, observation: Observation, model: nn.Module, device: torch.device) -> Victim:

@@ -13,7 +13,10 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 
 from fedleak.attacks.counters.base import Counter
+from fedleak.attacks.victims.said import direction_of, first_step_of
+from fedleak.attacks.victims.stepping import clipped
 from fedleak.errors import AttackError
+from fedleak.local.losses import Loss, loss_function
 from fedleak.modalities.image import InputSpec
 from fedleak.observation import Observation, Tensors
 
@@ -23,8 +26,8 @@ class Victim:
 
     Layers that keep running statistics (BatchNorm) follow the client's mode if it is known, and eval mode otherwise.
     All else is in eval mode: what else differs in training, such as dropout, is random, and the draws are the client's.
-    The loss is the mean cross-entropy, which fedleak's clients train on; an update does not tell that another was used, so
-    the attacks on a client of one's own with another loss match gradients that it never had.
+    The loss is the one that the attacker was told of, and the mean cross-entropy if of none. Of one step of an adaptive optimiser
+    the observed gradient is what its update says of it, and :meth:`compared` leaves out what it does not say.
 
     Parameters
     ----------
@@ -59,8 +62,14 @@ class Victim:
 
         self.input: InputSpec = observation.input
         self.parameters = {name: place(value).requires_grad_() for name, value in observation.parameters.items()}
-        gradient = observation.gradient()
+        self.first_step = first_step_of(observation)
+        gradient = direction_of(observation) if self.first_step is None else self.first_step.gradient
         self.observed = [place(gradient[name]) for name in observation.parameters]
+        self._bounded = None if self.first_step is None else [place(self.first_step.bounded[n]) for n in observation.parameters]
+        local = observation.local
+        self.loss_of: Loss = loss_function(None if local is None else local.loss)
+        self.clips = None if local is None or observation.kind == "gradient" else local.gradient_clipping
+        """Norm to which a step's gradient is clipped."""
         if not all(bool(value.isfinite().all()) for value in self.observed):
             raise AttackError("the update is not finite: there is no gradient to match")
         if not any(bool(value.any()) for value in self.observed):
@@ -105,6 +114,12 @@ class Victim:
 
     def compared(self, guessed: list[Tensor], observed: Sequence[Tensor]) -> list[Tensor]:
         """Return the guess with what does not contradict the observed set to it, as the counters know; for the distance only."""
+        if self._bounded is not None:
+            # Of these entries the update says no more than a sign, and how large they are at least.
+            guessed = [
+                torch.where(bounded & (g * o.sign() >= o.abs()), o, g)
+                for g, o, bounded in zip(guessed, observed, self._bounded, strict=True)
+            ]
         for counter in self.counters:
             guessed = counter.compare(guessed, observed)
         return guessed
@@ -145,8 +160,8 @@ class Victim:
 
     @property
     def alone(self) -> bool:
-        """Whether its starts are taken one at a time: with counters, or where it is not :attr:`vectorised`."""
-        return bool(self.counters) or not self.vectorised
+        """Whether its starts are taken one at a time: with counters or clipping, or where it is not :attr:`vectorised`."""
+        return bool(self.counters) or self.clips is not None or not self.vectorised
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Return the logits (B, K) of model inputs (B, C, H, W)."""
@@ -156,7 +171,7 @@ class Victim:
         return out
 
     def gradient(self, inputs: Tensor, targets: Tensor) -> list[Tensor]:
-        """Return the gradient of the mean cross-entropy by parameter, differentiable in the arguments; as the counters see it.
+        """Return the gradient of the mean loss by parameter, differentiable in the arguments; clipped, and as counters see it.
 
         Parameters
         ----------
@@ -170,12 +185,14 @@ class Victim:
             for counter, own in zip(self.counters, others, strict=True):
                 inputs, targets = counter.batch(inputs, targets, own)
                 stack.enter_context(counter.forward(self._model, own))
-            loss = functional.cross_entropy(self.logits(inputs), targets)
+            loss = self.loss_of(self.logits(inputs), targets)
             for counter in self.counters:
                 loss = counter.loss(loss, self._model)
         parameters = list(self.parameters.values())
         found = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
         guessed = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+        if self.clips is not None:
+            guessed = clipped(guessed, self.clips)
         for counter in self.counters:
             guessed = counter.guess(guessed, self.observed)
         return guessed
@@ -214,15 +231,24 @@ class Victim:
             out: Tensor = functional_call(self._model, {**parameters, **buffers}, (inputs,))
             return out
 
-        logits = vmap(forward)(parameters, buffers, inputs).flatten(0, 1)
-        loss = functional.cross_entropy(logits, targets.flatten(0, 1), reduction="sum") / inputs.shape[1]
+        logits = vmap(forward)(parameters, buffers, inputs)
+        if self.loss_of is functional.cross_entropy:
+            loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(0, 1), reduction="sum") / inputs.shape[1]
+        else:
+            loss = torch.stack([self.loss_of(*pair) for pair in zip(logits, targets, strict=True)]).sum()
         leaves = list(parameters.values())
         found = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, found, strict=True)]
 
     def shares_network(self, other: Victim) -> bool:
         """Whether ``other`` differs in nothing but the gradient observed."""
-        if self.alone or other.alone or type(self) is not type(other) or len(self.observed) != len(other.observed):
+        if (
+            self.alone
+            or other.alone
+            or self._bounded is not None
+            or type(self) is not type(other)
+            or len(self.observed) != len(other.observed)
+        ):
             return False
         mine, theirs = (
             [*v.parameters.values(), *v._buffers.values(), *(torch.tensor(m.training) for m in v._model.modules())]

@@ -1,7 +1,8 @@
 """FedAvg's local steps seen as one gradient: at the mean of their points, and corrected for the drift between them.
 
 Formula: (W0 - WT) / (eta T) = mean_k grad L(f(x_k; W_k), y_k), taken as grad L(f(x; W), y) at W = mean_k W_k, plus the
-drift between the two at the best guess of x so far, with the steps in the order that explains the update best
+drift between the two at the best guess of x so far, with the steps in the order that explains the update best. With momentum,
+weight decay or rates that differ, both means are weighted as the update weighs the steps (fedleak.local.path)
 Source: fedleak's own; the drift is what a surrogate point alone leaves out
 """
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from fedleak.attacks.base import Budget
 from fedleak.attacks.victims.base import Victim
+from fedleak.attacks.victims.stepping import State, Stepping
 from fedleak.errors import AttackError
 from fedleak.observation import LocalTraining, Observation, Tensors
 
@@ -66,6 +68,7 @@ class LocalVictim(Victim):
             raise AttackError("local steps can be retraced only with local-training knowledge")
         super().__init__(model, at_mean_point(observation), device, dtype)
         self._local: LocalTraining = observation.local
+        self._stepping, self._path = Stepping(observation.local), observation.local.path
         self._images = observation.local.num_examples
         self._sent: Tensors = {name: value.detach().to(device, dtype) for name, value in observation.parameters.items()}
 
@@ -133,13 +136,19 @@ class LocalVictim(Victim):
 
     def _drift(self, guess: Guess, order: Order, there: Sequence[Tensor]) -> list[Tensor]:
         inputs, targets = guess
-        parts, weights = steps_of(order, len(inputs), self._local), self._sent
-        total = [-value for value in there]
-        for part in parts:
+        parts, weights, state = steps_of(order, len(inputs), self._local), self._sent, State()
+        total, path = [-value for value in there], self._path
+        for number, part in enumerate(parts):
             gradient = [value.detach() for value in self.at(weights).gradient(inputs[part], targets[part])]
-            total = [t + g / len(parts) for t, g in zip(total, gradient, strict=True)]
-            stepped = zip(weights.items(), gradient, strict=True)
-            weights = {name: value - self._local.learning_rate * g for (name, value), g in stepped}
+            if path is not None and path.plain:
+                total = [t + g / len(parts) for t, g in zip(total, gradient, strict=True)]
+                stepped = zip(weights.items(), gradient, strict=True)
+                weights = {name: value - self._local.learning_rate * g for (name, value), g in stepped}
+                continue
+            assert path is not None
+            total = [t + path.weights[number] * g for t, g in zip(total, gradient, strict=True)]
+            moved, state = self._stepping.step(list(weights.values()), gradient, state)
+            weights = dict(zip(weights, moved, strict=True))
         return total
 
 
@@ -159,11 +168,30 @@ def at_mean_point(observation: Observation) -> Observation:
     """Return a FedAvg update as a mean gradient at the mean of the points where the local steps were taken.
 
     Of T steps on a nearly straight path the k-th starts k / T of the way along, so that their mean is (T - 1) / 2T of the
-    way from the model sent to the model received: no way for one step, nearly half of it for many. A gradient is returned
-    as it is.
+    way from the model sent to the model received: no way for one step, nearly half of it for many. With momentum, weight
+    decay or rates that differ it is where a gradient that stays the same would have led. A gradient is returned as it is.
     """
     if observation.kind == "gradient" or observation.local is None:
         return observation
-    way = (observation.local.steps - 1) / (2 * observation.local.steps)
-    mean = {name: torch.lerp(value, observation.update[name], way) for name, value in observation.parameters.items()}
-    return replace(observation, kind="gradient", parameters=mean, update=observation.gradient())
+    gradient = observation.gradient()
+    mean = mean_point(observation.parameters, observation.update, gradient, observation.local)
+    return replace(observation, kind="gradient", parameters=mean, update=gradient)
+
+
+def mean_point(sent: Tensors, received: Tensors, gradient: Tensors, local: LocalTraining) -> Tensors:
+    """Return the mean of the points where the local steps were taken, as the update weighs them, on a path as said above.
+
+    Parameters
+    ----------
+    sent, received, gradient : dict of str to Tensor
+        Parameters before and after, and the mean gradient.
+    local : LocalTraining
+        Of an optimiser with a path.
+    """
+    path = local.path
+    assert path is not None
+    if path.plain:
+        way = (local.steps - 1) / (2 * local.steps)
+        return {name: torch.lerp(value, received[name], way) for name, value in sent.items()}
+    reach, lost = (sum(w * v for w, v in zip(path.weights, values, strict=True)) for values in (path.reach, path.lost))
+    return {name: (1 - lost) * value - reach * gradient[name] for name, value in sent.items()}

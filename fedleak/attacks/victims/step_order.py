@@ -2,6 +2,7 @@
 
 Formula: (W_0 - W_T) / (eta T) = mean_k D_k^T H_k, D_k = (softmax(H_k W_k^T) - Y_k) / b, W_{k+1} = W_k - eta D_k^T H_k, solved for
 the features H in the row space of the left side, for each arrangement of the labels; the one with the least misfit is the order
+with the steps weighed as the update weighs them where there is momentum
 Source: fedleak's own; each step's probabilities depend on the steps before it, so that only the true order is consistent
 
 Biases are a column of W, and a one in each feature vector. It needs no image, and is exact as long as the images are at most as
@@ -11,7 +12,7 @@ many as the classes but one, and each is trained on once. Over several epochs an
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
@@ -22,6 +23,7 @@ from torch.nn import functional
 from fedleak.attacks.base import Budget
 from fedleak.attacks.victims.mean_point import Order, steps_of
 from fedleak.attacks.victims.simulated import SimulatedVictim, epochs_of, identity_order
+from fedleak.attacks.victims.stepping import State, Stepping
 from fedleak.models.inspect import last_linear
 from fedleak.observation import LocalTraining
 from fedleak.seeding import Seed
@@ -114,11 +116,18 @@ def _misfit(classifier: Classifier, labels: Sequence[int], orders: Sequence[Orde
     scale, rank = change.abs().max(), basis.shape[1]
     answers = functional.one_hot(torch.tensor(list(labels)), len(weight)).to(weight)
 
+    path, stepping = local.path, Stepping(replace(local, gradient_clipping=None))
+    assert path is not None
+
     def residual(flat: Tensor, shares: Tensor) -> Tensor:
-        features, at, total = flat.view(count, rank), weight, torch.zeros_like(weight)
-        for share in shares:
+        features, at, total, state = flat.view(count, rank), weight, torch.zeros_like(weight), State()
+        for number, share in enumerate(shares):
             gradient = (share[:, None] * ((features @ at.T).softmax(1) - answers)).T @ features
-            total, at = total + gradient / local.steps, at - local.learning_rate * gradient
+            if path.plain:
+                total, at = total + gradient / local.steps, at - local.learning_rate * gradient
+                continue
+            total = total + path.weights[number] * gradient
+            [at], state = stepping.step([at], [gradient], state)
         misfit = ((total - change) / scale).flatten()
         return torch.cat([misfit, features @ basis[-1] - 1]) if classifier.bias else misfit
 
