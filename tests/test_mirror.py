@@ -66,6 +66,7 @@ ELSEWHERE = {
     "attacks/labels": {
         "base": "contracts/label_rules",
         "classifier": "attacks/labels/posterior",
+        "probabilities": "attacks/labels/consistent",
     },
     "attacks/matching": {
         "lbfgs": "attacks/matching/together",
@@ -76,6 +77,7 @@ ELSEWHERE = {
     "attacks/victims": {
         "joint": "attacks/counters/on_update",
         "mean_point": "attacks/surrogate_model",
+        "said": "attacks/victims/base",
         "simulated": "attacks/unrolled",
         "step_order": "attacks/unrolled",
     },

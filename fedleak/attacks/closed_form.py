@@ -86,13 +86,10 @@ class ClosedForm(Attack):
         softmax, loss_of = told is None or told["name"] == "cross-entropy", loss_function(told)
         steps = local.steps if observation.kind == "weights" and local is not None else 1
         left = survivors(observation) if observation.batch_size == steps == 1 else None
-        known = None if left is None else {name: value.to(device) for name, value in left.known.items()}
-        gradient = gradient if left is None else _double(left.gradient, device)
+        known, gradient = (None, gradient) if left is None else (_double(left.known, device), _double(left.gradient, device))
         label = self._ruled(observation, model)
         spec = observation.input
-        grey = spec.normalize(torch.full((1, *spec.shape), 0.5, dtype=torch.float64, device=device))[0]
-        unit = len(spec.std) / sum(spec.std)
-        image = ImagePrior(grey, _SPREAD * unit, _DIFFERENCE * unit)
+        image = _natural(spec, device)
         if observation.batch_size > 1:
             if steps > 1:
                 raise AttackError(
@@ -166,6 +163,13 @@ class ClosedForm(Attack):
         flags = ("not-identifiable",) if any(counted.slack < 0 for counted in count_layers(order, 1)) else ()
         images = spec.denormalize(found.input[None]).float()
         return Reconstruction(images, (found.label,), found.misfit, iterations=found.passes, stop_reason="solved", flags=flags)
+
+
+def _natural(spec: InputSpec, device: torch.device) -> ImagePrior:
+    """Return what is known of any photograph, in units of model inputs."""
+    grey = spec.normalize(torch.full((1, *spec.shape), 0.5, dtype=torch.float64, device=device))[0]
+    unit = len(spec.std) / sum(spec.std)
+    return ImagePrior(grey, _SPREAD * unit, _DIFFERENCE * unit)
 
 
 def _double(named: Tensors, device: torch.device) -> Tensors:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from natural import UNBOUNDED, scores
+from natural import GRANT, UNBOUNDED, scores
 
 import fedleak
 from fedleak.attacks.victims.mean_point import steps_of
@@ -60,7 +60,7 @@ def seen(data: FederatedData, case: Case, number: int, told: dict[str, Any] | No
     rows = list(range(number * case.images, (number + 1) * case.images))
     images, labels = data.images(rows), data.labels(rows)
     model = build_model(Model(name="lenet", activation=case.activation), data.input, 100 + number).eval()  # type: ignore[call-arg]
-    observation = observe(model, images, labels, input=data.input)
+    observation = observe(model, images, labels, input=data.input, grant=GRANT)
     per_pass = -(-case.images // case.batch)
     local = LocalTraining(case.images, case.batch, case.steps, -(-case.steps // per_pass), case.rate, "eval", case.optimizer)
     named = {name: value.clone().requires_grad_() for name, value in observation.parameters.items()}
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    data = federated_data(Data(source="samples", partition="order", normalize=False), 1, 0)
+    data = federated_data(Data(source="samples", partition="order", normalize=True), 1, 0)
     for name in options.cases:
         case = CASES[name]
         for arm in case.attacks:

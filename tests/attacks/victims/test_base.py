@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedleak.attacks.victims.base import Victim
+from fedleak.attacks.victims.said import first_step_of
 from fedleak.client.training import gradient_of
 from fedleak.errors import AttackError
 from fedleak.modalities.image import InputSpec
@@ -175,3 +176,25 @@ def test_a_parameter_that_the_loss_does_not_reach_has_a_zero_gradient():
         update={**observation.update, "idle": torch.zeros(3)},
     )
     assert torch.equal(gradient(model, observation)["idle"], torch.zeros(3))
+
+
+def test_one_step_of_adam_says_small_gradients_and_bounds_large_ones() -> None:
+    model = nn.Linear(4, 3)
+    gradient = torch.tensor([[1e-9, -2e-8, 3e-7, 0.0], [-1e-5, 1e-3, -0.5, 2.0], [5e-9, -5e-9, 1e-8, -1e-8]])
+    named = {name: value.detach().clone() for name, value in model.named_parameters()}
+    seen = observe(nn.Sequential(nn.Flatten(), model), torch.rand(1, 1, 2, 2), torch.tensor([1]))
+    seen = replace(seen, parameters={"1.weight": named["weight"], "1.bias": named["bias"]})
+    value = named["weight"].clone().requires_grad_()
+    optimiser = torch.optim.Adam([value], lr=1e-2)
+    value.grad = gradient.clone()
+    optimiser.step()
+    local = LocalTraining(1, 1, learning_rate=1e-2, optimizer={"name": "adam"})
+    update = {"1.weight": value.detach(), "1.bias": named["bias"]}
+    found = first_step_of(replace(seen, kind="weights", update=update, local=local))
+    assert found is not None
+    said, bounded = found.gradient["1.weight"], found.bounded["1.weight"]
+    assert bool(bounded[gradient.abs() > 1e-4].all())
+    assert not bool(bounded[gradient.abs() < 1e-6].any())
+    torch.testing.assert_close(said[~bounded], gradient[~bounded], rtol=0.1, atol=1e-11)
+    assert bool((said[bounded].sign() == gradient[bounded].sign()).all())
+    assert bool((said[bounded].abs() <= gradient[bounded].abs()).all())
