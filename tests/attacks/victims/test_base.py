@@ -193,8 +193,8 @@ def test_one_step_of_adam_says_small_gradients_and_bounds_large_ones() -> None:
     found = first_step_of(replace(seen, kind="weights", update=update, local=local))
     assert found is not None
     said, bounded = found.gradient["1.weight"], found.bounded["1.weight"]
-    assert bool(bounded[gradient.abs() > 1e-4].all())
+    assert bool(bounded[gradient.abs() > 1e-2].all())
     assert not bool(bounded[gradient.abs() < 1e-6].any())
-    torch.testing.assert_close(said[~bounded], gradient[~bounded], rtol=0.1, atol=1e-11)
+    torch.testing.assert_close(said[~bounded], gradient[~bounded], rtol=0.15, atol=1e-11)
     assert bool((said[bounded].sign() == gradient[bounded].sign()).all())
     assert bool((said[bounded].abs() <= gradient[bounded].abs()).all())
