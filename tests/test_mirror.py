@@ -13,6 +13,7 @@ ACROSS = {"integration", "contracts", "containers", "benchmarks"}  # folders of 
 HOUSE = {"architecture", "audit", "bad_input", "mirror", "no_pickle", "readme", "startup"}  # of the whole, at the top
 # Files of tests that stand beside those of modules: of what several modules of the room do together.
 BESIDE = {
+    "apps": {"published"},
     "attacks": {"counters_on_batch"},
     "attacks/counters": {"on_gradient", "on_update"},
     "attacks/labels": {"label_rules"},
