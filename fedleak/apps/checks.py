@@ -16,8 +16,10 @@ from fedleak.apps.inbox import forms_of
 from fedleak.attacks.exact.count import count_update
 from fedleak.defenses.secagg_view import check_sums
 from fedleak.errors import FedleakError, ScenarioError
-from fedleak.experiment.check import check_label_rules
+from fedleak.experiment.bounds import check_memory
+from fedleak.experiment.check import check_derivatives, check_label_rules
 from fedleak.experiment.plugins import check_plugins
+from fedleak.experiment.training import check_local
 from fedleak.modalities.image import InputSpec
 from fedleak.models.outputs import ready
 from fedleak.positions.terms import Terms
@@ -79,7 +81,9 @@ def check_network(model: nn.Module, input: InputSpec, output: str | None) -> nn.
     return ready(model, input, output, f"{_WHERE}: {type(model).__name__}")
 
 
-def check_scenario(scenario: Scenario, strategy: str, model: nn.Module, input: InputSpec, public: Tensor | None) -> None:
+def check_scenario(
+    scenario: Scenario, strategy: str, model: nn.Module, input: InputSpec, public: Tensor | None, device: str
+) -> None:
     """Refuse attacks, defenses and a threat model that do not go together, or not with the network.
 
     Parameters
@@ -94,6 +98,8 @@ def check_scenario(scenario: Scenario, strategy: str, model: nn.Module, input: I
         What it takes.
     public : Tensor, optional
         Public images.
+    device : str
+        Where attacks compute.
 
     Raises
     ------
@@ -111,7 +117,10 @@ def check_scenario(scenario: Scenario, strategy: str, model: nn.Module, input: I
             f"{_WHERE}: threat 'surrogate-data' grants public images; give them as public, (N, C, H, W) in [0, 1], or choose the "
             "threat 'batchnorm-known'"
         )
+    check_local(scenario, model, input)
     check_label_rules(scenario, model, input)
+    check_derivatives(scenario, model, input, device)
+    check_memory(scenario, input, scenario.local.batch_size, 0, device, model)
     try:
         count_update(model, input, Terms.of(scenario).local_training(scenario.local.batch_size))
     # It runs the user's network in its own way.

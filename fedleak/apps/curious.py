@@ -19,7 +19,7 @@ from fedleak.apps.inbox import Keys
 from fedleak.apps.wrapper import Curious, wrapped
 from fedleak.errors import FedleakError
 from fedleak.events import Listener, silent
-from fedleak.experiment.check import check_derivatives, pick_device
+from fedleak.experiment.check import pick_device
 from fedleak.experiment.manifest import default_folder
 from fedleak.modalities.image import InputSpec
 from fedleak.models.outputs import uncompiled
@@ -42,6 +42,13 @@ def curious(
     learning_rate: float,
     epochs: int = 1,
     steps: int | None = None,
+    optimizer: str | Mapping[str, Any] | None = None,
+    lr_scheduler: Any = None,
+    loss: str | Mapping[str, Any] | None = None,
+    gradient_clipping: float | None = None,
+    accumulation: int = 1,
+    mixed_precision: bool = False,
+    mode: str = "train",
     output: str | None = None,
     attacks: Sequence[str | Mapping[str, Any]] = ("inverting-gradients",),
     defenses: Sequence[str | Mapping[str, Any]] = (),
@@ -79,6 +86,9 @@ def curious(
         Shape of an image, number of classes, and how pixels become inputs.
     batch_size, learning_rate, epochs, steps
         How clients train, as the server told them; the attacker knows it unless ``threat`` is ``"updates-only"``.
+    optimizer, lr_scheduler, loss, gradient_clipping, accumulation, mixed_precision, mode
+        The same, where it is no plain SGD on the cross-entropy: as a scenario's table ``local`` has them, such as ``optimizer =
+        {"name": "sgd", "momentum": 0.9}`` (``fedleak explain scenario``).
     output : str, optional
         Which of the network's outputs are the logits, where it returns more than a tensor and they cannot be told: a key, an
         attribute, or a position in a tuple.
@@ -120,38 +130,66 @@ def curious(
     --------
     >>> strategy = fedleak.curious(FedAvg(), Net, InputSpec((3, 32, 32), 10), batch_size=32, learning_rate=0.1)  # doctest: +SKIP
     """
-    base, chosen = check_strategy(strategy), pick_device(device)
+    local = {
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "epochs": epochs,
+        "steps": steps,
+        "optimizer": optimizer,
+        "lr_scheduler": lr_scheduler,
+        "loss": loss,
+        "gradient_clipping": gradient_clipping,
+        "accumulation": accumulation,
+        "mixed_precision": mixed_precision,
+        "mode": mode,
+    }
+    table = {
+        "name": name,
+        "seed": seed,
+        "local": {key: value for key, value in local.items() if value is not None},
+        "threat": {"preset": threat} if isinstance(threat, str) else dict(threat),
+        "attacks": [_table(entry) for entry in attacks],
+        "defenses": [_table(entry) for entry in defenses],
+        "evaluation": {"truth": truth, "delta": delta},
+    }
+    asked = _asked(strategy, model, input, table, output, public, device, attack_limit, out, class_names, listener)
+    looked_on: S = wrapped(strategy, Audit(asked))
+    return looked_on
+
+
+def _asked(
+    strategy: Strategy,
+    model: nn.Module | Callable[[], nn.Module],
+    input: InputSpec,
+    table: Mapping[str, Any],
+    output: str | None,
+    public: Tensor | None,
+    device: str,
+    attack_limit: float | None,
+    out: str | Path | None,
+    class_names: Sequence[str],
+    listener: Listener,
+) -> Asked:
+    """Return what was asked for, checked."""
+    base, chosen, maker = check_strategy(strategy), pick_device(device), _maker(model)
     check_input(input)
-    local = {"batch_size": batch_size, "learning_rate": learning_rate, "epochs": epochs, "steps": steps}
     with generators_kept():  # to make a network draws from them, as the user's program will
         network = check_network(_own(model), input, output)
-        scenario = parse_scenario(
-            {
-                "name": name,
-                "seed": seed,
-                "data": {"source": "own"},
-                "model": {"name": type(network).__name__} | ({"output": output} if output else {}),
-                "federation": {"protocol": "fedavg", "strategy": {"name": type(strategy).__name__}},
-                "local": {key: value for key, value in local.items() if value is not None},
-                "threat": {"preset": threat} if isinstance(threat, str) else dict(threat),
-                "attacks": [_table(entry) for entry in attacks],
-                "defenses": [_table(entry) for entry in defenses],
-                "evaluation": {"truth": truth, "delta": delta},
-            },
-            "fedleak.curious",
-        )
-        check_scenario(scenario, base, network, input, public)
-        check_derivatives(scenario, network, input, chosen)
-        scenario = _limited(reachable(scenario, network, input, _maker(model)), attack_limit)
+        whose = {
+            "data": {"source": "own"},
+            "model": {"name": type(network).__name__} | ({"output": output} if output else {}),
+            "federation": {"protocol": "fedavg", "strategy": {"name": type(strategy).__name__}},
+        }
+        scenario = parse_scenario({**table, **whose}, "fedleak.curious")
+        check_scenario(scenario, base, network, input, public, chosen)
+        scenario = _limited(reachable(scenario, network, input, maker), attack_limit)
     if class_names and len(class_names) != input.num_classes:
         raise FedleakError(f"fedleak.curious: {len(class_names)} class_names for {input.num_classes} classes; give one for each")
     place = Path(out) if out is not None else _free(Path(os.environ.get("FEDLEAK_RUNS", "runs")) / default_folder(scenario).name)
     check_place(place)
     names = tuple(class_names) or tuple(str(number) for number in range(input.num_classes))
     shown = None if public is None else public.detach().cpu().float()
-    asked = Asked(scenario, network, input, Keys.of(strategy), place, chosen, names, shown, _maker(model), listener)
-    looked_on: S = wrapped(strategy, Audit(asked))
-    return looked_on
+    return Asked(scenario, network, input, Keys.of(strategy), place, chosen, names, shown, maker, listener)
 
 
 def _own(model: nn.Module | Callable[[], nn.Module]) -> nn.Module:

@@ -61,6 +61,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "public images of another shape": ({"public": torch.rand(2, 1, 8, 8)}, r"public has shape \(2, 1, 8, 8\)"),
     "threat": ({"threat": "everything"}, "threat.preset"),
     "rate": ({"learning_rate": 0}, "local.learning_rate"),
+    "optimiser": ({"optimizer": "adamm"}, "adam"),
+    "loss": ({"loss": {"name": "cross-entropy", "weight": [1.0]}}, "local.loss"),
     "trees": ({"strategy": flower.FedXgbBagging()}, "FedXgbBagging aggregates boosted trees"),
     "older API": ({"strategy": Older()}, "of Flower's older API"),
     "text": ({"input": 128}, "input is a int, expected an InputSpec.*neither text nor tables"),

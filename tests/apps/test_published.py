@@ -1,6 +1,6 @@
 """Apps like those that are published for Flower, each in small: audited, or refused in one line before the first round.
 
-What is recreated is what each does that others do not: its optimiser, its strategy, what it sends, how it counts, its mods and its
+What is recreated is what each does that others do not: its optimiser, its strategy, what it sends, how it counts, its mods, its
 network. Each is given the two lines and images of its own; none may lose its training by that.
 """
 
@@ -63,7 +63,10 @@ def audited(app: Any, told: Any, hashed: Any, place: Path, rounds: int = 2, **mo
 
 def test_a_small_network_by_sgd_with_momentum(make: Any, told: Any, hashed: Any, tmp_path: Path) -> None:
     app = make(network=Net, spec=COLOUR, images=4, batch_size=2, optimiser=MOMENTUM)
-    assert audited(app, told, hashed, tmp_path)["problems"] == []
+    momentum = {"name": "sgd", "momentum": 0.9}
+    assert audited(app, told, hashed, tmp_path, optimizer=momentum)["problems"] == []
+    told_of = json.loads((tmp_path / "run" / "manifest.json").read_text())["scenario"]["local"]["optimizer"]
+    assert told_of == momentum
 
 
 def test_private_steps_that_the_app_takes_by_itself(make: Any, told: Any, hashed: Any, tmp_path: Path) -> None:
@@ -209,7 +212,7 @@ def test_a_densenet_by_adam_that_sends_its_number_of_batches(
         optimiser=lambda model, rate: torch.optim.Adam(model.parameters(), 1e-5),
         metrics=lambda images: {"train_loss": 1.0, "num-examples": images // 2},
     )
-    rows = audited(app, told, hashed, tmp_path, rounds=4)
+    rows = audited(app, told, hashed, tmp_path, rounds=4, optimizer="adam", learning_rate=1e-5)
     assert {row["round"] for row in rows["reconstructions"]} == {1, 2, 3, 4}
     assert capsys.readouterr().out.count("sent its number of batches, 2, as 'num-examples', but batch() returned 4 images") == 2
 
@@ -309,17 +312,16 @@ def test_what_is_no_classifier_of_images_is_refused_in_one_line(make: Any, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-@pytest.fixture
-def head() -> Iterator[Any]:
-    return lambda model: model.heads.state_dict()
-
-
-def test_a_head_alone_is_refused_before_the_first_round(make: Any, head: Any, tmp_path: Path) -> None:
-    app = make(network=transformer, spec=InputSpec((3, 16, 16), 10), reply=head, load=lambda m, s: m.heads.load_state_dict(s))
+def test_a_head_alone_is_refused_before_the_first_round(make: Any, tmp_path: Path) -> None:
+    app = make(
+        network=transformer,
+        spec=InputSpec((3, 16, 16), 10),
+        reply=lambda model: model.heads.state_dict(),
+        load=lambda model, state: model.heads.load_state_dict(state),
+    )
     strategy = app.curious(out=tmp_path / "run")
-    with pytest.raises(
-        FedleakError, match=r"2 tensors are sent \('head.weight', 'head.bias'\).*whole state dict is sent"
-    ) as caught:
+    said = r"2 tensors are sent \('head.weight', 'head.bias'\).*whole state dict is sent"
+    with pytest.raises(FedleakError, match=said) as caught:
         app.start(strategy, app.answering())
     assert "\n" not in str(caught.value)
     assert app.calls == []
