@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedleak.data.base import ImageSet
-from fedleak.data.pixels import Pixels, fit, to_channels, unit
+from fedleak.data.pixels import Pixels, fit, form, to_channels, unit
 from fedleak.errors import ScenarioError
 
 MOST_CLASSES: Final = 1_000_000
@@ -66,6 +66,15 @@ class ArrayImages(ImageSet):
         """Shape of every image, (C, H, W)."""
         channels, height, width = self._pixels(0).shape
         return channels, height, width
+
+    @property
+    def form(self) -> str:
+        """What the arrays hold and what becomes of it, as far as the first image tells."""
+        raw = np.asarray(self._arrays[0][0])
+        channels = len(channels_first(raw))
+        if raw.dtype.kind == "f":
+            return f"{'grey' if channels < 3 else 'colour'} of floats in [0, 1]"
+        return form(channels < 3, raw.dtype.itemsize == 2, channels in (2, 4), self.shape[0])
 
     def load(self, indices: Sequence[int]) -> Tensor:
         """Return the images at ``indices`` as float32 (n, C, H, W) in [0, 1].

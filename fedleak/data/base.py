@@ -43,6 +43,11 @@ class ImageSet(ABC):
         return len(self.labels)
 
     @property
+    def form(self) -> str:
+        """What the files hold and what becomes of it, in a few words; empty where that is not known."""
+        return ""
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Shape of every image, (C, H, W)."""
         channels, height, width = self.load([0])[0].shape

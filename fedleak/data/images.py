@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedleak.data.base import ImageSet
 from fedleak.data.formats import START, format_of
-from fedleak.data.pixels import Pixels, decode, is_grey, unfit, unit
+from fedleak.data.pixels import Pixels, decode, form, has_alpha, is_deep, is_grey, unfit, unit
 from fedleak.data.statistics import evenly_spaced
 from fedleak.errors import ScenarioError
 
@@ -127,18 +127,25 @@ class PillowImages(ImageSet):
     @cached_property
     def channels(self) -> int:
         """How many channels all images have: 1 or 3."""
-        return self._channels or (1 if self._all_grey else 3)
+        return self._channels or (1 if self._looks[0] else 3)
+
+    @property
+    def form(self) -> str:
+        """What the files hold and what becomes of it, as far as 16 of them tell."""
+        return form(*self._looks, self.channels)
 
     @cached_property
-    def _all_grey(self) -> bool:
+    def _looks(self) -> tuple[bool, bool, bool]:
+        """Whether all that are looked at are grey, and whether one has 16 bits, and one an alpha channel."""
         found = []
         for index in evenly_spaced(len(self), _LOOKED_AT):
             try:
                 with Image.open(self._open(index)) as image:
-                    found.append(is_grey(image))
+                    found.append((is_grey(image), is_deep(image), has_alpha(image)))
             except UNREADABLE:  # said, with its name, when it is asked for
                 continue
-        return bool(found) and all(found)
+        grey, deep, alpha = zip(*found, strict=True) if found else ((False,), (False,), (False,))
+        return all(grey), any(deep), any(alpha)
 
     @cached_property
     def _size(self) -> tuple[int, int]:

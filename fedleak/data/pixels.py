@@ -26,6 +26,24 @@ def is_grey(image: Image.Image) -> bool:
     return image.mode in _GREY or _is_deep_ppm(image)
 
 
+def has_alpha(image: Image.Image) -> bool:
+    """Say whether a file tells of its pixels how opaque they are."""
+    return bool({"A", "a"} & set(image.getbands())) or "transparency" in image.info
+
+
+def form(grey: bool, deep: bool, alpha: bool, channels: int) -> str:
+    """Return in a few words what files hold, and what becomes of it in images of 1 or 3 channels."""
+    what = f"{'grey' if grey else 'colour'} of {16 if deep else 8} bits"
+    if alpha:
+        what += " with alpha, which is dropped: the colours that it hides stay"
+    return what if grey == (channels == 1) else f"{what}; taken as {'grey' if channels == 1 else 'colour'}"
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Say whether a file's levels are of 16 bits."""
+    return image.mode in _DEEP_GREY or _is_deep_ppm(image)
+
+
 def unfit(image: Image.Image) -> str | None:
     """Return why an opened file cannot be taken, and what to do; ``None`` if it can.
 
@@ -61,7 +79,7 @@ def decode(image: Image.Image, channels: int, size: int | None) -> Pixels:
     size : int, optional
         The short side is resized to so many pixels (Lanczos), and the centre square is kept.
     """
-    if image.mode in _DEEP_GREY or _is_deep_ppm(image):
+    if is_deep(image):
         return fit(to_channels(np.asarray(image).astype(np.uint16)[None], channels), size)
     flat = image.convert("RGB" if channels == 3 else "L")
     if size is not None:

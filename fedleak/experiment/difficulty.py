@@ -59,6 +59,7 @@ def difficulty(checked: Checked) -> Difficulty:
             "images in one update" if clients == 1 else f"images in the sum of {clients} clients",
             f"{images} of {' x '.join(map(str, data.input.shape))}",
         ),
+        *([("files", data.source.train.form)] if data.source.train.form else []),
         ("unknown pixels", f"{unknowns:,}"),
         ("parameters", f"{parameters:,} ({parameters / unknowns:.2f} for each unknown pixel)"),
         ("update", _update(scenario, local.steps)),

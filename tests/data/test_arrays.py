@@ -31,6 +31,8 @@ def test_layouts(shape, seen):
     if len(shape) == 4 and shape[1] != 3:
         array = array.transpose(0, 3, 1, 2)[:, :3]
     expected = torch.from_numpy(array.reshape(5, -1, *seen[1:])[[4, 0]].astype(np.float32) / np.float32(255))
+    assert found.form.startswith("grey of 8 bits" if seen[0] == 1 else "colour of 8 bits")
+    assert ("alpha, which is dropped" in found.form) == (shape[-1] == 4)
     assert torch.equal(found.load([4, 0]), expected)
     assert found.load([]).shape == (0, *seen)
 

@@ -101,6 +101,23 @@ def test_sixteen_bit_colour_is_refused_instead_of_losing_half_its_bits(tmp_path,
         files([tmp_path / "a.png"]).load([0])
 
 
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("RGB", "colour of 8 bits"),
+        ("L", "grey of 8 bits"),
+        ("I;16", "grey of 16 bits"),
+        ("RGBA", "colour of 8 bits with alpha, which is dropped: the colours that it hides stay"),
+        ("LA", "grey of 8 bits with alpha, which is dropped: the colours that it hides stay"),
+    ],
+)
+def test_it_is_said_what_the_files_hold(tmp_path, mode, expected):
+    Image.new(mode, (6, 6)).save(tmp_path / "a.png")
+    assert files([tmp_path / "a.png"]).form == expected
+    other = 1 if expected.startswith("colour") else 3
+    assert files([tmp_path / "a.png"], channels=other).form == f"{expected}; taken as {'grey' if other == 1 else 'colour'}"
+
+
 def test_alpha_is_dropped_and_the_colours_under_it_stay(tmp_path):
     levels_ = np.random.default_rng(0).integers(0, 256, (5, 6, 4), dtype=np.uint8)
     Image.fromarray(levels_).save(tmp_path / "a.png")
