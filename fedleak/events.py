@@ -14,7 +14,8 @@ class Event:
     ----------
     kind : str
         ``"round"``, ``"attack"``, ``"progress"``, ``"graded"``, ``"orders"`` (of an attack that is spread:
-        how many are done and running), ``"problem"`` (a round could not be shown to an attack), ``"round-done"`` or ``"note"``.
+        how many are done and running), ``"problem"`` (a round could not be shown to an attack), ``"inference"`` (a row of what
+        an update told without an image), ``"round-done"`` or ``"note"``.
     facts : dict
         What belongs to it, by name.
     """

@@ -64,6 +64,9 @@ ELSEWHERE = {
     "attacks/images": {
         "synthetic": "attacks/natural",
     },
+    "attacks/membership": {
+        "base": "contracts/membership_tests",
+    },
     "attacks/labels": {
         "base": "contracts/label_rules",
         "classifier": "attacks/labels/posterior",
@@ -123,6 +126,7 @@ ELSEWHERE = {
     "positions": {
         "assignment": "integration/secagg_grading",
         "base": "positions/door",
+        "inference": "integration/inference",
     },
     "process": {
         "abandoned": "sandbox/limit",
@@ -130,6 +134,7 @@ ELSEWHERE = {
         "worker": "process/pool",
     },
     "report": {
+        "beside": "integration/inference",
         "pages": "report/html",
     },
     "runs": {
@@ -144,6 +149,7 @@ ELSEWHERE = {
         "worker": "sandbox/apart",
     },
     "scenario": {
+        "evaluation": "experiment/measures",
         "local": "experiment/training",
         "section": "scenario/schema",
         "tensors": "models/weights",

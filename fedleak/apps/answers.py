@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedleak.apps.questions import CONFIG, ROUND, action, undressed
 from fedleak.client.app import graded
+from fedleak.client.candidates import candidates_reply, counts_reply, refuse_score
 from fedleak.errors import FedleakError
 from fedleak.modalities.base import LABELS
 from fedleak.modalities.find import measure
@@ -18,6 +19,7 @@ from fedleak.printable import one_line
 from fedleak.seeding import Seed
 
 Batch = Callable[[Context, int], tuple[Tensor, Tensor]]
+Handler = Callable[[Message, Context], RecordDict]
 
 WHO, PROBLEM = "who", "problem"
 """Names of the records by which a client says who it is and what it trained on, and why it cannot say the latter."""
@@ -107,7 +109,24 @@ def answer(app: ClientApp, batch: Batch, *, reveal: bool = True) -> ClientApp:
         given = {spec.content: images, LABELS: found}
         return graded(msg, spec, given, list(range(len(images))), seed, reveal=reveal).content
 
+    _answer_beside(asked, batch, reveal)
     return app
+
+
+def _answer_beside(asked: Callable[[str], Callable[[Handler], None]], batch: Batch, reveal: bool) -> None:
+    """Register what answers the questions beside grades."""
+
+    @asked("counts")
+    def counts(msg: Message, context: Context) -> RecordDict:
+        return counts_reply(msg, _checked(batch, context, _round(msg))[1].tolist()).content
+
+    @asked("candidates")
+    def candidates(msg: Message, context: Context) -> RecordDict:
+        refuse_score(reveal)
+        images, found = _checked(batch, context, _round(msg))
+        most = int(msg.content.config_records[CONFIG]["most"])  # type: ignore[arg-type]
+        images, found = images[:most], found[:most]
+        return candidates_reply(msg, "images", images, found, [True] * len(images)).content
 
 
 def _known_as(context: Context) -> int:

@@ -23,6 +23,7 @@ KINDS = {
     "defenses": ("fedleak.defenses", "defenses"),
     "counters": ("fedleak.attacks.counters", "counters"),
     "label rules": ("fedleak.attacks.labels", "label_rules"),
+    "membership tests": ("fedleak.attacks.membership", "membership_tests"),
     "data sources": ("fedleak.data", "sources"),
     "models": ("fedleak.models", "models"),
 }

@@ -22,6 +22,7 @@ def fail(word: str, message: str, code: int) -> NoReturn:
 def finish(result: Result) -> None:
     """Print what a run leaked and cost, and where its report is; end with 1 if clients failed."""
     from fedleak.cli.tables import cost_line, faults_table, leakage_table
+    from fedleak.evaluation.beside import said as beside
     from fedleak.evaluation.privacy import said
     from fedleak.report.faults import faults
     from fedleak.runs.records import read_records
@@ -38,6 +39,8 @@ def finish(result: Result) -> None:
         console.print(costs, highlight=False, soft_wrap=True)
     if summary["privacy"]:
         console.print(said(summary["privacy"]), highlight=False, soft_wrap=True)
+    for sentence in beside(summary, summary["privacy"]):
+        console.print(sentence, highlight=False, soft_wrap=True)
     if summary["attack_failures"]:
         console.print(f"{summary['attack_failures']} update(s) gave an attack no images; the report says why.", highlight=False)
     place = "Report" if result.here else "Report, on the server's machine"

@@ -26,4 +26,6 @@ def _default(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, BaseModel):
         return str(getattr(value, "name", "-"))
-    return str(list(value)) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return str([_default(one) if isinstance(one, BaseModel) else one for one in value])
+    return str(value)

@@ -1,4 +1,4 @@
-"""What ``fedleak explain`` knows beside plugins: a scenario's keys, what own models and data are given, threats, verdicts."""
+"""What ``fedleak explain`` knows beside plugins: a scenario's keys, own models and data, threats, measures, verdicts."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ def _own() -> str:
 
 def _scenario() -> str:
     from fedleak.attacks.base import AttackConfig
+    from fedleak.scenario.evaluation import Canaries, Membership
     from fedleak.scenario.schema import AttackSpec, Scenario
 
     parts = ["Every key of a scenario's file, by table. Plugins' own parameters stand beside their names: fedleak explain NAME."]
     for name, field in Scenario.model_fields.items():
         if inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel):
             parts.append(_table(f"[{name}]", field.annotation))
+        if name == "evaluation":
+            parts += [_table("[evaluation.membership]", Membership), _table("[evaluation.canaries]", Canaries)]
     parts.append(_table("[[attacks]]", AttackSpec, AttackConfig))
     order = "they run in the order of the list, and one that makes no sense is refused"
     parts.append(f"[[defenses]]\n  name and the defense's own parameters; {order}")
@@ -42,6 +45,9 @@ TOPICS: dict[str, Callable[[], str]] = {
     "scenario": _scenario,
     "own": _own,
     "threat": _of_module("fedleak.threat"),
+    "membership": _of_module("fedleak.evaluation.membership"),
+    "canaries": _of_module("fedleak.evaluation.canaries"),
+    "distance": _of_module("fedleak.evaluation.distance"),
     "verdicts": _of_module("fedleak.sweeps.verdicts"),
 }
 """By name, what makes the text."""

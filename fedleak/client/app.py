@@ -12,6 +12,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 
 from fedleak.arrays import record_of, records_of, shared_tensors_of
+from fedleak.client.canary import canary_update
+from fedleak.client.candidates import candidates_reply, counts_reply, own_candidates, refuse_score
 from fedleak.client.known import UNKNOWN, find, keep_sent, keep_trained
 from fedleak.client.mod import chain_for, defense_mod, remembering, scenario_of
 from fedleak.client.timing import timing_mod
@@ -45,8 +47,11 @@ def on_train(msg: Message, context: Context) -> Message:
     chain, server_round = chain_for(context), int(config["server-round"])
     if scenario.attacked(server_round):  # only then is a question to come
         keep_trained(arrays, context, in_state=scenario.federation.engine == "deployment")
-    with remembering(context, chain) as memory:
-        trained = train(scenario, chain.at(server_round, client, memory), received, client, server_round, mu)
+    if scenario.canary(client):
+        trained = canary_update(scenario, received, client, server_round)
+    else:
+        with remembering(context, chain) as memory:
+            trained = train(scenario, chain.at(server_round, client, memory), received, client, server_round, mu)
     loss = {} if chain.private else {"train_loss": trained.loss}
     content = RecordDict(
         {
@@ -182,6 +187,25 @@ def on_distances(msg: Message, context: Context) -> Message:
     rebuilt = msg.content.array_records["reconstruction"].to_torch_state_dict()
     cost = measure(data.input.modality).cost(truth, rebuilt)
     return Message(RecordDict({"distances": ArrayRecord({"cost": cost})}), reply_to=msg)
+
+
+@app.query("counts")
+def on_counts(msg: Message, context: Context) -> Message:
+    """Reply with the share of the labels sent that are those of the round's batch; it says no more than grades do."""
+    scenario, client = scenario_of(context), partition_of(context)
+    return counts_reply(msg, _labels(scenario, client, int(_config(msg)["server-round"])))  # type: ignore[arg-type]
+
+
+@app.query("candidates")
+def on_candidates(msg: Message, context: Context) -> Message:
+    """Reply with images of the shard, and which of them are behind the round's update: for a membership test, after the round."""
+    scenario, client, config = scenario_of(context), partition_of(context), _config(msg)
+    refuse_score(scenario.evaluation.truth == "reveal")
+    rounds: list[int] = config["rounds"]  # type: ignore[assignment]
+    positions, used = own_candidates(scenario, client, int(config["server-round"]), rounds, int(config["most"]))  # type: ignore[arg-type]
+    data = client_data(scenario)
+    chosen = data.shard(client)[positions]
+    return candidates_reply(msg, data.input.content, data.images(chosen), data.labels(chosen), used)
 
 
 def partition_of(context: Context) -> int:

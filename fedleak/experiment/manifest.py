@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fedleak.errors import ScenarioError
+from fedleak.evaluation.beside import found_beside
 from fedleak.evaluation.privacy import spent
 from fedleak.evaluation.resources import disk, resources
 from fedleak.evaluation.summary import summarise
@@ -17,7 +18,8 @@ from fedleak.evaluation.utility import utility
 from fedleak.experiment.check import Checked
 from fedleak.experiment.difficulty import difficulty
 from fedleak.models.digest import model_digest
-from fedleak.runs.folder import CHECKPOINT, OWN_APP, Row, RunFolder
+from fedleak.runs.folder import CANARIES, CHECKPOINT, INFERENCES, OWN_APP, Row, RunFolder
+from fedleak.scenario.evaluation import DELTA
 from fedleak.scenario.schema import Scenario
 from fedleak.server.app import final_model
 
@@ -52,6 +54,12 @@ def write_summary(folder: RunFolder) -> Row:
         "privacy": spent(rounds),
         "resources": resources(rounds) | {"disk": disk(folder.path)},
         "leakage": summarise(rows),
+        **found_beside(
+            folder.rows(INFERENCES),
+            folder.rows(CANARIES),
+            manifest["scenario"]["seed"],
+            manifest["scenario"].get("evaluation", {}).get("delta", DELTA),
+        ),
         "model_sha256": model_digest(final_model(folder)) if has_model else "",
     }
     folder.write_json("summary.json", summary)

@@ -10,6 +10,7 @@ from fedleak.attacks.labels.base import label_rules
 from fedleak.defenses.base import defenses
 from fedleak.defenses.chain import check_combination
 from fedleak.errors import DefenseError, ParameterError, ScenarioError
+from fedleak.experiment.measures import check_measures
 from fedleak.observation import UpdateKind
 from fedleak.registry import Registry
 from fedleak.scenario.schema import AttackSpec, Named, Scenario
@@ -113,6 +114,7 @@ def check_plugins(scenario: Scenario) -> None:
         check_combination([defenses.get(spec.name) for spec in scenario.defenses])
     except DefenseError as error:
         raise ScenarioError(f"defenses: {error}") from error
+    check_measures(scenario, _build, _check_granted)
     if protocol == "fedsgd" and (scenario.local.steps or scenario.local.epochs > 1):
         raise ScenarioError(
             f"local.{'steps' if scenario.local.steps else 'epochs'}: FedSGD sends the gradient of one batch and takes no local "

@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 from fedleak.observation import Observation
 from fedleak.positions.base import Honest
 from fedleak.positions.campaign import Campaign
+from fedleak.positions.inference import Inference
 from fedleak.positions.recorder import Recorder
 from fedleak.wire.received import Received
 
@@ -26,26 +27,39 @@ class HonestButCurious(Honest):
         The attacks.
     every_round : bool
         Whether rounds in which no attack strikes are recorded too.
+    inference : Inference, optional
+        Reads off the same observations what they tell without an image.
     """
 
-    def __init__(self, recorder: Recorder, campaign: Campaign, *, every_round: bool = True) -> None:
+    def __init__(
+        self, recorder: Recorder, campaign: Campaign, *, every_round: bool = True, inference: Inference | None = None
+    ) -> None:
         self._recorder = recorder
         self._campaign = campaign
         self._every_round = every_round
+        self._inference = inference
 
     def see(self, received: Received, grid: Grid) -> None:
         """Record and attack one round; whatever goes wrong becomes a row, never an exception."""
         started = time.perf_counter()
-        campaign, server_round = self._campaign, received.round
+        campaign, inference, server_round = self._campaign, self._inference, received.round
         campaign.record_failures(server_round, received.failures)
-        if self._every_round or campaign.remembers or campaign.due(server_round):
-            most = campaign.wanted(server_round)
+        reads = inference is not None and inference.due(server_round)
+        if self._every_round or campaign.remembers or campaign.due(server_round) or reads:
+            most = self._most(server_round)
             observations: list[Observation] = []
             for observation in self._recorder.record(received, grid):
                 if most is None or len(observations) < most:  # the others are written, and not held
                     observations.append(observation)
             campaign.attack(server_round, observations, grid)
+            if inference is not None and reads:
+                inference.look(server_round, observations, grid)
         self.seconds = time.perf_counter() - started
+
+    def _most(self, server_round: int) -> int | None:
+        """Return how many of a round's observations anybody looks at, always the first; ``None`` for all."""
+        wanted = [self._campaign.wanted(server_round), self._inference.wanted(server_round) if self._inference else 0]
+        return None if None in wanted else max(one or 0 for one in wanted)
 
     def close(self) -> None:
         """End what runs the attacks."""

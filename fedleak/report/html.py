@@ -16,6 +16,7 @@ from fedleak.evaluation.utility import by_client, utility
 from fedleak.modalities.base import Measure
 from fedleak.process.files import write_whole
 from fedleak.report import asked, formats
+from fedleak.report.beside import beside
 from fedleak.report.faults import faults
 from fedleak.report.figures import DASHES, MARKERS, fidelity_chart, loss_chart, marks, rounds_chart, series_colour
 from fedleak.report.gallery import Cell, Gallery, Place, Series, bands
@@ -109,6 +110,7 @@ def _context(records: RunRecords) -> dict[str, Any]:
         "rounds_chart": rounds_chart(gallery, records.rounds),
         "fidelity_chart": fidelity_chart(gallery),
         "loss_chart": loss_chart(records.rounds),
+        "told": beside(records, gallery.class_names),
         "no_utility": "" if any(number(row.get("accuracy")) is not None for row in records.rounds) else _no_utility(records),
         **_costs(records),
         "server": _server(records),

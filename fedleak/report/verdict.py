@@ -45,6 +45,10 @@ def verdict(records: RunRecords, gallery: Gallery) -> Verdict:
     if table(records.scenario, "server").get("curious") is False:
         return Verdict("", "The server was not curious: it attacked nothing, so this run says nothing about leaks.", [])
     if records.scenario and not rows_of(records.scenario, "attacks"):
+        if records.beside:
+            return Verdict(
+                "", "The scenario names no attack, so no image was rebuilt; what the updates tell without one is below.", []
+            )
         return Verdict("", "The scenario names no attack, so this run says nothing about leaks.", [])
     if not records.rows:
         return Verdict("", "No attack has returned a result yet.", [])

@@ -8,6 +8,8 @@ It holds private images: folders have mode 0700, files 0600. Nothing in it is a 
     rounds.jsonl             one line a round; round 0 is the initial model
     reconstructions.jsonl    one line an image
     problems.jsonl           one line for each round that could not be shown to an attack; only if there was any
+    inferences.jsonl         one line for each update that something was read off without an image; only if there was any
+    canaries.jsonl           one line a round: what is left of the canaries' directions; only where there are canaries
     captures/                one observation a file (safetensors)
     images/                  truth and reconstructions as the modality shows them: PNG
     client.secret            what the clients draw from; never shown, and of no use to who reads the rest. Leave it out of what is
@@ -52,6 +54,12 @@ OWN_APP = "own app"
 
 PROBLEMS = "problems.jsonl"
 """Takes what attacks said that could not be shown a round."""
+
+INFERENCES = "inferences.jsonl"
+"""Takes what updates told without an image."""
+
+CANARIES = "canaries.jsonl"
+"""Takes what is left of canaries' directions in updates and models."""
 
 CHECKPOINT = "checkpoint.safetensors"
 _AGAIN = "again"
@@ -278,7 +286,8 @@ class RunFolder:
 
     def forget_after(self, server_round: int) -> None:
         """Drop the rows, captures and exhibits of rounds after ``server_round``, which a killed run left unfinished."""
-        for name in ("rounds.jsonl", "reconstructions.jsonl", *([PROBLEMS] if (self.path / PROBLEMS).exists() else [])):
+        some = [name for name in (PROBLEMS, INFERENCES, CANARIES) if (self.path / name).exists()]
+        for name in ("rounds.jsonl", "reconstructions.jsonl", *some):
             self.drop_rows(name, lambda row: row["round"] > server_round)
         for name in self.names():
             if name.endswith(files.UNFINISHED) and not (self.path / name).is_dir():

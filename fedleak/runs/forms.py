@@ -114,6 +114,70 @@ class ProblemForm(Form):
     client: Client | None = None
 
 
+class LabelsForm(Form):
+    """The labels that were read off an update, or why there are none."""
+
+    error: str | None
+    rule: str | None = None
+    labels: list[Count] = []
+    right: Share | None = None
+
+
+class DistanceForm(Form):
+    """How far an update is from public ones."""
+
+    error: str | None
+    ratio: Time | None = None
+    farther: Share | None = None
+    examples: Count | None = None
+
+
+class CandidateForm(Form):
+    """What a membership test said of a candidate, and the truth."""
+
+    id: str
+    member: bool | None
+    score: Real
+    called: bool | None
+
+
+class MembershipForm(Form):
+    """One membership test of an update."""
+
+    test: str
+    error: str | None
+    others_from: str | None = None
+    candidates: list[CandidateForm] = []
+
+
+class InferenceForm(Form):
+    """A line of ``inferences.jsonl``."""
+
+    round: Count
+    client: Client
+    kind: Literal["gradient", "weights"]
+    examples: Count | None = None
+    cohort: list[Client] | None = None
+    labels: LabelsForm | None = None
+    distance: DistanceForm | None = None
+    membership: list[MembershipForm] = []
+
+
+class MovedForm(Form):
+    """What of the directions is in how the global model moved."""
+
+    canaries: list[Real]
+    controls: list[Real]
+
+
+class CanaryForm(Form):
+    """A line of ``canaries.jsonl``."""
+
+    round: Count
+    updates: dict[str, dict[str, Real]]
+    model: MovedForm | None
+
+
 class StopForm(Form):
     """An interruption."""
 
@@ -277,6 +341,8 @@ LINES: dict[str, type[Form]] = {
     "rounds.jsonl": RoundForm,
     "reconstructions.jsonl": ReconstructionForm,
     "problems.jsonl": ProblemForm,
+    "inferences.jsonl": InferenceForm,
+    "canaries.jsonl": CanaryForm,
     "again.jsonl": ReconstructionForm,
     "again-problems.jsonl": ProblemForm,
 }

@@ -9,13 +9,15 @@ from typing import Any
 from markupsafe import Markup
 
 from fedleak.errors import ScenarioError
+from fedleak.evaluation.beside import found_beside
 from fedleak.evaluation.summary import summarise
 from fedleak.modalities.base import Exhibit
 from fedleak.printable import plural
 from fedleak.runs.earlier import summary_of_today
-from fedleak.runs.folder import scenario_in
+from fedleak.runs.folder import CANARIES, INFERENCES, scenario_in
 from fedleak.runs.forms import ManifestForm, SummaryForm
 from fedleak.runs.reading import read_rows, read_table
+from fedleak.scenario.evaluation import DELTA
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class RunRecords:
         The summary's rows, or the same computed from ``rows``.
     problems : list of dict
         ``problems.jsonl``, which is there only if a round could not be shown to an attack.
+    inferences : list of dict
+        ``inferences.jsonl``, which is there only if something was read off updates without an image.
+    beside : dict
+        What the summary holds of it and of canaries, computed from the rows; see :mod:`fedleak.evaluation.beside`.
     """
 
     folder: Path
@@ -47,6 +53,8 @@ class RunRecords:
     summary: dict[str, Any]
     leakage: list[dict[str, Any]]
     problems: list[dict[str, Any]]
+    inferences: list[dict[str, Any]]
+    beside: dict[str, Any]
 
     @property
     def rounds_done(self) -> int:
@@ -95,11 +103,15 @@ def read_records(folder: Path) -> RunRecords:
     manifest = read_table(path, ManifestForm, "remove it, and the report says what the other files do") or {}
     if manifest:
         scenario_in(manifest, path)
-    rounds, rows, problems = (read_rows(folder / name) for name in (*names[1:], "problems.jsonl"))
+    files = *names[1:], "problems.jsonl", INFERENCES, CANARIES
+    rounds, rows, problems, inferences, canaries = (read_rows(folder / name) for name in files)
     again = f"make it again with: fedleak report {folder}"
     summary = read_table(folder / "summary.json", SummaryForm, again, summary_of_today) or {}
     leakage = summary["leakage"] if "leakage" in summary else summarise(rows)
-    return RunRecords(folder, manifest, rounds, rows, summary, leakage, problems)
+    scenario = table(manifest, "scenario")
+    seed, delta = number(scenario.get("seed")), number(table(scenario, "evaluation").get("delta"))
+    beside = found_beside(inferences, canaries, int(seed or 0), delta or DELTA)
+    return RunRecords(folder, manifest, rounds, rows, summary, leakage, problems, inferences, beside)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, fi
 
 from fedleak.errors import ScenarioError
 from fedleak.scenario import secret as secrets
+from fedleak.scenario.evaluation import Evaluation as Evaluation
+from fedleak.scenario.evaluation import Rounds as Rounds
 from fedleak.scenario.local import Local as Local
 from fedleak.scenario.ranges import LONGEST_NAME, MOST_SECONDS, Count, FilePath
 from fedleak.scenario.section import Named as Named
@@ -38,8 +40,10 @@ _LATER = (
     ("evaluation", "every"),
     ("evaluation", "test_images"),
     ("evaluation", "lpips"),
+    ("evaluation", "inference"),
+    ("evaluation", "membership"),
+    ("evaluation", "canaries"),
 )
-Rounds = Literal["all"] | Annotated[tuple[Count, ...], Field(min_length=1)]
 
 
 class Columns(Section):
@@ -221,26 +225,6 @@ class DefenseSpec(Named):
     """One defense; its own parameters stand beside the name."""
 
 
-class Evaluation(Section):
-    """How the truth reaches the report, and what is measured."""
-
-    truth: Literal["reveal", "score"] = Field(
-        default="reveal", description="reveal: clients return their batches for the report; score: only metrics leave them"
-    )
-    every: Count = Field(default=1, description="test accuracy each so many rounds, in attacked rounds, and at the end")
-    test_images: Count | None = Field(default=None, description="at most so many test images, evenly spaced; all by default")
-    lpips: FilePath | None = Field(
-        default=None,
-        description="safetensors with AlexNet's features and LPIPS' heads, as fedleak/modalities/image/lpips.py makes it",
-    )
-    delta: float = Field(
-        default=1e-5,
-        ge=1e-30,
-        lt=1,
-        description="probability at which epsilon is stated; keep it below one over the number of images",
-    )
-
-
 class Scenario(Section):
     """One experiment.
 
@@ -278,6 +262,21 @@ class Scenario(Section):
     def attacked(self, server_round: int) -> bool:
         """Say whether any attack strikes in ``server_round`` (from 1)."""
         return self.server.curious and any(spec.strikes(server_round) for spec in self.attacks)
+
+    def struck(self, server_round: int) -> int | None:
+        """Return how many updates of ``server_round`` (from 1) attacks strike, always the first; ``None`` for all.
+
+        Where there is no attack at all, the first and the last round are taken for struck.
+        """
+        if not self.attacks:
+            return None if server_round in (1, self.federation.rounds) else 0
+        most = [spec.clients for spec in self.attacks if spec.strikes(server_round)]
+        return None if "all" in most else max((int(clients) for clients in most), default=0)
+
+    def canary(self, client: int) -> bool:
+        """Say whether a client sends a random direction in place of what it trained."""
+        canaries = self.evaluation.canaries
+        return canaries is not None and client >= self.federation.clients - canaries.count
 
     @property
     def public(self) -> Scenario:

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from flwr.app import Array, ArrayRecord
+import torch
+from flwr.app import Array, ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
+from fedleak.attacks.membership.base import Examples
 from fedleak.data.federated import FederatedData
 from fedleak.data.statistics import evenly_spaced
 from fedleak.defenses.secure_aggregation import most_weight, secure_aggregation
 from fedleak.events import Listener, silent
 from fedleak.models.base import buffer_names
 from fedleak.observation import Observation
+from fedleak.positions.base import Honest
 from fedleak.positions.books import Books
 from fedleak.positions.campaign import Campaign
+from fedleak.positions.canaries import CanaryWatch
 from fedleak.positions.door import Door
 from fedleak.positions.grading import Grader
 from fedleak.positions.honest_but_curious import HonestButCurious
+from fedleak.positions.inference import Inference, PublicExamples
 from fedleak.positions.oracle import LabelOracle
 from fedleak.positions.recorder import Recorder
 from fedleak.positions.terms import Terms
 from fedleak.runs.folder import Arrays, Row, RunFolder
 from fedleak.sandbox.select import attackers_for
+from fedleak.scenario.evaluation import Membership
 from fedleak.scenario.schema import Scenario
 from fedleak.secagg.grid import SecureGrid
 from fedleak.seeding import Seed
@@ -101,7 +107,25 @@ def make_position(serving: Serving, directory: Directory, model: nn.Module, data
         surrogate=public_images(scenario, data),
     )
     campaign = make_campaign(serving, directory, model, data)
-    return HonestButCurious(recorder, campaign, every_round=scenario.server.captures == "all")
+    inference = make_inference(serving, directory, model, data)
+    return HonestButCurious(recorder, campaign, every_round=scenario.server.captures == "all", inference=inference)
+
+
+def make_inference(serving: Serving, directory: Directory, model: nn.Module, data: FederatedData) -> Inference:
+    """Return what reads off the updates what they tell without an image."""
+    scenario = serving.scenario
+    return Inference(
+        Terms.of(scenario),
+        scenario.evaluation,
+        serving.folder,
+        directory,
+        model,
+        lambda: public_examples(scenario, data),
+        struck=scenario.struck,
+        rounds=scenario.federation.rounds,
+        seed=Seed(scenario.seed).derive("inference"),
+        listener=serving.listener,
+    )
 
 
 def public_images(scenario: Scenario, data: FederatedData) -> Tensor | None:
@@ -110,6 +134,20 @@ def public_images(scenario: Scenario, data: FederatedData) -> Tensor | None:
     if Knowledge.SURROGATE not in scenario.threat.granted or test is None:
         return None
     return test.load(evenly_spaced(len(test), _SURROGATE_IMAGES))
+
+
+def public_examples(scenario: Scenario, data: FederatedData) -> PublicExamples:
+    """Return images of the test split, with labels: some that updates are compared with, and some that are candidates."""
+    test, asked = data.source.test, scenario.evaluation.membership or Membership()
+    if test is None or len(test) < 2:
+        return PublicExamples()
+    order = Seed(scenario.seed).derive("public-examples").numpy().permutation(len(test))
+    others, reference = (
+        order[: min(asked.others, len(test) // 2)],
+        order[::-1][: min(asked.reference, len(test) - len(test) // 2)],
+    )
+    found = [Examples(test.load(part.tolist()), torch.as_tensor(test.labels[part])) for part in (reference, others)]
+    return PublicExamples(*found)
 
 
 def federate(serving: Serving, grid: Grid, directory: Directory) -> None:
@@ -139,7 +177,11 @@ def federate(serving: Serving, grid: Grid, directory: Directory) -> None:
     position = make_position(serving, directory, model, data)
     if position is not None and done:
         position.recall()
-    door = Door(referee, directory, most_examples=data.largest_shard, summed=secure is not None, position=position)
+    watch = None
+    if scenario.evaluation.canaries is not None:
+        shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
+        watch = CanaryWatch(scenario, serving.folder, shapes, position or Honest())
+    door = Door(referee, directory, most_examples=data.largest_shard, summed=secure is not None, position=watch or position)
     secured = None
     if secure is not None:
         grid = secured = SecureGrid(
@@ -158,10 +200,16 @@ def federate(serving: Serving, grid: Grid, directory: Directory) -> None:
 
     ledger = Ledger(door, serving.folder, serving.listener)
     auditor = Auditor(scenario, serving.folder, ledger, door, trainer, model, data, done, costs=costs, listener=serving.listener)
+
+    def close(flower_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        if watch is not None:
+            watch.moved(flower_round + (done or 0), arrays)
+        return auditor.close(flower_round, arrays)
+
     left = scenario.federation.rounds - (done or 0)
     strategy, timeout = Resumed(door, done or 0), scenario.federation.timeout
     try:
-        strategy.start(grid, arrays, num_rounds=left, timeout=timeout, evaluate_fn=auditor.close)
+        strategy.start(grid, arrays, num_rounds=left, timeout=timeout, evaluate_fn=close)
     finally:
         if position is not None:
             position.close()

@@ -1,0 +1,1 @@
+"""Membership tests: whether given candidate examples took part in an update."""
