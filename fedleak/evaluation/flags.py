@@ -15,9 +15,12 @@ from fedleak.attacks.base import Reconstruction
 from fedleak.attacks.counters.base import counters
 from fedleak.defenses.base import defenses
 from fedleak.evaluation.grade import Grade
+from fedleak.evaluation.misfit import misfit
 from fedleak.modalities.base import Measure
 from fedleak.observation import Observation, Tensors
 
+MISFIT: Final = "no-sgd-step-fits"
+"""The flag of an update that the local training told cannot have made."""
 TINY_UPDATE: Final = 1e-8
 """Norm of an update, relative to the norm of the parameters, below which it is called tiny."""
 
@@ -46,6 +49,12 @@ FLAGS: Final[dict[str, Flag]] = {
     "batchnorm-train-mode": Flag(
         "BatchNorm used the statistics of the client's own batch, so each image's gradient depends on all the others.",
         "Set local.mode to 'eval' for the easier case, or grant the statistics with the preset 'batchnorm-known'.",
+    ),
+    "no-sgd-step-fits": Flag(
+        "No local training as it was told makes this update: a rate, a momentum, the optimiser, the loss or a number of images "
+        "is another, so that attacks looked for what was not there, and a low figure says nothing.",
+        "Say how clients train in [local], or in curious(): optimizer, lr_scheduler, loss, learning_rate, and num-examples that "
+        "count images; the line that comes with it names what does not fit.",
     ),
     "several-local-steps": Flag(
         "Several local steps are read as one averaged gradient, though each was taken at other weights.",
@@ -116,7 +125,7 @@ FLAGS: Final[dict[str, Flag]] = {
 """Every flag by its name."""
 
 
-def update_flags(observation: Observation, model: nn.Module) -> tuple[str, ...]:
+def update_flags(observation: Observation, model: nn.Module, *, unfit: bool | None = None) -> tuple[str, ...]:
     """Return the flags that the update and its setting raise, before any attack.
 
     Parameters
@@ -125,6 +134,8 @@ def update_flags(observation: Observation, model: nn.Module) -> tuple[str, ...]:
         As the attack is given it; what the threat model does not grant raises no flag.
     model : Module
         Of the architecture that the clients train.
+    unfit : bool, optional
+        Whether :func:`~fedleak.evaluation.misfit.misfit` found something, for who has asked already.
 
     Returns
     -------
@@ -146,6 +157,7 @@ def update_flags(observation: Observation, model: nn.Module) -> tuple[str, ...]:
             "tiny-update": 0 < norm < TINY_UPDATE * _norm(observation.parameters),
             "dropout-on": "dropout-on" in defended or (training and any(_drops(layer) for layer in layers)),
             "batchnorm-train-mode": any(_uses_batch_statistics(layer, training) for layer in layers),
+            MISFIT: unfit if unfit is not None else misfit(observation, model) is not None,
             "several-local-steps": observation.kind == "weights" and local is not None and local.steps > 1,
             "no-adaptive-attacker": any(one["name"] not in counters.names() for one in observation.defenses or ()),
             "labels-given": observation.labels is not None,

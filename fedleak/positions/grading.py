@@ -18,6 +18,7 @@ from fedleak.client.known import UNKNOWN
 from fedleak.errors import ReplyError
 from fedleak.evaluation.flags import grade_flags, result_flags, update_flags
 from fedleak.evaluation.grade import Figures, Grade
+from fedleak.evaluation.misfit import misfit
 from fedleak.evaluation.wire import grades_from_record
 from fedleak.modalities.base import Batch, Spec, select, size
 from fedleak.modalities.find import exhibit, measure
@@ -29,6 +30,7 @@ from fedleak.runs.folder import Row, RunFolder, stem
 from fedleak.wire.arrays import decoded
 from fedleak.wire.directory import Directory
 
+_SUCCESS = ("solved", "converged")
 _Answer = tuple[list[Grade], list[int] | None, dict[str, float | None]]
 
 
@@ -70,6 +72,7 @@ class Grader:
         self._directory = directory
         self._public = public
         self._counts: dict[tuple[int, ...], Row] = {}
+        self._latest_misfit: tuple[tuple[int, int] | None, str | None] = None, None
         self._revealed: dict[str, dict[str, Tensor]] = {}
 
     def grade(
@@ -77,7 +80,10 @@ class Grader:
     ) -> list[Row]:
         """Return one row for each private example, with the client that owns it; or one row that says why there is none."""
         told = self._told(observation)
-        flags = [*update_flags(told, model), *result_flags(result)]
+        unfit = self._misfit(told, model)
+        flags = [*update_flags(told, model, unfit=unfit is not None), *result_flags(result)]
+        if unfit is not None:
+            result = _not_solved(result, unfit)
         if models_steps:
             flags = [flag for flag in flags if flag != "several-local-steps"]
         counted = dict(self._counted(told, model)) | {"cohort": list(observation.clients) or None}
@@ -148,6 +154,13 @@ class Grader:
                 "weakest_layer": weakest(counts[:-1]).layer if counts[:-1] else None,
             }
         return self._counts[key]
+
+    def _misfit(self, told: Observation, model: nn.Module) -> str | None:
+        """Return what of an update does not fit its local training as told; looked for once for all attacks on it."""
+        key = told.round, told.client
+        if self._latest_misfit[0] != key:
+            self._latest_misfit = key, misfit(told, model)
+        return self._latest_misfit[1]
 
     def _told(self, observation: Observation) -> Observation:
         """Fill in what the scenario's author knows: flags are for the reader of the report, not for the attacker."""
@@ -231,6 +244,12 @@ class Grader:
     def _failed(self, result: Reconstruction, error: str, flags: list[str]) -> Row:
         row = failed_row(self.terms, result.attack, result.round, result.client, error, flags, self.modality)
         return row | {key: value for key, value in base_row(self.terms, result, self.modality).items() if key in row}
+
+
+def _not_solved(result: Reconstruction, unfit: str) -> Reconstruction:
+    """Return a result that claims no success: what an attack found explains an update that was not made as it was told."""
+    said = "; ".join(part for part in (result.method, f"the update does not fit what was told: {unfit}") if part)
+    return replace(result, stop_reason="misfit" if result.stop_reason in _SUCCESS else result.stop_reason, method=said)
 
 
 def _batch(observation: Observation, result: Reconstruction) -> dict[str, Tensor]:

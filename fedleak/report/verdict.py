@@ -7,11 +7,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from fedleak.evaluation.flags import MISFIT
 from fedleak.modalities.base import Measure
 from fedleak.printable import plural
 from fedleak.report.formats import enumerated, figure
 from fedleak.report.gallery import Gallery, Place, Series
 from fedleak.runs.records import RunRecords, rows_of, table
+
+_UNFIT = (
+    "cannot come of the local training that was told (flag no-sgd-step-fits; what does not fit stands with each row): attacks "
+    "looked for what was not there."
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class _Score:
     graded: int
     failed: int
     updates: int
+    unfit: int
     guesses: dict[str, float]  # by what a sentence calls them
 
 
@@ -86,6 +93,7 @@ def _score(gallery: Gallery, series: Series) -> _Score | None:
         graded=len(graded),
         failed=len({place[:2] for place, row in rows if row.get("error")}),
         updates=len({place[:2] for place, _ in rows}),
+        unfit=len({place[:2] for place, row in rows if MISFIT in (row.get("flags") or ())}),
         guesses={
             baseline.phrase: mean
             for baseline in measure.baselines
@@ -103,6 +111,11 @@ def _judge(measure: Measure, best: _Score, scores: list[_Score]) -> Verdict:
     if best.failed:
         updates = plural(best.updates, "update")
         details.append(f"{name} failed on {best.failed:,} of {updates}; {measure.nouns} only in those count as not rebuilt.")
+    if best.unfit:
+        details.insert(0, f"{best.unfit} of {plural(best.updates, 'update')} {_UNFIT}")
+    if not best.close and best.unfit:
+        told = "What was told of the clients' training is not so: this run does not show that nothing leaks."
+        return Verdict("", told, details)
     if not best.close:
         sentence = f"{nouns} rebuilt above {seen}." if private else f"{nouns} came above {seen}."
         return Verdict(f"None of {best.total:,}", sentence, details, leaks=False)

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedleak.attacks.base import attacks
 from fedleak.errors import ScenarioError, ends_contained
+from fedleak.evaluation.flags import MISFIT
 from fedleak.modalities.find import measure_of
 from fedleak.runs.folder import Row
 from fedleak.runs.records import RunRecords, number, read_records, table
@@ -36,7 +37,8 @@ def run_rows(folder: Path, *, known: Collection[str] = (), allow_code: bool = Fa
     list of dict
         ``metrics`` are the measure's figures and ``baseline`` the headline of each guess, means over examples; ``best`` is the
         headline of the example rebuilt best. Shares are in [0, 1]; ``cpu_seconds`` for each attacked update; ``seconds``,
-        ``bytes`` and ``coded_bytes`` for each client's reply, as in the summary's ``cost``; ``examples`` holds, one by one, a
+        ``bytes`` and ``coded_bytes`` for each client's reply, as in the summary's ``cost``; ``misfit`` is the
+        share of updates that do not fit the local training told; ``examples`` holds, one by one, a
         name (equal for the same private example in two rounds), the gain, where it is shown, and whether it was
         identified. A value is ``None`` where it is unknown.
 
@@ -141,6 +143,7 @@ def _leak(rows: list[Row], folder: Path) -> Row:
         "label_accuracy": _mean(row.get("label_correct") for row in rows),
         "identification": _mean(row.get("identified") for row in rows),
         "cpu_seconds": _mean(row.get("cpu_seconds") for row in updates.values()),
+        "misfit": _mean(float(MISFIT in (row.get("flags") or ())) for row in updates.values()),
         "examples": examples,
     }
 

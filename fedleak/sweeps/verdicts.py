@@ -24,9 +24,10 @@ The rules, in this order:
    from what the best attack has on the control.
 2. degrades: an attack leaks something, but the upper end of its gain, and of that of every other attack that does, is 3 dB
    or more below the control's mean.
-3. inconclusive: no attack leaks anything, and there is no finished control, or no attack succeeds on it either; or an
-   interval reaches above 2 dB; or rule 4 lacks something. The reason says which. Without a control that works, only an
-   attack that succeeds counts as leaking.
+3. inconclusive: no attack leaks anything, and updates do not fit what attackers were told of the local training (the flag
+   no-sgd-step-fits, here or on the control: they looked for what was not there); or there is no finished control, or no attack
+   succeeds on it either; or an interval reaches above 2 dB; or rule 4 lacks something. The reason says which. Without a control
+   that works, only an attack that succeeds counts as leaking.
 4. blocks: every attack fails, and one of them knows the defense (it requires that knowledge and was granted it), succeeds on
    the control, and returned examples for nine updates in ten; with at least 2 seeds and 8 examples. It means these attackers,
    this many examples: the reason says which share of examples may still leak. Who goes through only some of the defenses
@@ -81,6 +82,8 @@ class Attacked:
         The same for a guess.
     measure : Measure
         Of the examples' modality.
+    misfit : float
+        Share of updates in [0, 1] that the local training told cannot have made.
     """
 
     attack: str
@@ -92,6 +95,7 @@ class Attacked:
     identified: Interval | None
     chance: float | None
     measure: Measure
+    misfit: float = 0.0
 
     @property
     def succeeds(self) -> bool:
@@ -194,6 +198,7 @@ def _attacked(rows: Sequence[Row]) -> Attacked:
         identified=interval([[statistics.fmean(values) for values in found.values()] for found in identified]),
         chance=statistics.fmean(chances) if chances else None,
         measure=measure,
+        misfit=max(float(row.get("misfit") or 0.0) for row in rows),
     )
 
 
@@ -242,6 +247,8 @@ def judge_control(found: Sequence[Attacked]) -> tuple[Word, str]:
     winner = next((one for one in found if one.succeeds), None)
     if winner is not None:
         return "leaks", f"Undefended: {_gained(winner)}."
+    if (unfit := _unfit(found)) is not None:
+        return "inconclusive", unfit
     return "inconclusive", f"No attack succeeds where nothing defends: at best, {_gained(found[0])}."
 
 
@@ -262,18 +269,32 @@ def judge(found: Sequence[Attacked], control: Sequence[Attacked] | None) -> tupl
         winner = next((one for one in found if one.succeeds), None)
         if winner is not None:
             return "leaks", f"{_gained(winner)}, though no attack succeeds on the control."
+        if (unfit := _unfit([*found, *(control or ())])) is not None:
+            return "inconclusive", unfit
         if not control:
             return "inconclusive", "There is no finished control to compare with."
         return "inconclusive", f"The undefended control failed too: at best, {_gained(control[0])}."
     leaky = [one for one in found if one.leaks_something]
     if not leaky:
-        return _blocked(found, control or ())
+        unfit = _unfit([*found, *(control or ())])
+        return _blocked(found, control or ()) if unfit is None else ("inconclusive", unfit)
     # The first is the best: one that succeeds comes before one with single examples, and that before one that only identifies.
     said = _said(sorted(leaky, key=lambda one: (not one.succeeds, not one.leaked))[0])
     without = f"{works.attack} has {_said_gain(works, works.gain.mean)} without the defense"
     if all(one.gain.high <= works.gain.mean - works.measure.thresholds.taken for one in leaky):
         return "degrades", f"{said}; {without}."
     return "leaks", f"{said}; {without}."
+
+
+def _unfit(found: Sequence[Attacked]) -> str | None:
+    """Say that attackers were told what is not so, if they were."""
+    worst = max((one.misfit for one in found), default=0.0)
+    if not worst:
+        return None
+    return (
+        f"{worst:.0%} of the updates do not fit what was told of the local training, so that attacks looked for what was not "
+        "there (no-sgd-step-fits)."
+    )
 
 
 def _said(one: Attacked) -> str:

@@ -143,3 +143,13 @@ def test_a_model_that_is_another_than_its_name_gives_a_failed_row(tmp_path: Path
     errors = {row["client"]: row["error"] for row in found}
     assert (errors[0], errors[1]) == (None, None)
     assert "expected " + "0" * 64 in str(errors[2])
+
+
+def test_a_result_on_an_update_that_does_not_fit_is_not_called_solved():
+    from fedleak.attacks.base import Reconstruction
+    from fedleak.positions.grading import _not_solved
+
+    for reason, after in (("solved", "misfit"), ("converged", "misfit"), ("budget", "budget")):
+        found = _not_solved(Reconstruction(None, stop_reason=reason, method="exact: analytic"), "a rate is higher")
+        assert found.stop_reason == after
+        assert found.method == "exact: analytic; the update does not fit what was told: a rate is higher"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from fedleak.report.gallery import Gallery
 from fedleak.report.verdict import verdict
 from fedleak.runs.records import read_records
@@ -78,3 +80,20 @@ def test_runs_that_say_nothing_say_so(make_run, lines):
 
 def test_no_attack_asked_for(make_run):
     assert headline(judge(make_run(lambda folder: [], attacks=[]))).startswith("The scenario names no attack")
+
+
+@pytest.mark.parametrize(
+    ("psnr", "said"),
+    [
+        (10.0, "What was told of the clients' training is not so: this run does not show that nothing leaks."),
+        (40.0, "2 of 2 private images rebuilt above 30 dB by dlg."),
+    ],
+)
+def test_updates_that_do_not_fit_what_was_told_are_no_sign_of_safety(make_run, lines, psnr, said):
+    def rows(folder):
+        good = [lines.image(folder, 1, client, "dlg", psnr) for client in (0, 1)]
+        return [good[0], {**good[1], "flags": ["no-sgd-step-fits"]}]
+
+    found = judge(make_run(rows))
+    assert headline(found) == said
+    assert found.details[0].startswith("1 of 2 updates cannot come of the local training that was told")

@@ -210,3 +210,15 @@ def test_accuracy_and_epsilon_are_means_over_runs_not_attacks(row):
     found = judged(rows, "none")
     assert found.accuracy == pytest.approx(0.6)
     assert found.epsilon == 1.0
+
+
+def test_updates_that_do_not_fit_what_was_told_show_nothing(row, control):
+    unfit = [{**one, "misfit": 0.5} for one in over_seeds(row, GREY)]
+    found = judged([*control, *unfit])
+    assert found.word == "inconclusive"
+    assert found.reason.startswith("50% of the updates do not fit what was told")
+    assert "no-sgd-step-fits" not in judged([*control, *over_seeds(row, GREY)]).reason
+    alone = judged([{**one, "misfit": 0.1} for one in over_seeds(row, GREY, "none")], "none")
+    assert alone.word == "inconclusive"
+    assert "(no-sgd-step-fits)" in alone.reason
+    assert judged([*control, *[{**one, "misfit": 0.5} for one in over_seeds(row, SEEN)]]).word == "leaks"

@@ -46,6 +46,25 @@ class Slots:
     step: tuple[int, ...] | None
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """The labels that explain the change of the classifier's bias best.
+
+    Attributes
+    ----------
+    slots : Slots
+        The places.
+    labels : tuple of int
+        Of each.
+    misfit : float
+        Norm of what they leave unexplained, relative to the norm of what is to be explained.
+    """
+
+    slots: Slots
+    labels: tuple[int, ...]
+    misfit: float
+
+
 def slots_of(local: LocalTraining) -> Slots:
     """Return a place for each image: in its own step if each is trained on at most once, and in all steps elsewhere."""
     count, size = local.num_examples, local.batch_size
@@ -75,8 +94,20 @@ def labelled_places(observation: Observation, model: nn.Module) -> tuple[Slots, 
     AttackError
         If the classifier is not linear with a bias, or its gradient tells nothing.
     """
+    found = fitted_places(observation, model) if speaks_otherwise(observation) else None
+    return None if found is None else (found.slots, found.labels)
+
+
+def fitted_places(observation: Observation, model: nn.Module) -> Fitted | None:
+    """Return the labels that explain the classifier's bias best, whatever the optimiser and the loss; ``None`` for too many.
+
+    Raises
+    ------
+    AttackError
+        If the classifier is not linear with a bias, or its gradient tells nothing.
+    """
     local = observation.local
-    if local is None or not speaks_otherwise(observation):
+    if local is None:
         return None
     told = local if observation.kind == "weights" else replace(local, steps=1, optimizer=None, rates=None)
     slots = slots_of(told)
@@ -91,7 +122,8 @@ def labelled_places(observation: Observation, model: nn.Module) -> tuple[Slots, 
     else:
         raise AttackError("labels are read off the change of the classifier's bias, but it has none; grant them, or use 'given'")
     predict = _Predictor(observation, model, told, linear)
-    return slots, _search(predict, slots, target)
+    labels, misfit = _search(predict, slots, target)
+    return Fitted(slots, labels, (misfit / float(target.square().sum().clamp_min(1e-30))) ** 0.5)
 
 
 class _Predictor:
@@ -158,8 +190,8 @@ class _Predictor:
         return found.view(count, classes, classes)
 
 
-def _search(predict: _Predictor, slots: Slots, target: Tensor) -> tuple[int, ...]:
-    """Return the label of each place."""
+def _search(predict: _Predictor, slots: Slots, target: Tensor) -> tuple[tuple[int, ...], float]:
+    """Return the label of each place, and the square that they leave unexplained."""
     shares, classes = slots.shares, len(target)
     count, one_hot = len(shares), torch.eye(classes, dtype=torch.float64)
     labels = [-1] * count
@@ -190,7 +222,7 @@ def _search(predict: _Predictor, slots: Slots, target: Tensor) -> tuple[int, ...
         total = _exchange(labels, total, contribution, misfits, slots)
         if labels == before:
             break
-    return tuple(labels)
+    return tuple(labels), float(misfits(total[None])[0])
 
 
 def _exchange(labels: list[int], total: Tensor, contribution, misfits, slots: Slots) -> Tensor:  # type: ignore[no-untyped-def]
