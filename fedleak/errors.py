@@ -95,7 +95,7 @@ def ends_contained(whose: str, kind: type[FedleakError] = ScenarioError) -> Iter
 def told(error: BaseException) -> str:
     """Return in one line what somebody's code raised, or that it asked for the program's end."""
     if isinstance(error, SystemExit):
-        return f"it called sys.exit({error.code!r:.60})"
+        return f"SystemExit: it called sys.exit({error.code!r:.60})"
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

@@ -100,8 +100,8 @@ def _done(order: Order, spec: AttackSpec, attack: Attack, apart: Apart, folder: 
     try:
         apart.begin()
         content = fulfil(order, spec, attack, apart, lambda name: Observation.load(folder.path / "captures" / name))
-    # One order must not end the others; the reason becomes its rows.
-    except Exception as error:  # noqa: BLE001
+    # One order must not end the others, nor a thread in which none would be heard of; the reason becomes its rows.
+    except BaseException as error:  # noqa: BLE001
         return _Told(order.name, error=one_line(f"{type(error).__name__}: {error}"))
     # What a process gave that died is not kept: the same command tries it again.
     return _Told(order.name, content) if apart.death is None else _Told(order.name, error=apart.death)

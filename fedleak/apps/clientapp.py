@@ -5,12 +5,19 @@ From the run configuration: ``scenario``, and ``allow-code``, without which a sc
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from flwr.app import Context, Message
 
 from fedleak.client.app import app as client_app
-from fedleak.client.mod import scenario_of
 from fedleak.scenario.code import check_allowed
+from fedleak.scenario.schema import Scenario, scenario_from
 from fedleak.secagg.client import SecuredApp
+
+
+@lru_cache(maxsize=8)
+def _scenario(text: str) -> Scenario:
+    return scenario_from(text)
 
 
 class Allowed(SecuredApp):
@@ -24,7 +31,7 @@ class Allowed(SecuredApp):
         ScenarioError
             With what would be run.
         """
-        check_allowed(scenario_of(context), context.run_config)
+        check_allowed(_scenario(str(context.run_config.get("scenario", ""))), context.run_config)
         return super().__call__(message, context)
 
 

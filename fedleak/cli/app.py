@@ -19,6 +19,7 @@ from fedleak.cli import sweep as sweeps
 from fedleak.cli.terminal import (
     AllowCode,
     Device,
+    Ending,
     Overrides,
     Quiet,
     ScenarioFile,
@@ -30,7 +31,7 @@ from fedleak.cli.terminal import (
     interrupted,
     quieten,
 )
-from fedleak.errors import FedleakError, ScenarioError
+from fedleak.errors import FedleakError, ScenarioError, told
 from fedleak.process.abandoned import leave
 
 if TYPE_CHECKING:
@@ -218,8 +219,11 @@ def report(
         with opened.alone():
             for done in set_aside(opened):
                 errors.print(escape(str(done)), highlight=False, soft_wrap=True)
-    summary = write_summary(opened)
-    write_report(folder)
+    try:
+        summary = write_summary(opened)
+        write_report(folder)
+    except FedleakError as error:
+        raise ScenarioError(str(error)) from error  # nothing else was to be done
     finish(Result(folder, summary))
 
 
@@ -325,7 +329,9 @@ def main() -> NoReturn:
     """Run the command line; turn expected errors into one line and an exit code."""
     registry.BESIDE[:] = [str(Path.cwd())]  # a scenario may name the user's own module beside it
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        raise Ending(app(standalone_mode=False) or 0)
+    except Ending:
+        raise
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(2)
@@ -340,3 +346,7 @@ def main() -> NoReturn:
         fail("failed", str(error), 1)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
+    except Exception:  # a fault of this program: its traceback is for whoever mends it
+        raise
+    except BaseException as error:  # noqa: BLE001
+        fail("error", f"code that was asked for by name ended the program ({told(error)}); mend it", 2)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
 
-from fedleak.cli.terminal import Device, Overrides, Quiet, Threads, Verbose, console, errors, interrupted, quieten
+from fedleak.cli.terminal import Device, Ending, Overrides, Quiet, Threads, Verbose, console, errors, interrupted, quieten
 from fedleak.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def claim(
     console.print(f"Reports: {escape(str(folder))}", highlight=False, soft_wrap=True)
     if not all(finding.holds for finding in findings):
         errors.print("Not every figure is in its range.", highlight=False)
-        sys.exit(1)
+        raise Ending(1)
 
 
 def _list(found: list[tuple[Path, Claim]]) -> None:

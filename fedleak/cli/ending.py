@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from rich.markup import escape
 
-from fedleak.cli.terminal import console, errors
+from fedleak.cli.terminal import Ending, console, errors
 
 if TYPE_CHECKING:
     from fedleak.experiment.result import Result
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 def fail(word: str, message: str, code: int) -> NoReturn:
     """Print one line, and end the process with ``code``."""
     errors.print(f"[red]{word}:[/red] {escape(' '.join(message.split()))}", highlight=False, soft_wrap=True)
-    sys.exit(code)
+    raise Ending(code)
 
 
 def finish(result: Result) -> None:
@@ -47,4 +46,4 @@ def finish(result: Result) -> None:
     console.print(f"{place}: {escape(str(result.report))}", highlight=False, soft_wrap=True)
     if summary["client_errors"]:
         errors.print(f"[red]{summary['client_errors']} client reply(s) failed[/red]; the report names them.", highlight=False)
-        sys.exit(1)
+        raise Ending(1)

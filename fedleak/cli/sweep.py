@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
 
-from fedleak.cli.terminal import AllowCode, Device, Overrides, Quiet, Verbose, console, errors, importing, interrupted, quieten
+from fedleak.cli.terminal import (
+    AllowCode,
+    Device,
+    Ending,
+    Overrides,
+    Quiet,
+    Verbose,
+    console,
+    errors,
+    importing,
+    interrupted,
+    quieten,
+)
 from fedleak.errors import ScenarioError
 
 if TYPE_CHECKING:
@@ -147,7 +158,7 @@ def _finish(result: SweepResult, earlier: str | None) -> None:
         errors.print(
             f"[red]{cells} run(s) failed[/red]; the report names them. Start it again to try them again.", highlight=False
         )
-        sys.exit(1)
+        raise Ending(1)
 
 
 def _show_found(file: Path, plan: Plan) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,10 @@ from rich.markup import escape
 from rich.segment import Segment
 
 from fedleak.printable import printable, quiet_log
+
+
+class Ending(SystemExit):
+    """The end of a command, by the command itself; any other ``SystemExit`` is by code that it was given."""
 
 
 class _Printable(RenderHook):
@@ -68,7 +71,7 @@ def interrupted(place: list[Path], command: str) -> NoReturn:
         on = f"; go on with: fedleak {command} --resume {folder}" if command in ("run", "deploy submit") else ""
         on = f"; go on with: fedleak {escape(command)}" if command.startswith(("attack ", "claim ", "sweep ")) else on
         errors.print(f"Interrupted. What is done is kept in {folder}{on}", highlight=False, soft_wrap=True)
-    sys.exit(130)
+    raise Ending(130)
 
 
 @contextmanager

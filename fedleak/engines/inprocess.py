@@ -125,8 +125,10 @@ class InProcessGrid(Grid):
         received = carried(message)
         try:
             reply = carried(self._app(received, self._contexts[message.metadata.dst_node_id]))
+        except KeyboardInterrupt:
+            raise
         # A client may raise anything, or return what is no message; like Flower's own engines, answer for it with an error.
-        except (Exception, SystemExit) as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001
             reply = Message(Error(code=_CLIENT_RAISED, reason=f"{type(error).__name__}: {error}"), reply_to=received)
         reply.metadata.__dict__["_message_id"] = f"{message_id}-reply"
         return reply

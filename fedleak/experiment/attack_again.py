@@ -81,11 +81,10 @@ def attack_run(
     remote = ray is not None and device.partition(":")[0] == "cuda"  # a GPU that this machine need not have
     device = "cuda" if remote else pick_device(device)
     wanted = tuple(AttackSpec(name=spec) if isinstance(spec, str) else spec for spec in specs)
-    with folder.alone(), ends_contained("a plugin of the scenario", FedleakError):
+    with folder.alone(), ends_contained("code that the scenario names", FedleakError):
         if not allow_code:
             refuse_code(_attacked_by(folder.scenario, ()), str(folder.path / "manifest.json"))
-        with ends_contained("a plugin of the scenario"):
-            checked = _check_again(folder, wanted, "cpu" if remote else device)
+        checked = _check_again(folder, wanted, "cpu" if remote else device)
         clients = clients_scenario(folder).secret  # they grade, so that they must know which images they trained on
         with runner_for(jobs=jobs, ray=ray, threads=threads, device=device) as runner:
             serving = Serving(checked.scenario.public, folder, checked.data, checked.model, device, listener)
@@ -93,6 +92,7 @@ def attack_run(
     return Result(folder.path, summary)
 
 
+@ends_contained("code that the scenario names")
 def _check_again(folder: RunFolder, wanted: tuple[AttackSpec, ...], device: str) -> Checked:
     """Return the run's scenario with other attacks, if they can attack what it captured."""
     scenario = folder.scenario

@@ -13,7 +13,7 @@ from fedleak.data.federated import FederatedData, federated_data
 from fedleak.defenses.chain import defended_model
 from fedleak.defenses.secagg_view import check_sums
 from fedleak.engines.room import check_room
-from fedleak.errors import ScenarioError
+from fedleak.errors import ScenarioError, ends_contained
 from fedleak.experiment.bounds import check_images, check_memory
 from fedleak.experiment.plugins import check_plugins
 from fedleak.experiment.training import check_local, check_protocol
@@ -46,6 +46,7 @@ class Checked:
     model: nn.Module
 
 
+@ends_contained("code that the scenario names")
 def check(scenario: Scenario, device: str = "cpu") -> Checked:
     """Build everything that a run needs, and refuse what could not run.
 

@@ -12,6 +12,7 @@ from fedleak.attacks.exact.count import LayerCount, count_update
 from fedleak.data.batches import images_behind, private_batch
 from fedleak.defenses.base import defenses
 from fedleak.defenses.secagg_view import only_sums
+from fedleak.errors import ends_contained
 from fedleak.experiment.check import Checked
 from fedleak.observation import UpdateKind
 from fedleak.positions.terms import Terms
@@ -41,6 +42,7 @@ class Difficulty:
     verdict: str
 
 
+@ends_contained("code that the scenario names")
 def difficulty(checked: Checked) -> Difficulty:
     """Say how hard it is to rebuild one client's batch, or a cohort's from its sum: unknowns, equations, and what blurs them."""
     scenario, data, model = checked.scenario, checked.data, checked.model

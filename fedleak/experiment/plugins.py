@@ -9,7 +9,7 @@ from fedleak.attacks.base import JOINT, Attack, attacks
 from fedleak.attacks.labels.base import label_rules
 from fedleak.defenses.base import defenses
 from fedleak.defenses.chain import check_combination
-from fedleak.errors import DefenseError, ParameterError, ScenarioError
+from fedleak.errors import DefenseError, FedleakError, ParameterError, ScenarioError, ends_contained, told
 from fedleak.experiment.measures import check_measures
 from fedleak.observation import UpdateKind
 from fedleak.registry import Registry
@@ -53,6 +53,11 @@ def _build(registry: Registry[Any], spec: Named, where: str, also: Iterable[str]
         return plugin(**spec.parameters)
     except ParameterError as error:
         raise error.at(where, also) from error
+    except (FedleakError, KeyboardInterrupt):
+        raise
+    # A plugin by anybody may raise anything, and must not end the program.
+    except BaseException as error:
+        raise ScenarioError(f"{where}: building '{spec.name}' failed ({told(error)}); mend the plugin") from error
 
 
 def _check_granted(
@@ -71,6 +76,7 @@ def _check_granted(
     )
 
 
+@ends_contained("code that the scenario names")
 def check_plugins(scenario: Scenario) -> None:
     """Refuse what can be told without the data: a plugin, a parameter, or two that do not go together.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedleak.data.federated import FederatedData
 from fedleak.defenses.base import defenses
-from fedleak.errors import ScenarioError
+from fedleak.errors import ScenarioError, ends_contained
 from fedleak.experiment.check import Checked, check
 from fedleak.observation import Observation
 from fedleak.positions.terms import Terms
@@ -42,6 +42,7 @@ def known_code(given: Scenario | None) -> Collection[str]:
     return set(code_of(given).values()) if given is not None else ()
 
 
+@ends_contained("code that the scenario names")
 def reopen(folder: RunFolder, device: str, *, known: Collection[str], allow_code: bool, repairing: bool) -> Checked:
     """Build what a run needs to go on after its last whole round, and refuse a folder that it cannot go on in.
 

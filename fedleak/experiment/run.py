@@ -118,7 +118,7 @@ def run(
             on_start=on_start,
         )
     device = pick_device(device)
-    with ExitStack() as held, ends_contained("a plugin of the scenario", FedleakError):
+    with ExitStack() as held, ends_contained("code that the scenario names", FedleakError):
         clients_here = where is None
         if folder is None:
             folder, checked, asked = _start(asked, out, device, held, secret, clients_here=clients_here)
@@ -128,8 +128,7 @@ def run(
             if is_over(folder):
                 return _finished(folder, anew=bool(repaired))
             asked = clients_scenario(folder) if clients_here else folder.scenario
-            with ends_contained(f"{folder.path}: a plugin of its scenario"):
-                checked = reopen(folder, device, known=known_code(given), allow_code=allow_code, repairing=repairing)
+            checked = reopen(folder, device, known=known_code(given), allow_code=allow_code, repairing=repairing)
         where, public = where or engine(asked.federation.engine), checked.scenario.public
         if on_start is not None:
             on_start(folder.path)
@@ -173,8 +172,7 @@ def _deployed(
         if repairing:
             with folder.alone():
                 repair(folder)
-    with ends_contained("a plugin of the scenario"):
-        check_plugins(asked)
+    check_plugins(asked)
     done = deploy(asked, resume=None if folder is None else folder.path, **options)
     return Result(done.path, done.summary, done.here)
 
@@ -237,8 +235,7 @@ def _start(
     """Make the run's folder; return it, what was checked, and the scenario as its clients are given it."""
     path = Path(out) if out is not None else default_folder(given)
     refuse_existing(path)
-    with ends_contained("a plugin of the scenario"):
-        checked = check(given, device)
+    checked = check(given, device)
     if clients_here and given.secret is None:
         given = given.model_copy(update={"secret": secrets.checked(secret) or secrets.draw()})
     elif clients_here and not secrets.is_secret(given.secret):

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import nn
 
-from fedleak.errors import ParameterError, ScenarioError, nearest
+from fedleak.errors import ParameterError, ScenarioError, nearest, told
 from fedleak.modalities.image import InputSpec
 from fedleak.models.base import ModelBuilder, models
 from fedleak.models.outputs import ready
@@ -71,9 +71,11 @@ def _build_users(spec: Model, function: Callable[..., Any], input: InputSpec) ->
     arguments = _users_arguments(where, function, spec.parameters, input)
     try:
         model = function(**arguments)
-    # The user's function may raise anything.
-    except Exception as error:  # noqa: BLE001
-        raise ScenarioError(f"{where}: raised {type(error).__name__}: {error}; called with {_listed(arguments)}") from error
+    except KeyboardInterrupt:
+        raise
+    # The user's function may raise anything, and must not end the program.
+    except BaseException as error:
+        raise ScenarioError(f"{where}: raised {told(error)}; called with {_listed(arguments)}") from error
     if not isinstance(model, nn.Module):
         raise ScenarioError(f"{where}: returned {type(model).__name__}, expected a torch.nn.Module")
     _check_parameters(where, model)

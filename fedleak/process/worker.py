@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from fedleak.errors import FedleakError
+from fedleak.errors import FedleakError, told
 from fedleak.printable import quiet_log
 
 Work = Callable[[str, Callable[[str], None]], None]
@@ -49,9 +49,11 @@ def _serve(work: Work, job: str, answers: TextIO) -> None:
         work(job, lambda what: _answer(answers, kind="at", what=what))
     except FedleakError as failure:
         error = str(failure)
+    except KeyboardInterrupt:
+        raise
     # One job must not end the others, whatever its plugins raise; the reason becomes its row.
-    except Exception as failure:  # noqa: BLE001
-        error = f"{type(failure).__name__}: {failure}"
+    except BaseException as failure:  # noqa: BLE001
+        error = told(failure)
     _answer(answers, kind="done", error=error)
 
 

@@ -78,8 +78,10 @@ def strike(
         with quarantine(threads), seed.isolated():
             results = limited(call, seconds)
             return [sound(result, seen) for result, seen in zip(results, observations, strict=True)]
+    except KeyboardInterrupt:
+        raise
     # The one broad except of the server: a plugin by anybody may raise anything, and the federation must go on.
-    except (Exception, SystemExit) as error:  # noqa: BLE001
+    except BaseException as error:  # noqa: BLE001
         return failures(observations, f"{type(error).__name__}: {error}")
 
 
@@ -90,8 +92,10 @@ def show(attack: Attack, observations: Sequence[Observation], threads: int, seco
             given = copy.deepcopy(list(observations))
             with quarantine(threads):
                 limited(partial(attack.remember, given), seconds)
+        except KeyboardInterrupt:
+            raise
         # As in a strike: a plugin by anybody may raise anything.
-        except (Exception, SystemExit) as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001
             return f"{type(error).__name__}: {error}"
     return None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import closing
 
-from fedleak.errors import FedleakError
+from fedleak.errors import FedleakError, told
 from fedleak.printable import quiet_log
 from fedleak.process import cluster
 from fedleak.process.pool import Watcher
@@ -53,7 +53,9 @@ def _task(text: str) -> str | None:
         run_cell(Job.from_json(text))
     except FedleakError as error:
         return str(error)
+    except KeyboardInterrupt:
+        raise
     # One cell must not end the others, whatever its plugins raise; the reason becomes its row.
-    except Exception as error:  # noqa: BLE001
-        return f"{type(error).__name__}: {error}"
+    except BaseException as error:  # noqa: BLE001
+        return told(error)
     return None
