@@ -104,7 +104,6 @@ def up(
     refused.
     """
     from fedleak.deploy.services import Layout, Services
-    from fedleak.scenario import secret
 
     quieten(False)
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore Ctrl-C otherwise
@@ -116,8 +115,6 @@ def up(
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         place.write_text(services.superlink.model_dump_json(), encoding="utf-8")
-        if secret.placed([folder], None) is None:
-            secret.place(folder, secret.draw(), named=False)
         text = f"SuperLink at {services.superlink.address}, {services.clients} client(s) connected; run folders go to {runs}."
         console.print(escape(text), highlight=False, soft_wrap=True)
         option = "" if folder == _DIR else f" --deployment {folder}"
@@ -179,9 +176,8 @@ def submit(
     from fedleak.engines.deployment import deploy
     from fedleak.experiment.plugins import check_plugins
     from fedleak.experiment.result import Result
+    from fedleak.scenario import secret as secrets
     from fedleak.scenario.schema import load_scenario, parse_scenario
-    from fedleak.scenario.secret import is_secret
-    from fedleak.scenario.secret import place as place_secret
 
     quieten(False)
     given = load_scenario(scenario, set_ or []) if scenario is not None else _of_folder(resume, allow_code)
@@ -189,9 +185,11 @@ def submit(
         place: dict[str, Any] = {"address": superlink, "insecure": insecure, "root_certificates": root_certificates}
     else:
         place = _running(deployment)
-        if is_secret(given.secret):
-            # The nodes of `up` are this user's, on this machine; the server is told the fingerprint alone.
-            place_secret(deployment, str(given.secret), named=True)
+        # The nodes of `up` are this user's, on this machine; the server is told the fingerprint alone.
+        if secrets.is_secret(given.secret):
+            secrets.place(deployment, str(given.secret), named=True)
+        elif given.secret is None and secrets.placed([deployment], None) is None:
+            secrets.place(deployment, secrets.draw(), named=False)
     text = given.model_dump(mode="json")
     link = {**place, "root_certificates": _text(place["root_certificates"])}
     text["federation"] |= {"engine": "deployment", "superlink": link, "client_resources": None}
