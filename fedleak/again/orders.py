@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from fedleak.attacks.base import Attack, Reconstruction
+from fedleak.errors import AttackError
 from fedleak.observation import Observation
+from fedleak.sandbox.apart import Apart
 from fedleak.sandbox.attackers import Attackers
 from fedleak.sandbox.packing import Made, Unpacked, encode
 from fedleak.sandbox.strike import groups
@@ -107,14 +107,45 @@ def fulfil(order: Order, spec: AttackSpec, attack: Attack, attackers: Attackers,
     return encode(Made(tuple(results), tuple(problems)), order.key)
 
 
+class _OnWorker:
+    """A process of attacks that one of Ray's workers keeps from one task to the next, and what it was started with."""
+
+    def __init__(self, shared: bytes, device: str, threads: int) -> None:
+        unpacked = Unpacked(shared)
+        self.started_with = shared, device, threads
+        self.specs, self.attacks, server = unpacked.scenario.attacks, unpacked.attacks(), unpacked.scenario.server
+        limits: dict[str, Any] = {"limit": server.attack_limit, "memory": server.attack_memory}
+        self.apart = Apart(self.attacks, lambda: shared, device=device, threads=threads, **limits)
+
+
+_kept: list[_OnWorker] = []
+
+
+def _on_worker(shared: bytes, order: Order) -> _OnWorker:
+    if _kept and _kept[0].started_with != (shared, order.device, order.threads):
+        _kept.pop().apart.close()
+    if not _kept:
+        _kept.append(_OnWorker(shared, order.device, order.threads))
+    return _kept[0]
+
+
 def work_on_ray(line: str, shared: bytes, captures: Mapping[str, Any]) -> bytes:
-    """Do an order in a task on Ray; ``captures`` are references to the files' bytes, fetched a round at a time."""
+    """Do an order in a task on Ray; ``captures`` are references to the files' bytes, fetched a round at a time.
+
+    The attack runs in a process of its own there too: Ray's worker can ask the cluster who started what, with which arguments.
+
+    Raises
+    ------
+    AttackError
+        If that process died.
+    """
     import ray
 
-    order, unpacked = Order.from_json(line), Unpacked(shared)
-    torch.set_num_threads(order.threads)
-    attackers = unpacked.attackers(order.device, order.threads, watched=True)
-    spec, attack = unpacked.scenario.attacks[order.attack], unpacked.attacks()[order.attack]
-    return fulfil(
-        order, spec, attack, attackers, lambda name: unpacked.complete(Observation.from_bytes(ray.get(captures[name]), name))
-    )
+    order = Order.from_json(line)
+    here = _on_worker(shared, order)
+    here.apart.begin()
+    spec, attack = here.specs[order.attack], here.attacks[order.attack]
+    made = fulfil(order, spec, attack, here.apart, lambda name: Observation.from_bytes(ray.get(captures[name]), name))
+    if here.apart.death is not None:
+        raise AttackError(here.apart.death)
+    return made

@@ -53,10 +53,11 @@ class OnCores:
         """Do all orders; an interrupt ends the processes at once."""
         shared = (folder.path / PLACE / SHARED).read_bytes()
         unpacked = Unpacked(shared)
-        attacks, limit = unpacked.attacks(), unpacked.scenario.server.attack_limit
+        attacks, server = unpacked.attacks(), unpacked.scenario.server
+        limits: dict[str, Any] = {"limit": server.attack_limit, "memory": server.attack_memory}
         waiting, told = deque(orders), queue.SimpleQueue[_Told]()
         crews = [
-            Apart(attacks, lambda: shared, device=self._device, threads=self._threads, limit=limit)
+            Apart(attacks, lambda: shared, device=self._device, threads=self._threads, **limits)
             for _ in range(min(self._jobs, len(orders)))
         ]
 

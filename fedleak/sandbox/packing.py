@@ -84,7 +84,7 @@ def pack(scenario: Scenario, model: nn.Module, input: InputSpec, surrogate: Tens
         model=scenario.model.model_copy(update={"weights": None}),
         defenses=[spec for spec in scenario.defenses if defenses.get(spec.name).on_architecture is not Defense.on_architecture],
         attacks=scenario.attacks,
-        server=Server(attack_limit=scenario.server.attack_limit),
+        server=Server(attack_limit=scenario.server.attack_limit, attack_memory=scenario.server.attack_memory),
     )
     facts = {
         "scenario": told.to_json(),

@@ -2,12 +2,15 @@
 
 import importlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fedleak.client import mod
+from fedleak.deploy.services import Layout, Services
 from fedleak.errors import ScenarioError
 from fedleak.experiment import run as api
 from fedleak.experiment.attack_again import attack_run
@@ -15,66 +18,48 @@ from fedleak.experiment.result import Result
 from fedleak.observation import Observation
 from fedleak.runs.folder import RunFolder
 from fedleak.scenario.schema import AttackSpec, Scenario
+from fedleak.scenario.secret import KEPT, place
+from fedleak.seeding import Seed
 
 Build, Start = Callable[..., Scenario], Callable[..., Result]
 Facts = Callable[[Path], Any]
 
-SNEAK = '''
-import gc, json, os, sys
-import torch
-from fedleak.attacks.base import Attack, Reconstruction
-
-ROOMS = ("fedleak.client", "fedleak.data", "fedleak.runs", "fedleak.engines", "fedleak.server")
-
-class Sneak(Attack):
-    """Tries the ways that lead to the clients where an attack shares their process."""
-
-    name = "sneak"
-
-    def reconstruct(self, observation, model, *, rng, device, budget):
-        found = []
-        for one in gc.get_objects():
-            kind = type(one)
-            if str(kind.__module__).startswith(ROOMS):
-                found.append(f"object {kind.__module__}.{kind.__name__}")
-        frame = sys._getframe()
-        while frame is not None:
-            found += [f"frame {name}" for name in ("folder", "data", "grid", "directory", "serving") if name in frame.f_locals]
-            frame = frame.f_back
-        owner = getattr(budget.on_progress, "__self__", None)
-        found += [f"owner {name}" for name in vars(owner)] if owner is not None and hasattr(owner, "__dict__") else []
-        places = [os.getcwd(), *sys.argv, *os.environ.values()]
-        for name in os.listdir("/proc/self/fd"):
-            path = f"/proc/self/fd/{name}"
-            places += [os.readlink(path)] if os.path.lexists(path) else []
-        found += [f"place {place}" for place in places if "folder-of-this-run" in place]
-        from fedleak.defenses.gaussian_noise import GaussianNoise
-        GaussianNoise.on_update = lambda self, update, situation: update  # the next round would be sent undefended
-        torch.manual_seed(0)
-        images = torch.zeros(observation.batch_size, *observation.input.shape)
-        return Reconstruction(images, method=json.dumps(sorted(set(found))))
+HANGS = """
+import time
+from fedleak.attacks.base import Attack
 
 class Hangs(Attack):
     name = "hangs"
 
     def reconstruct(self, observation, model, **_):
-        import time
         time.sleep(1000)
-'''
+"""
 
 
 @pytest.fixture
 def sneak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module of attacks that no test imports itself."""
+    """A module of attacks that no other test imports."""
     (tmp_path / "plugins").mkdir()
-    (tmp_path / "plugins" / "users_sneak.py").write_text(SNEAK)
+    (tmp_path / "plugins" / "users_sneak.py").write_text((Path(__file__).parent / "wall_sneak.py").read_text() + HANGS)
     monkeypatch.syspath_prepend(tmp_path / "plugins")
+    # Services and the workers of a sweep import what this process can.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "plugins"), os.environ.get("PYTHONPATH", "")]))
     importlib.invalidate_caches()
     return "users_sneak"
 
 
 APART = {"isolation": "process"}
-NOISE = {"defenses": [{"name": "gaussian-noise", "std": 0.01}]}
+# What must not be found; wall_sneak.py has the same.
+FOLDER, SCENARIO, SECRET = "folder-of-this-run", "scenario-of-this-run", "5ec2e70123456789abcdef0123456789"
+NOISE = {"defenses": [{"name": "gaussian-noise", "std": 0.7531246}]}
+HIDDEN: dict[str, Any] = {"name": SCENARIO, "secret": SECRET, "seed": 7, **NOISE}
+
+
+def found(rows: list[dict[str, Any]]) -> list[str]:
+    """What the plugin told of all its strikes."""
+    assert rows
+    assert [row["error"] for row in rows] == [None] * len(rows)
+    return sorted({what for row in rows for what in json.loads(row["method"])})
 
 
 def updates(path: Path) -> list[bytes]:
@@ -103,30 +88,40 @@ def test_what_a_remembering_attack_saw_lasts_over_the_rounds(build: Build, start
     assert facts(here)[1] == facts(apart)[1]
 
 
-def test_a_plugin_that_looks_around_finds_nothing_and_changes_nothing(
+def test_a_plugin_that_tries_every_way_finds_nothing_and_changes_nothing(
     build: Build, tmp_path: Path, sneak: str, quick: None
 ) -> None:
-    folder = tmp_path / "folder-of-this-run"
-    asked = build(attacks=[{"name": f"{sneak}:Sneak"}], server=APART, **NOISE)
-    result = api.run(asked, out=folder, device="cpu")
-    rows = result.reconstructions
-    assert len(rows) == 6
-    assert [json.loads(row["method"]) for row in rows] == [[]] * 6
-    plain = api.run(build(attacks=[], **NOISE), out=tmp_path / "plain", device="cpu")
-    assert updates(folder) == updates(plain.path)
-    assert len(updates(folder)) == 6
+    result = api.run(build(attacks=[{"name": f"{sneak}:Sneak"}], server=APART, **HIDDEN), out=tmp_path / FOLDER, device="cpu")
+    assert found(result.reconstructions) == []
+    assert len(result.reconstructions) == 6
+    plain = api.run(build(attacks=[], **HIDDEN), out=tmp_path / "plain", device="cpu")
+    assert updates(tmp_path / FOLDER) == updates(plain.path)
+    assert len(updates(plain.path)) == 6
     assert result.summary["model_sha256"] == plain.summary["model_sha256"]
 
 
 def test_the_same_plugin_does_find_them_in_the_server_s_own_process(
+    build: Build, tmp_path: Path, sneak: str, quick: None
+) -> None:
+    asked = build(attacks=[{"name": f"{sneak}:Looks"}], server={"isolation": "none"}, **HIDDEN)
+    there = found(api.run(asked, out=tmp_path / FOLDER, device="cpu").reconstructions)
+    ways = {what.partition(":")[0] for what in there}
+    assert {"objects", "modules", "frames", "owner"} <= ways
+    assert any("secret in" in what for what in there)
+    assert any("folder" in what for what in there)
+
+
+def test_noise_of_a_seed_that_can_be_guessed_is_found_by_it(
     build: Build, tmp_path: Path, sneak: str, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedleak.defenses.gaussian_noise import GaussianNoise
-
-    monkeypatch.setattr(GaussianNoise, "on_update", GaussianNoise.on_update)  # put back what the plugin patches
-    asked = build(attacks=[{"name": f"{sneak}:Sneak"}], server={"isolation": "none"}, **NOISE)
-    result = api.run(asked, out=tmp_path / "folder-of-this-run", device="cpu")
-    assert all(json.loads(row["method"]) for row in result.reconstructions)
+    # As it was: clients drew from the scenario's small number.
+    monkeypatch.setattr(mod, "clients_seed", lambda secret, seed: Seed(seed))
+    mod._chain.cache_clear()
+    asked = build(attacks=[{"name": f"{sneak}:Sneak"}], server=APART, **HIDDEN)
+    there = found(api.run(asked, out=tmp_path / FOLDER, device="cpu").reconstructions)
+    mod._chain.cache_clear()
+    assert there
+    assert all(what.startswith("seed: noise of") for what in there)
 
 
 def test_no_true_image_is_on_the_disk_while_attacks_of_its_round_run(build: Build, tmp_path: Path, quick: None) -> None:
@@ -158,15 +153,38 @@ def test_an_attack_of_this_process_alone_is_refused_before_anything_starts(build
     assert not (tmp_path / "run").exists()
 
 
-def test_a_finished_run_is_attacked_again_apart(build: Build, start: Start, sneak: str) -> None:
-    result = start(build(attacks=[{"name": "analytic"}], server=APART))
-    again = attack_run(result.path, [AttackSpec(name=f"{sneak}:Sneak")], device="cpu")
-    rows = [row for row in again.reconstructions if row["attack"] == "Sneak"]
-    assert [json.loads(row["method"]) for row in rows] == [[]] * 6
+@pytest.mark.parametrize(
+    "spread", [{}, {"jobs": 2}, pytest.param({"ray": "local"}, marks=pytest.mark.slow)], ids=["here", "jobs", "ray"]
+)
+def test_nor_does_it_when_a_finished_run_is_attacked_again(
+    build: Build, tmp_path: Path, sneak: str, quick: None, spread: dict[str, Any]
+) -> None:
+    api.run(build(attacks=[], server=APART, **HIDDEN), out=tmp_path / FOLDER, device="cpu")
+    again = attack_run(tmp_path / FOLDER, [AttackSpec(name=f"{sneak}:Sneak")], device="cpu", **spread)
+    assert found(again.reconstructions) == []
+    assert len(again.reconstructions) == 6
 
 
 @pytest.mark.slow
-def test_a_plugin_finds_nothing_on_ray_either(build: Build, tmp_path: Path, sneak: str) -> None:
-    asked = build(attacks=[{"name": f"{sneak}:Sneak"}], server=APART, federation={"engine": "ray"}, **NOISE)
-    result = api.run(asked, out=tmp_path / "folder-of-this-run", device="cpu")
-    assert [json.loads(row["method"]) for row in result.reconstructions] == [[]] * 6
+def test_nor_on_ray(build: Build, tmp_path: Path, sneak: str, quick: None) -> None:
+    tables = {**HIDDEN, "server": APART, "federation": {"engine": "ray"}}
+    result = api.run(build(attacks=[{"name": f"{sneak}:Sneak"}], **tables), out=tmp_path / FOLDER, device="cpu")
+    assert found(result.reconstructions) == []
+    plain = api.run(build(attacks=[], **HIDDEN), out=tmp_path / "plain", device="cpu")
+    assert updates(tmp_path / FOLDER) == updates(plain.path)
+
+
+@pytest.mark.slow
+def test_nor_on_a_superlink(build: Build, tmp_path: Path, sneak: str, quick: None) -> None:
+    expected = api.run(build(attacks=[], **HIDDEN), out=tmp_path / "plain", device="cpu")
+    keys = tmp_path / "keys"
+    place(keys, SECRET, named=True)
+    with Services(Layout(keys, tmp_path / "runs", insecure=True, clients=3)) as services:
+        federation = {"engine": "deployment", "superlink": services.superlink.model_dump(mode="json"), "timeout": 300.0}
+        asked = build(attacks=[{"name": f"{sneak}:Sneak"}], server=APART, **HIDDEN, federation=federation)
+        result = api.run(asked, out=tmp_path / FOLDER, device="cpu")
+    assert found(result.reconstructions) == []
+    assert updates(tmp_path / FOLDER) == updates(expected.path)
+    assert not (tmp_path / FOLDER / KEPT).exists()
+    held = [path for path in (tmp_path / FOLDER).rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    assert held == []

@@ -21,53 +21,77 @@ from fedleak.attacks.base import Attack, Reconstruction
 from fedleak.sandbox.strike import attackers_seed
 from fedleak.seeding import Seed, clients_seed
 
-# Put together here, so that this file's own constants are not found for them.
-WORDS = tuple(f"{first}-{second}" for first, second in (("folder", "of-this-run"), ("scenario", "of-this-run"), ("title", "of-data")))
-SECRET = "5ec2e7" + "0123456789abcdef0123456789"
-SEED = 7
-NOISE = {"name": "gaussian-noise", "std": 0.7531}
-ROOMS = ("client", "data", "runs", "engines", "server", "positions", "experiment", "evaluation", "wire", "again", "secagg", "apps")
+# Backwards, and told by their names, so that neither this file's text nor what was told before is a finding.
+STRENGTH = "6421357.0"[::-1]
+WORDS = {
+    "folder": "nur-siht-fo-redlof"[::-1],
+    "scenario": "nur-siht-fo-oiranecs"[::-1],
+    "secret": "9876543210fedcba98765432107e2ce5"[::-1],
+    "strength": STRENGTH,
+}
+ROOMS = (
+    "client",
+    "data",
+    "runs",
+    "engines",
+    "server",
+    "positions",
+    "experiment",
+    "evaluation",
+    "wire",
+    "again",
+    "secagg",
+    "apps",
+)
+INSIDE = tuple(f"fedleak.{room}." for room in ROOMS)
 
 
 class Sneak(Attack):
     """Tries all ways; ``method`` of its result lists what it found, as JSON."""
 
     name = "sneak"
+    spoils = True
 
     def reconstruct(self, observation: Any, model: Any, *, rng: Any, device: Any, budget: Any) -> Reconstruction:
         """Look around, spoil what can be spoilt, and answer with grey images."""
         found = [f"{way.__name__}: {what}" for way in WAYS for what in way()]
         found += [f"owner: {what}" for what in owner(budget)]
         found += [f"seed: {what}" for what in noise_of(observation, rng)]
-        spoil()
+        if self.spoils:
+            spoil()
         images = torch.zeros(observation.batch_size, *observation.input.shape)
         return Reconstruction(images, method=json.dumps(sorted(set(found))))
 
 
+class Looks(Sneak):
+    """Only looks, for where it could spoil the tests themselves."""
+
+    name = "looks"
+    spoils = False
+
+
 def words_in(text: str) -> list[str]:
-    """Return which of the words a text holds."""
-    return [word for word in (*WORDS, SECRET, f"std={NOISE['std']}", str(NOISE["std"])) if word in text]
+    """Return the names of the words that a text holds."""
+    return [name for name, word in WORDS.items() if word in text]
 
 
 def objects() -> Iterator[str]:
-    """All that Python's collector knows: of the rooms of clients and server, and any text that holds a word."""
+    """All that Python's collector knows: what is of the rooms of clients and server, and any text that holds a word."""
     for one in gc.get_objects():
         module = str(getattr(type(one), "__module__", ""))
-        if module.startswith(tuple(f"fedleak.{room}." for room in ROOMS)):
+        if module.startswith(INSIDE):
             yield f"{module}.{type(one).__name__}"
-        if isinstance(one, list | tuple | set | dict) and one is not globals() and type(one).__module__ == "builtins":
-            held = [*one.values(), *one] if isinstance(one, dict) else list(one)
-            for item in held:
-                if isinstance(item, str | bytes) and item not in (WORDS, SECRET):
+        if type(one) in (list, tuple, set, dict):
+            for item in [*one.values(), *one] if isinstance(one, dict) else list(one):
+                # This module's own words are no finding, but the same text somewhere else is.
+                if isinstance(item, str | bytes) and not any(item is word for word in WORDS.values()):
                     text = item if isinstance(item, str) else item.decode(errors="replace")
-                    if text in (*WORDS, SECRET) or "WORDS" in text:
-                        continue
-                    yield from (f"{word} in {text[:80]!r}" for word in words_in(text))
+                    yield from (f"{word} in a {type(one).__name__} of {len(one)}" for word in words_in(text))
 
 
 def modules() -> Iterator[str]:
     """Rooms that are imported."""
-    yield from (name for name in sys.modules if name.startswith(tuple(f"fedleak.{room}" for room in ROOMS)))
+    yield from (name for name in sys.modules if f"{name}.".startswith(INSIDE))
 
 
 def frames() -> Iterator[str]:
@@ -95,7 +119,7 @@ def environment() -> Iterator[str]:
     with contextlib.suppress(OSError), open("/proc/self/environ", "rb") as file:  # noqa: PTH123
         texts.append(file.read().decode(errors="replace"))
     yield from (word for text in texts for word in words_in(text))
-    yield from (name for name in os.environ if name.startswith(("FEDLEAK", "RAY_", "FLWR")))
+    yield from (name for name in os.environ if name.startswith("FEDLEAK"))
 
 
 def arguments() -> Iterator[str]:
@@ -133,7 +157,7 @@ def owner(budget: Any) -> Iterator[str]:
     for one in behind:
         for name, value in vars(one).items() if hasattr(one, "__dict__") else ():
             module = str(getattr(type(value), "__module__", ""))
-            if module.startswith(tuple(f"fedleak.{room}." for room in ROOMS)) or words_in(repr(value)):
+            if module.startswith(INSIDE) or words_in(repr(value)):
                 yield f"{type(one).__name__}.{name}"
 
 
@@ -144,7 +168,7 @@ def noise_of(observation: Any, rng: Any) -> Iterator[str]:
     roots += [clients_seed(guess, seed) for seed in seeds for guess in ("0" * 32, f"{seed:032x}", f"{rng.root:032x}"[-32:])]
     for root in roots:
         for derived in (root, root.derive("client")):
-            at = derived.derive("defense", NOISE["name"], 0, observation.round, observation.client)
+            at = derived.derive("defense", "gaussian-noise", 0, observation.round, observation.client)
             for name, value in observation.update.items():
                 drawn = at.derive(name)
                 for noise in (drawn.normal(value.shape), torch.randn(value.shape, generator=drawn.generator())):
