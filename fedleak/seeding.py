@@ -217,7 +217,7 @@ def _seed_torch(value: int) -> None:
 
     For each that is not there it writes down the whole stack of calls, a millisecond in all, and it imports PyTorch's compiler.
     """
-    if _accelerators():
+    if _in_use():
         torch.manual_seed(value)
     else:
         torch.default_generator.manual_seed(value)
@@ -225,15 +225,21 @@ def _seed_torch(value: int) -> None:
 
 def _torch_state() -> list[Tensor]:
     """Return the state of PyTorch's generator on the CPU, and of each accelerator's."""
-    return [torch.get_rng_state(), *(devices.get_rng_state(number) for devices, number in _accelerators())]
+    return [torch.get_rng_state(), *(devices.get_rng_state(number) for devices, number in _in_use())]
 
 
 def _restore_torch(state: list[Tensor]) -> None:
     # Not torch.random.fork_rng, which restores whatever has happened meanwhile.
     cpu, *others = state
     torch.set_rng_state(cpu)
-    for (devices, number), of_device in zip(_accelerators(), others, strict=True):
+    # One that came into use since then had no state to be put back.
+    for (devices, number), of_device in zip(_in_use(), others, strict=False):
         devices.set_rng_state(of_device, number)
+
+
+def _in_use() -> list[tuple[Any, int]]:
+    """Return the accelerators that this process computes on: to ask another for its state would take memory of it."""
+    return [(devices, number) for devices, number in _accelerators() if getattr(devices, "is_initialized", lambda: True)()]
 
 
 @cache

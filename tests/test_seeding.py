@@ -84,6 +84,30 @@ def test_isolated_puts_the_generators_of_accelerators_back(monkeypatch: pytest.M
     assert [int(devices.states[number]) for number in (0, 1)] == [1, 2]
 
 
+def test_an_accelerator_that_is_not_in_use_is_not_taken_into_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Idle:
+        used = False
+
+        def is_initialized(self) -> bool:
+            return self.used
+
+        def get_rng_state(self, number: int) -> torch.Tensor:
+            assert self.used
+            return torch.tensor([number])
+
+        def set_rng_state(self, state: torch.Tensor, number: int) -> None:
+            assert self.used
+
+    idle = Idle()
+    monkeypatch.setattr(seeding, "_accelerators", lambda: [(idle, 0), (idle, 1)])
+    with Seed(3).isolated():
+        draw()
+    with Seed(3).isolated():
+        idle.used = True  # by what was computed inside
+    with Seed(3).isolated():
+        draw()
+
+
 def test_isolated_seeds_as_pytorch_does() -> None:
     with Seed(3).isolated():
         found = torch.rand(3), torch.randn(3)

@@ -22,6 +22,7 @@ from fedleak.models import ModelBuilder, build_model, models
 from fedleak.positions.terms import Terms
 from fedleak.printable import plural
 from fedleak.process.memory import machine_memory, said_bytes
+from fedleak.sandbox.probe import probe
 from fedleak.scenario.ranges import MOST_COUNT
 from fedleak.scenario.schema import Data, Scenario
 
@@ -234,5 +235,5 @@ def _refuse(needs: Iterator[_Need] | list[_Need]) -> None:
 
 def _there(device: str) -> tuple[int | None, str]:
     if device.startswith("cuda"):
-        return int(torch.cuda.get_device_properties(torch.device(device)).total_memory), f"'{device}'"
+        return probe(device).memory, f"'{device}'"
     return machine_memory(), "this machine"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,10 @@ from fedleak.modalities.image import InputSpec
 from fedleak.models.inspect import last_linear
 from fedleak.models.second import no_second_derivative
 from fedleak.models.weights import load_weights
+from fedleak.sandbox.apart import Apart
 from fedleak.sandbox.packing import pack
+from fedleak.sandbox.probe import look_at, probe
+from fedleak.sandbox.select import built_attacks
 from fedleak.scenario.schema import ClientResources, Scenario
 from fedleak.threat import Knowledge
 
@@ -60,7 +64,8 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
     check_device(scenario.local.device, "local.device")
     if scenario.federation.engine == "ray":
         check_room(scenario.federation.client_resources or ClientResources())
-    check_device(device, "--device")
+    apart = scenario.server.isolation == "process"
+    check_device(device, "--device", here=not apart)
     check_images(scenario.data)
     data = federated_data(scenario.data, scenario.federation.clients, scenario.seed)
     sizes = data.input, data.largest_shard, 0 if data.source.test is None else len(data.source.test), device
@@ -78,9 +83,9 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
     check_local(scenario, model, data.input)
     check_label_rules(scenario, model, data.input)
     if scenario.server.curious and ":" in scenario.model.name:  # all layers of the zoo can be differentiated twice
-        check_derivatives(scenario, model, data.input, device)
+        check_derivatives(scenario, model, data.input, device, apart=apart)
     measure(data.input.modality).extras(scenario.evaluation, data.input)
-    if scenario.server.curious and scenario.attacks and scenario.server.isolation == "process":
+    if scenario.server.curious and scenario.attacks and apart:
         pack(scenario, model, data.input, None)
     data.verify()
     return Checked(scenario, data, model)
@@ -106,8 +111,10 @@ def check_label_rules(scenario: Scenario, model: nn.Module, input: InputSpec) ->
             )
 
 
-def check_derivatives(scenario: Scenario, model: nn.Module, input: InputSpec, device: str) -> None:
+def check_derivatives(scenario: Scenario, model: nn.Module, input: InputSpec, device: str, *, apart: bool = False) -> None:
     """Refuse an attack that differentiates twice for a network that cannot be, on the device where it would compute.
+
+    With ``apart`` it is tried in a process of its own, unless that device is the CPU.
 
     Raises
     ------
@@ -115,7 +122,14 @@ def check_derivatives(scenario: Scenario, model: nn.Module, input: InputSpec, de
         Which layer it is.
     """
     twice = [number for number, spec in enumerate(scenario.attacks) if attacks.get(spec.name).differentiates_twice]
-    if twice and (lacking := no_second_derivative(model, input, device)) is not None:
+    if not twice:
+        return
+    if apart and torch.device(device).type != "cpu":
+        with closing(Apart(built_attacks(scenario), lambda: pack(scenario, model, input, None), device=device)) as process:
+            lacking = process.no_second_derivative()
+    else:
+        lacking = no_second_derivative(model, input, device)
+    if lacking is not None:
         name = scenario.attacks[twice[0]].name
         raise ScenarioError(
             f"attacks[{twice[0]}]: '{name}' differentiates the network twice, and {lacking.layer} of '{scenario.model.name}' "
@@ -124,20 +138,26 @@ def check_derivatives(scenario: Scenario, model: nn.Module, input: InputSpec, de
         )
 
 
-def check_device(device: str, where: str) -> None:
+def check_device(device: str, where: str, *, here: bool = True) -> None:
     """Refuse a device that this machine does not have.
+
+    Parameters
+    ----------
+    device : str
+        As PyTorch names it.
+    where : str
+        Which key or option named it.
+    here : bool
+        Whether this process computes there; otherwise it is tried in another, so that this one takes nothing of it.
 
     Raises
     ------
     ScenarioError
         If PyTorch cannot place a tensor on it.
     """
-    try:
-        torch.empty(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        reason = "PyTorch knows no such device" if first.startswith("Expected one of") else first.partition(". ")[0]
-        raise ScenarioError(f"{where}: '{device}' is not usable here ({reason}); use 'cpu'") from error
+    found = (look_at if here else probe)(device)
+    if found.reason is not None:
+        raise ScenarioError(f"{where}: '{device}' is not usable here ({found.reason}); use 'cpu'")
 
 
 def pick_device(device: str) -> str:
@@ -150,5 +170,5 @@ def pick_device(device: str) -> str:
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    check_device(device, "--device")
+    check_device(device, "--device", here=False)
     return device

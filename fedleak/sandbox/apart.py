@@ -24,6 +24,7 @@ from typing import IO
 
 from fedleak.attacks.base import Attack, Progress, Reconstruction
 from fedleak.errors import AttackError, FedleakError
+from fedleak.models.second import NoSecondDerivative
 from fedleak.observation import Observation
 from fedleak.process.frames import Ended, Facts, Garbled, Late, read_frame, write_frame
 from fedleak.sandbox.limit import wall_limit
@@ -103,6 +104,11 @@ class Apart:
         except FedleakError as error:
             return f"{type(error).__name__}: {error}"
         return None if facts.get("error") is None else str(facts["error"])
+
+    def no_second_derivative(self) -> NoSecondDerivative | None:
+        """Return what :func:`fedleak.models.second.no_second_derivative` says in the process, of the device where it computes."""
+        facts, _ = self._ask({"do": "derivatives"}, [], None)
+        return NoSecondDerivative(str(facts["layer"]), str(facts["reason"])) if "layer" in facts else None
 
     def begin(self) -> None:
         """Start the process, or have the one that is there forget all that its attacks were shown.

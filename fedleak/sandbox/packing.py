@@ -164,7 +164,8 @@ class Unpacked:
         self.scenario = Scenario.from_json(facts["scenario"])
         self.surrogate = tensors.pop("surrogate", None)
         self.seed = Seed(int(facts["seed"]))
-        self.model = _network(self.scenario, InputSpec.from_facts(json.loads(facts["input"])), tensors, facts["maker"])
+        self.input = InputSpec.from_facts(json.loads(facts["input"]))
+        self.model = _network(self.scenario, self.input, tensors, facts["maker"])
 
     def attacks(self) -> list[Attack]:
         """Build the attacks anew, with nothing remembered."""

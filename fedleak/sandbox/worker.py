@@ -74,6 +74,7 @@ class _Served:
         from fedleak.sandbox.packing import Unpacked
 
         torch.set_num_threads(facts["threads"])
+        torch.empty(0, device=facts["device"])  # in use from here on, so that its generators are seeded with the others
         self._unpacked = Unpacked(blobs[0])
         self._device, self._threads = facts["device"], facts["threads"]
         self._do_forget(facts, blobs)
@@ -86,6 +87,13 @@ class _Served:
         # Not watched: whoever asks ends this process where an attack takes too long.
         self._attackers = self._unpacked.attackers(self._device, self._threads, watched=False)
         return {}, []
+
+    def _do_derivatives(self, facts: Facts, blobs: list[bytes]) -> Frame:
+        """Say what of the network cannot be differentiated twice where attacks compute."""
+        from fedleak.models.second import no_second_derivative
+
+        lacking = no_second_derivative(self._unpacked.model, self._unpacked.input, self._device)
+        return {} if lacking is None else {"layer": lacking.layer, "reason": lacking.reason}, []
 
     def _do_strike(self, facts: Facts, blobs: list[bytes]) -> Frame:
         from fedleak.attacks.base import Progress
