@@ -19,6 +19,7 @@ from torch import Tensor
 from fedleak.errors import AttackError, ScenarioError
 from fedleak.local.path import Path as LocalPath
 from fedleak.local.path import path_of
+from fedleak.modalities.find import facts_of, read_spec
 from fedleak.modalities.image import InputSpec
 from fedleak.threat import Knowledge
 
@@ -96,7 +97,13 @@ class LocalTraining:
 
 
 _LOCAL: TypeAdapter[LocalTraining] = TypeAdapter(LocalTraining)
-_INPUT: TypeAdapter[InputSpec] = TypeAdapter(InputSpec)
+
+
+def _input(facts: Any) -> InputSpec:
+    """Return a spec out of a file, its fields checked; a spec of passages where the file says so."""
+    found = read_spec(facts)
+    checked: InputSpec = TypeAdapter(type(found)).validate_python(vars(found))
+    return checked
 
 
 @dataclass(frozen=True)
@@ -212,7 +219,7 @@ class Observation:
             "round": self.round,
             "client": self.client,
             "clients": self.clients,
-            "input": vars(self.input),
+            "input": facts_of(self.input),
             "local": vars(self.local) if self.local else None,
             "labels": self.labels,
             "batchnorm": self.received_buffers is not None,
@@ -281,7 +288,7 @@ class Observation:
             round=_WHOLE.validate_python(facts["round"]),
             client=_WHOLE.validate_python(facts["client"]),
             clients=_WHOLES.validate_python(facts.get("clients", ())),
-            input=_INPUT.validate_python(vars(InputSpec.from_facts(facts["input"]))),
+            input=_input(facts["input"]),
             parameters=groups["parameters"],
             buffers=groups["buffers"],
             update=groups["update"],

@@ -58,6 +58,7 @@ ELSEWHERE = {
         "first_layer": "attacks/analytic",
         "ica": "attacks/cocktail_party",
         "least_squares": "attacks/exact/separation",
+        "single_label": "attacks/exact/passages",
         "sparse": "attacks/spear",
         "trials": "attacks/closed_form",
     },
@@ -150,6 +151,7 @@ ELSEWHERE = {
     },
     "scenario": {
         "evaluation": "experiment/measures",
+        "data": "data/federated",
         "local": "experiment/training",
         "section": "scenario/schema",
         "tensors": "models/weights",

@@ -182,6 +182,8 @@ class Attack(ABC):
     name: ClassVar[str]
     requires: ClassVar[frozenset[Knowledge]] = frozenset()
     kinds: ClassVar[frozenset[UpdateKind]] = frozenset({"gradient", "weights"})
+    modalities: ClassVar[frozenset[str]] = frozenset({"image"})
+    """What it rebuilds."""
     exact: ClassVar[bool] = False
     """Whether it solves equations, so that a result whose gradient fits is the solution and one that does not fit is none."""
     own_labels: ClassVar[bool] = False

@@ -26,6 +26,7 @@ from fedleak.attacks.exact.chain import ChainSolution, ImagePrior, check_chain, 
 from fedleak.attacks.exact.count import count_layers
 from fedleak.attacks.exact.drift import evaluating, follow_drift, gradient_of
 from fedleak.attacks.exact.missing import survivors
+from fedleak.attacks.exact.passages import promised, read_passage
 from fedleak.attacks.exact.patches import foreseen, read_patches
 from fedleak.attacks.exact.positions import find_positions
 from fedleak.attacks.labels.base import label_rules
@@ -33,6 +34,7 @@ from fedleak.attacks.victims.stepping import clipped
 from fedleak.errors import AttackError
 from fedleak.local.losses import Loss, loss_function
 from fedleak.modalities.image import InputSpec
+from fedleak.modalities.text import TokenSpec
 from fedleak.models.inspect import ExecutionOrder, execution_order
 from fedleak.observation import LocalTraining, Observation, Tensors, UpdateKind
 from fedleak.seeding import Seed
@@ -56,6 +58,7 @@ class ClosedForm(Attack):
     """
 
     name = "closed-form"
+    modalities = frozenset({"image", "text"})
     exact = True
     own_labels = True
     models_local_steps = True
@@ -64,6 +67,8 @@ class ClosedForm(Attack):
         self, model: nn.Module, input: InputSpec, local: LocalTraining, kind: UpdateKind, defenses: Sequence[str]
     ) -> str | None:
         """Return what the equations of patches and positions promise, for a network that has them."""
+        if isinstance(input, TokenSpec):
+            return promised(model, input, local.num_examples)
         found = find_positions(model, input) if local.num_examples == 1 else None
         return None if found is None else foreseen(model, found, input)
 
@@ -71,8 +76,8 @@ class ClosedForm(Attack):
         self, observation: Observation, model: nn.Module, *, rng: Seed, device: torch.device, budget: Budget
     ) -> Reconstruction:
         """Solve for the images, or raise where they cannot be told apart or the network is not a chain."""
-        if (found := find_positions(model, observation.input)) is not None:
-            return read_patches(observation, model, found, self._ruled(observation, model), device)
+        if (result := self._by_positions(observation, model, device)) is not None:
+            return result
         order = execution_order(model, observation.input)
         mode = observation.local.mode if observation.local else "eval"
         check_chain(order, training=mode == "train")
@@ -128,6 +133,14 @@ class ClosedForm(Attack):
             stop_reason="solved",
             flags=flags,
         )
+
+    def _by_positions(self, observation: Observation, model: nn.Module, device: torch.device) -> Reconstruction | None:
+        """Return the passage, or the image, that learned positions give away; ``None`` for images without them."""
+        label = self._ruled(observation, model)
+        if isinstance(observation.input, TokenSpec):
+            return read_passage(observation, model, label, device)
+        found = find_positions(model, observation.input)
+        return None if found is None else read_patches(observation, model, found, label, device)
 
     def _ruled(self, observation: Observation, model: nn.Module) -> int | None:
         """Return the label of one image by the rule that was asked for, if one was."""

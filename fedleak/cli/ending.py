@@ -41,7 +41,7 @@ def finish(result: Result) -> None:
     for sentence in beside(summary, summary["privacy"]):
         console.print(sentence, highlight=False, soft_wrap=True)
     if summary["attack_failures"]:
-        console.print(f"{summary['attack_failures']} update(s) gave an attack no images; the report says why.", highlight=False)
+        console.print(f"{summary['attack_failures']} update(s) gave an attack nothing; the report says why.", highlight=False)
     place = "Report" if result.here else "Report, on the server's machine"
     console.print(f"{place}: {escape(str(result.report))}", highlight=False, soft_wrap=True)
     if summary["client_errors"]:

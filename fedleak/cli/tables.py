@@ -36,8 +36,8 @@ def leakage_table(leakage: list[dict[str, Any]]) -> Group:
         that were attacked under the same defenses stand the guesses that saw no update.
     """
     grid = _grid()
-    grid.add_column("", overflow="fold", min_width=19)
     measure = measure_of(leakage)
+    grid.add_column("", overflow="fold", min_width=25 - len(measure.nouns) if len(measure.nouns) <= 6 else 15)
     headline, beside = measure.headline, [one for one in measure.beside if not one.optional]
     spread = (f"{headline.with_unit(headline.label)}\nmedian", "\nmin", "\nmax")
     for heading in (measure.nouns, *spread, *(one.label for one in beside), "labels", "found", "CPU s"):

@@ -101,7 +101,7 @@ def train(
             for positions in _batches(step_positions, local.batch_size):
                 images, labels = data.images(shard[positions]), data.labels(shard[positions])
                 images, labels = (value.to(device) for value in chain.on_batch(images, labels, batches))
-                inputs = data.input.normalize(images)
+                inputs = data.input.feed(images)
                 loss, found = gradient_of(model, inputs, labels, chain.on_loss, named, loss_of, forward)
                 found = chain.on_gradient(found, model, images, labels, batches)
                 gradient = found if len(positions) == len(step_positions) else _added(gradient, found, positions, step_positions)

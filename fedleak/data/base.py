@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedleak.errors import ScenarioError
+from fedleak.modalities.base import Spec
 from fedleak.registry import Registry
 from fedleak.scenario.schema import Data
 
@@ -93,6 +94,16 @@ class Source(ABC):
     class_names: Sequence[str]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    modality: ClassVar[str] = "image"
+
+    def spec(self, data: Data) -> Spec | None:
+        """Return what models take of the examples, where they are no images; images are looked at."""
+        return None
+
+    def public(self) -> dict[str, Tensor] | None:
+        """Return what is public, as named tensors, for the guesses that saw no update; ``None`` for the mean image."""
+        return None
 
     @abstractmethod
     def __init__(self, data: Data) -> None:

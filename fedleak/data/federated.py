@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import cast
 
 import numpy as np
 import torch
@@ -71,7 +72,8 @@ class FederatedData:
 
     def public(self) -> dict[str, Tensor]:
         """Return what is public of the data, as named tensors, for the guesses that saw no update."""
-        return {MEAN_IMAGE: self.mean_image()}
+        own = self.source.public()
+        return {MEAN_IMAGE: self.mean_image()} if own is None else own
 
     def verify(self) -> None:
         """Read every image that a client holds, and the test images; beyond 20,000 images, only their headers.
@@ -142,6 +144,11 @@ def _opened(data_json: str, clients: int, seed: int) -> FederatedData:
         named = [name for name in sources.names() if sources.get(name).takes_columns]
         raise ScenarioError(f"data.columns: data.source '{data.source}' has no columns; those that have: {', '.join(named)}")
     source = chosen(data)
+    shards = partition(source.train.labels, data, clients, seed, source.natural_ids)
+    if (told := source.spec(data)) is not None:
+        # An attack or a defense that reads images is never given another spec: check refuses it first.
+        return FederatedData(source, cast(InputSpec, told), shards)
+    _check_keys(data)
     shape = source.train.shape
     if source.test is not None and (test_shape := source.test.shape) != shape:
         remedy = "data.image_size to bring all images to one size" if shape[0] == test_shape[0] else "data.channels = 1 or 3"
@@ -149,9 +156,13 @@ def _opened(data_json: str, clients: int, seed: int) -> FederatedData:
             f"data.source '{data.source}': training images are {shape} (channels, height, width), test images {test_shape}; "
             f"give {remedy}"
         )
-    return FederatedData(
-        source, _input(source, shape, data), partition(source.train.labels, data, clients, seed, source.natural_ids)
-    )
+    return FederatedData(source, _input(source, shape, data), shards)
+
+
+def _check_keys(data: Data) -> None:
+    """Refuse what is said of passages where there are images."""
+    if data.max_tokens != Data.model_fields["max_tokens"].default:
+        raise ScenarioError(f"data.max_tokens: source '{data.source}' has images; leave it out, or take a text source")
 
 
 def _input(source: Source, shape: tuple[int, int, int], data: Data) -> InputSpec:

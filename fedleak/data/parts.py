@@ -62,6 +62,9 @@ def write_parts(data: Data, clients: int, seed: int, folders: Sequence[Path], se
     """
     whole = federated_data(data.model_copy(update={"shard": None}), clients, seed)
     source = whole.source
+    if whole.input.modality != "image":
+        where = f"data.source '{data.source}'"
+        raise ScenarioError(f"{where}: only images can be written as shards yet; use engine 'inprocess' or 'ray'")
     facts = {
         "format": FORMAT,
         "made_for": fingerprint(data, clients, seed),

@@ -93,6 +93,8 @@ class Defense:
     """Parameters at which the defense changes nothing; the contract test holds it to that."""
     remembers: ClassVar[bool] = False
     """Whether it writes into :attr:`Situation.memory`, which an interrupt loses where clients live in the server's process."""
+    modalities: ClassVar[frozenset[str] | None] = None
+    """What the examples may be; by default images, and whatever else there is if only the update or the model is changed."""
     protects_alone: ClassVar[bool] = True
     """Whether a client's update changes by itself; false where only the protocol around it does."""
     only_sums: ClassVar[bool] = False
@@ -125,6 +127,14 @@ class Defense:
         DefenseError
             What was expected, what came, and what to do.
         """
+
+    @classmethod
+    def takes(cls, modality: str) -> bool:
+        """Say whether clients whose examples are of a modality can run it."""
+        if cls.modalities is not None:
+            return modality in cls.modalities
+        hooks = ("on_batch", "on_gradient", "on_architecture", "verify")
+        return modality == "image" or all(getattr(cls, hook) is getattr(Defense, hook) for hook in hooks)
 
     def mechanism(self) -> Mechanism | None:
         """Return the mechanism of differential privacy that the defense is, or ``None`` if it is none."""

@@ -124,7 +124,7 @@ def footprint(model: nn.Module, input: InputSpec, batch: int) -> Footprint:
             saved[place] = value
         return value
 
-    images = torch.empty(batch, *input.shape, device="meta")
+    images = torch.empty(batch, *input.shape, dtype=getattr(torch, input.dtype), device="meta")
     try:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
             output: Any = torch.func.functional_call(model, empty, (images,))

@@ -16,6 +16,7 @@ from fedleak.defenses.secagg_view import check_sums
 from fedleak.engines.room import check_room
 from fedleak.errors import ScenarioError, ends_contained
 from fedleak.experiment.bounds import check_images, check_memory
+from fedleak.experiment.modality import check_modality
 from fedleak.experiment.plugins import check_plugins
 from fedleak.experiment.training import check_local, check_protocol
 from fedleak.modalities.find import measure
@@ -69,6 +70,7 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
     check_images(scenario.data)
     data = federated_data(scenario.data, scenario.federation.clients, scenario.seed)
     sizes = data.input, data.largest_shard, 0 if data.source.test is None else len(data.source.test), device
+    check_modality(scenario, data.input)
     check_sums(scenario, data.largest_shard)
     if Knowledge.SURROGATE in scenario.threat.granted and data.source.test is None:
         raise ScenarioError(

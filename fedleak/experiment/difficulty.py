@@ -14,6 +14,8 @@ from fedleak.defenses.base import defenses
 from fedleak.defenses.secagg_view import only_sums
 from fedleak.errors import ends_contained
 from fedleak.experiment.check import Checked
+from fedleak.modalities.base import Measure
+from fedleak.modalities.find import measure
 from fedleak.observation import UpdateKind
 from fedleak.positions.terms import Terms
 from fedleak.printable import plural
@@ -50,6 +52,8 @@ def difficulty(checked: Checked) -> Difficulty:
     shards = [data.shard(client) for client in range(clients)]
     images = sum(images_behind(scenario, len(shard)) for shard in shards)
     local = replace(Terms.of(scenario).local_training(images, clients), num_examples=images)
+    measured = measure(data.input.modality)
+    shape = " x ".join(map(str, data.input.shape)) + ("" if len(data.input.shape) > 1 else f" {measured.cost_label}")
     parameters = sum(p.numel() for p in model.parameters())
     unknowns = images * data.input.unknowns
     batchnorm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
@@ -58,12 +62,12 @@ def difficulty(checked: Checked) -> Difficulty:
     defended = ", ".join(defense.name for defense in scenario.defenses)
     facts = [
         (
-            "images in one update" if clients == 1 else f"images in the sum of {clients} clients",
-            f"{images} of {' x '.join(map(str, data.input.shape))}",
+            f"{measured.nouns} in one update" if clients == 1 else f"{measured.nouns} in the sum of {clients} clients",
+            f"{images} of {shape}",
         ),
         *([("files", data.source.train.form)] if data.source.train.form else []),
-        ("unknown pixels", f"{unknowns:,}"),
-        ("parameters", f"{parameters:,} ({parameters / unknowns:.2f} for each unknown pixel)"),
+        (f"unknown {measured.cost_label}", f"{unknowns:,}"),
+        ("parameters", f"{parameters:,} ({parameters / unknowns:.2f} for each of them)"),
         ("update", _update(scenario, local.steps)),
         (
             "labels (client 0, round 1)" if clients == 1 else f"labels (clients 0 to {clients - 1}, round 1)",
@@ -88,7 +92,7 @@ def difficulty(checked: Checked) -> Difficulty:
         f"the defenses ({defended})": bool(scenario.defenses),
     }
     layers = count_update(model, data.input, local, _kept(scenario))
-    return Difficulty(facts, layers, _verdict(layers, [name for name, applies in blurs.items() if applies]))
+    return Difficulty(facts, layers, _verdict(layers, [name for name, applies in blurs.items() if applies], measured))
 
 
 def _kept(scenario: Scenario) -> float:
@@ -122,16 +126,16 @@ def _update(scenario: Scenario, steps: int) -> str:
     )
 
 
-def _verdict(counts: list[LayerCount], blurs: list[str]) -> str:
+def _verdict(counts: list[LayerCount], blurs: list[str], measured: Measure) -> str:
     *layers, whole = counts
     if whole.slack < 0:
         return (
             f"No attack can be exact: the update gives at most {whole.equations:,} equations for {whole.unknowns:,} unknown "
-            "pixels. A prior on images must fill the rest."
+            f"{measured.cost_label}. A prior on {measured.nouns} must fill the rest."
         )
     short = [layer.layer for layer in layers if layer.slack < 0]
     if blurs:
-        verdict = f"The equations would suffice, but between them and the images: {', '.join(blurs)}."
+        verdict = f"The equations would suffice, but between them and the {measured.nouns}: {', '.join(blurs)}."
     elif not layers:
         verdict = "The update holds enough equations as a whole; the network is no plain chain of layers, so more cannot be said."
     elif short:

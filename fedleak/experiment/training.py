@@ -16,6 +16,7 @@ from fedleak.local.rates import step_rates
 from fedleak.modalities.image import InputSpec
 from fedleak.scenario.schema import Local, Scenario
 from fedleak.scenario.section import table_of
+from fedleak.seeding import Seed
 
 _OF_STEPS = ("optimizer", "lr_scheduler", "gradient_clipping", "accumulation")
 _ANEW = {"dp-sgd", "grad-defense"}
@@ -90,17 +91,19 @@ def _said(where: str) -> Iterator[None]:
 
 
 def _check_runs(local: Local, model: nn.Module, input: InputSpec) -> None:
-    """Take the loss of two grey images, and refuse one that raises or is no number to be differentiated."""
+    """Take the loss of two random examples, and refuse one that raises or is no number to be differentiated."""
     with torch.random.fork_rng(devices=[]):
         twin = copy.deepcopy(model).eval()
-        inputs = input.normalize(torch.full((2, *input.shape), 0.5))
+        inputs = input.probe(2, Seed(0).generator())
         # The network is the user's as the loss is: what either raises is told, whatever it is.
         try:
             found = loss_function(table_of(local.loss))(twin(inputs), torch.tensor([0, input.num_classes - 1]))
         except ScenarioError:
             raise
         except Exception as error:  # noqa: BLE001
-            raise ScenarioError(f"on two grey images it raised {type(error).__name__}: {' '.join(str(error).split())}") from error
+            raise ScenarioError(
+                f"on two random examples it raised {type(error).__name__}: {' '.join(str(error).split())}"
+            ) from error
     if not isinstance(found, torch.Tensor) or found.dim() or not found.requires_grad or not bool(found.isfinite()):
         what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
         raise ScenarioError(f"expected the mean over the batch, a finite scalar tensor that depends on the outputs, got {what}")

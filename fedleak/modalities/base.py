@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.axes import Axes
-    from torch import Tensor
+    from torch import Generator, Tensor
 
     from fedleak.scenario.schema import Evaluation
     from fedleak.seeding import Seed
@@ -78,8 +78,16 @@ class Spec(ABC):
         """Return the nearest batch of which all examples are possible ones, such as pixels in [0, 1]."""
 
     @abstractmethod
+    def probe(self, count: int, generator: Generator) -> Tensor:
+        """Return ``count`` random model inputs, for trying what a model does."""
+
+    @abstractmethod
     def inputs(self, batch: Batch) -> Tensor:
         """Return what the model is given of a batch."""
+
+    def feed(self, content: Tensor) -> Tensor:
+        """Return what the model is given of examples without labels."""
+        return self.inputs({self.content: content})
 
     @abstractmethod
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -56,6 +56,24 @@ def spec(name: str = EARLIEST) -> type[Spec]:
     """
     found: type[Spec] = _part(name, "spec").SPEC
     return found
+
+
+def facts_of(spec: Spec) -> dict[str, Any]:
+    """Return what JSON keeps of a spec; of the earliest modality without its name, as captures have always had it."""
+    named = {} if spec.modality == EARLIEST else {"modality": spec.modality}
+    return {**vars(spec), **named}
+
+
+def read_spec(facts: Mapping[str, Any]) -> Any:
+    """Return the spec that :func:`facts_of` wrote down.
+
+    Raises
+    ------
+    ScenarioError
+        If its modality is unknown.
+    """
+    own = dict(facts)
+    return spec(str(own.pop("modality", EARLIEST))).from_facts(own)
 
 
 def exhibit(name: str = EARLIEST) -> Exhibit:

@@ -32,6 +32,8 @@ class ModelBuilder(ABC):
     """
 
     name: ClassVar[str]
+    modality: ClassVar[str] = "image"
+    """What it reads."""
     Config: ClassVar[type[ModelConfig]] = ModelConfig
 
     def __init__(self, **parameters: Any) -> None:

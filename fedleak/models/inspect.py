@@ -77,7 +77,7 @@ def execution_order(model: nn.Module, input: InputSpec) -> ExecutionOrder:
     tracer = _Tracer({id(module): name for name, module in model.named_modules()})
     modes = {module: module.training for module in model.modules()}
     parameter = next(model.parameters(), torch.zeros(()))
-    probe = torch.randn(1, *input.shape, generator=Seed(0).derive("trace").generator()).to(parameter)
+    probe = placed(input.probe(1, Seed(0).derive("trace").generator()), parameter)
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     leaves = [module for module in model.modules() if not list(module.children())]
     handles = [leaf.register_forward_pre_hook(tracer.before) for leaf in leaves]
@@ -102,6 +102,11 @@ def last_linear(model: nn.Module, input: InputSpec) -> tuple[str, nn.Linear] | N
     """
     linear = [(call.name, call.module) for call in execution_order(model, input).calls if isinstance(call.module, nn.Linear)]
     return linear[-1] if linear else None
+
+
+def placed(inputs: Tensor, like: Tensor) -> Tensor:
+    """Return model inputs on a parameter's device, and of its type unless they are whole numbers."""
+    return inputs.to(like) if inputs.is_floating_point() else inputs.to(like.device)
 
 
 class _Tracer:

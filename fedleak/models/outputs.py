@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedleak.errors import ScenarioError
 from fedleak.modalities.image import InputSpec
+from fedleak.models.inspect import placed
 from fedleak.seeding import Seed
 
 _USUAL = "logits"
@@ -100,7 +101,7 @@ def _opened(module: nn.Module) -> nn.Module:
 def _probe(model: nn.Module, input: InputSpec, where: str) -> Any:
     """Return what the network makes of a batch of two; its mode, buffers and the global generators are as before."""
     place = next(model.parameters(), torch.zeros(()))
-    batch = torch.zeros(_PROBE, *input.shape, dtype=place.dtype, device=place.device)
+    batch = placed(input.probe(_PROBE, Seed(0).generator()), place)
     modes = {module: module.training for module in model.modules()}
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     try:

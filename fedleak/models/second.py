@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedleak.modalities.image import InputSpec
+from fedleak.models.inspect import placed
 from fedleak.seeding import Seed
 
 
@@ -76,7 +77,7 @@ def no_second_derivative(model: nn.Module, input: InputSpec, device: str | torch
         parameter.requires_grad_(parameter.is_floating_point())
     place = next(probe.parameters(), torch.zeros(()))
     generator = Seed(0).derive("second-derivative").generator()
-    batch = torch.rand(2, *input.shape, generator=generator).to(place)
+    batch = placed(input.probe(2, generator), place)
     labels = torch.zeros(2, dtype=torch.long, device=place.device)
     with Seed(0).isolated(), twice_differentiable(probe):
         seen, handles = _watched(probe)

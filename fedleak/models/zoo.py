@@ -57,6 +57,12 @@ def build_model(spec: Model, input: InputSpec, seed: int) -> nn.Module:
         raise ScenarioError(f"model.name: {error}") from error
     with Seed(seed).derive("model").isolated():
         if isinstance(found, type) and issubclass(found, ModelBuilder):
+            if found.modality != input.modality:
+                fitting = sorted(name for name in models.names() if models.get(name).modality == input.modality)
+                raise ScenarioError(
+                    f"model.name: '{spec.name}' reads examples of kind {found.modality}, but the data are of kind "
+                    f"{input.modality}; use one of: {', '.join(fitting)}"
+                )
             try:
                 return found(**spec.parameters).build(input)
             except ParameterError as error:

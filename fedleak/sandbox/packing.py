@@ -23,6 +23,7 @@ from fedleak.attacks.base import Attack, Reconstruction, attacks
 from fedleak.defenses.base import Defense, defenses
 from fedleak.defenses.chain import defended_model
 from fedleak.errors import ScenarioError
+from fedleak.modalities.find import facts_of, read_spec
 from fedleak.modalities.image import InputSpec
 from fedleak.models.outputs import ready
 from fedleak.observation import Observation, header_of, metadata_of
@@ -88,7 +89,7 @@ def pack(scenario: Scenario, model: nn.Module, input: InputSpec, surrogate: Tens
     )
     facts = {
         "scenario": told.to_json(),
-        "input": json.dumps(vars(input)),
+        "input": json.dumps(facts_of(input)),
         "seed": str(attackers_seed(scenario.seed).root),
         "versions": json.dumps(_versions()),
         "maker": maker or "",
@@ -114,7 +115,7 @@ def _network(scenario: Scenario, input: InputSpec, tensors: Mapping[str, Tensor]
 
 def _check_same(model: nn.Module, twin: nn.Module, input: InputSpec) -> None:
     """Refuse a network of which something was not sent."""
-    probe = torch.rand(2, *input.shape, generator=Seed(0).generator())
+    probe = input.probe(2, Seed(0).generator())
     with torch.no_grad(), Seed(0).isolated():
         told = copy.deepcopy(model).eval()(probe)
     with torch.no_grad(), Seed(0).isolated():
@@ -164,7 +165,7 @@ class Unpacked:
         self.scenario = Scenario.from_json(facts["scenario"])
         self.surrogate = tensors.pop("surrogate", None)
         self.seed = Seed(int(facts["seed"]))
-        self.input = InputSpec.from_facts(json.loads(facts["input"]))
+        self.input = read_spec(json.loads(facts["input"]))
         self.model = _network(self.scenario, self.input, tensors, facts["maker"])
 
     def attacks(self) -> list[Attack]:

@@ -58,7 +58,7 @@ def sound(result: Reconstruction, observation: Observation) -> Reconstruction:
     """
     if not isinstance(result, Reconstruction):
         raise AttackError(f"the attack returned a {type(result).__name__}, expected a Reconstruction")
-    images = None if result.images is None else _pixels(result.images, observation)
+    images = None if result.images is None else _content(result.images, observation)
     labels = None if result.labels is None else tuple(_label(label, observation) for label in result.labels)
     if images is not None and labels is not None and len(labels) != len(images):
         raise AttackError(f"the attack returned {len(labels)} labels for {len(images)} images, expected one for each")
@@ -80,13 +80,18 @@ def sound(result: Reconstruction, observation: Observation) -> Reconstruction:
     )
 
 
-def _pixels(images: Tensor, observation: Observation) -> Tensor:
-    shape = observation.input.shape
-    if not isinstance(images, Tensor):
-        raise AttackError(f"the attack returned images as {type(images).__name__}, expected a Tensor")
-    if images.ndim != 4 or tuple(images.shape[1:]) != shape or images.is_complex():
-        raise AttackError(f"the attack returned images of shape {tuple(images.shape)}, expected (B, *{shape}) of real numbers")
-    return images.detach().cpu().float()
+def _content(found: Tensor, observation: Observation) -> Tensor:
+    spec = observation.input
+    shape, whole = spec.shape, not getattr(torch, spec.dtype).is_floating_point
+    if not isinstance(found, Tensor):
+        raise AttackError(f"the attack returned {spec.content} as {type(found).__name__}, expected a Tensor")
+    if found.ndim != len(shape) + 1 or tuple(found.shape[1:]) != shape or found.is_complex():
+        raise AttackError(
+            f"the attack returned {spec.content} of shape {tuple(found.shape)}, expected (B, *{shape}) of real numbers"
+        )
+    if whole and found.is_floating_point():
+        raise AttackError(f"the attack returned {spec.content} of type {found.dtype}, expected whole numbers")
+    return found.detach().cpu().to(getattr(torch, spec.dtype))
 
 
 def _label(value: object, observation: Observation) -> int:

@@ -12,6 +12,8 @@ from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, fi
 
 from fedleak.errors import ScenarioError
 from fedleak.scenario import secret as secrets
+from fedleak.scenario.data import Columns as Columns
+from fedleak.scenario.data import Data as Data
 from fedleak.scenario.evaluation import Evaluation as Evaluation
 from fedleak.scenario.evaluation import Rounds as Rounds
 from fedleak.scenario.local import Local as Local
@@ -34,6 +36,7 @@ _LATER = (
     ("local", "accumulation"),
     ("local", "mixed_precision"),
     ("model", "output"),
+    ("data", "max_tokens"),
     ("server", "captures"),
     ("server", "attack_limit"),
     ("server", "attack_memory"),
@@ -44,41 +47,6 @@ _LATER = (
     ("evaluation", "membership"),
     ("evaluation", "canaries"),
 )
-
-
-class Columns(Section):
-    """What images and labels are called in the files of a source."""
-
-    image: str | None = Field(default=None, min_length=1, description="by default the usual names, such as img and image")
-    label: str | None = Field(default=None, min_length=1, description="by default the usual names, such as label")
-
-
-class Data(Section):
-    """Where the private images come from, and how they are split into shards."""
-
-    source: str = Field(
-        default="samples", max_length=LONGEST_NAME, description="a data source by name, or your own: package.module:Class"
-    )
-    path: FilePath | None = Field(default=None, description="file or folder of the sources that read files")
-    columns: Columns | None = Field(
-        default=None, description="names of images and labels: columns of Parquet, arrays of an npz, extensions in a tar"
-    )
-    channels: Literal[1, 3] | None = Field(
-        default=None, description="1: grey, 3: colour; by default as the files are. An alpha channel is dropped, its colours stay"
-    )
-    partition: NameOrTable = Field(
-        default=Named(name="iid"),
-        description="'order', which keeps the files' order, or any partitioner of flwr-datasets; 'natural-id' with a column "
-        "gives each client one writer, patient or whatever the column tells",
-    )
-    shard_size: Count | None = Field(default=None, description="at most so many images in a client's shard")
-    image_size: int | None = Field(
-        default=None, ge=4, le=65_535, description="images are resized and centre-cropped to this side, pixels"
-    )
-    normalize: bool = Field(default=False, description="subtract the source's channel means and divide by its deviations")
-    shard: FilePath | None = Field(
-        default=None, description="this machine's own part of the data, a folder that `fedleak deploy shards` wrote"
-    )
 
 
 class Model(Named):

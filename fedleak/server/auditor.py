@@ -119,7 +119,7 @@ class Auditor:
         with torch.no_grad():
             for start in range(0, len(chosen), _BATCH):
                 indices = chosen[start : start + _BATCH]
-                inputs = self._data.input.normalize(test.load(indices)).to(device)
+                inputs = self._data.input.feed(test.load(indices)).to(device)
                 labels = torch.as_tensor(test.labels[indices], device=device)
                 logits = model(inputs)
                 right += int((logits.argmax(1) == labels).sum())

@@ -135,7 +135,24 @@ FILES = {
 GREY = {"idx", "leaf"}
 
 
-@pytest.fixture(params=sources.names())
+OF_IMAGES = [name for name in sources.names() if sources.get(name).modality == "image"]
+OF_TEXTS = [name for name in sources.names() if name not in OF_IMAGES]
+
+
+@pytest.mark.parametrize("name", OF_TEXTS)
+def test_passages_are_tokens_of_the_vocabulary_with_what_is_public(name):
+    table = Data(source=name, max_tokens=16)
+    source = sources.get(name)(table)
+    spec, tokens = source.spec(table), source.train.load(range(6))
+    assert spec.shape == (16,)
+    assert tokens.shape == (6, 16)
+    assert tokens.dtype == torch.int64
+    assert 0 <= int(tokens.min()) < int(tokens.max()) < spec.vocabulary
+    assert source.public() is not None
+    assert source.train.labels.max() < len(source.class_names)
+
+
+@pytest.fixture(params=OF_IMAGES)
 def data(request, tmp_path) -> Data:
     """A ``[data]`` table with which the source can be opened."""
     if request.param not in FILES:

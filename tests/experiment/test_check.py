@@ -25,7 +25,7 @@ def test_one_image_on_lenet_can_be_exact():
     found = asked(attacks=[{"name": "dlg"}, {"name": "dlg", "title": "again"}])
     assert fact(found, "images in one update") == "1 of 3 x 32 x 32"
     assert fact(found, "unknown pixels") == "3,072"
-    assert fact(found, "parameters") == "19,438 (6.33 for each unknown pixel)"
+    assert fact(found, "parameters") == "19,438 (6.33 for each of them)"
     assert fact(found, "update") == "the gradient of one batch"
     assert fact(found, "labels (client 0, round 1)") == "all different"
     assert fact(found, "BatchNorm") == "none"

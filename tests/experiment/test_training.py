@@ -42,8 +42,8 @@ def test_fedsgd_takes_no_step(local: dict[str, Any], said: str) -> None:
         ({"optimizer": "muon"}, "^local.optimizer: torch.optim.Muon refuses it"),
         ({"lr_scheduler": "step-lr"}, "^local.lr_scheduler: torch.optim.lr_scheduler.StepLR refuses it"),
         ({"loss": {"name": "cross-entropy", "weight": [1.0]}}, "^local.loss: weight has 1 entries for 10 classes"),
-        ({"loss": "torch.nn:functional"}, "^local.loss: on two grey images it raised TypeError"),
-        ({"loss": "torch:sub"}, "^local.loss: on two grey images it raised RuntimeError"),
+        ({"loss": "torch.nn:functional"}, "^local.loss: on two random examples it raised TypeError"),
+        ({"loss": "torch:sub"}, "^local.loss: on two random examples it raised RuntimeError"),
         ({"loss": "torch.nn.functional:nothing"}, "^local.loss: loss 'torch.nn.functional:nothing'"),
     ],
 )

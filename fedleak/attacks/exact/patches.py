@@ -1,24 +1,20 @@
 """Reads the one image behind an update of a network with patches and learned positions, its label, and a certificate.
 
-Formula: ``positions.py``; label = the class whose derivative is negative: the lowest of the classifier's
-dL/db, or the one sign in its dW of rank one.
+Formula: ``positions.py``, and ``single_label.py`` for the label.
 Source: fedleak's own.
 """
 
 from __future__ import annotations
 
-from math import prod
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from fedleak.attacks.base import Reconstruction
-from fedleak.attacks.exact.features import leading_pair
 from fedleak.attacks.exact.positions import PatchPositions, solve_patches
+from fedleak.attacks.exact.single_label import single_label
 from fedleak.errors import AttackError
 from fedleak.modalities.image import InputSpec
-from fedleak.models.inspect import last_linear
 from fedleak.observation import Observation, Tensors
 from fedleak.seeding import Seed
 
@@ -55,7 +51,7 @@ def read_patches(
         flags.append("not-identifiable")
     if solution.contradicted:
         flags.append("equations-contradict")
-    label = _label(observation, model) if label is None else label
+    label = single_label(observation, model) if label is None else label
     return Reconstruction(
         images=observation.input.denormalize(solution.input[None]).float(),
         labels=None if label is None else (label,),
@@ -111,28 +107,3 @@ def _moved(observation: Observation, names: list[str], device: torch.device) -> 
         return update, None
     sent = {name: observation.parameters[name].detach().to(device, torch.float64) for name in names}
     return {name: sent[name] - update[name] for name in names}, {name: _ROUNDING * update[name].abs() for name in names}
-
-
-def _label(observation: Observation, model: nn.Module) -> int | None:
-    """Return the class whose derivative is negative, the label whatever the features; ``None`` where no classifier is seen."""
-    classes = observation.input.num_classes
-    heads = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module.out_features == classes]
-    if len(heads) != 1:  # only then does it take a run to know which is last
-        last = last_linear(model, observation.input)
-        heads = [last[0]] if last is not None and last[1].out_features == classes else []
-    if not heads:
-        return None
-    weight, bias = (_change(observation, f"{heads[0]}.{part}") for part in ("weight", "bias"))
-    if bias is not None:
-        return int(bias.argmin())
-    if weight is None or not bool(weight.any()) or prod(weight.shape) == 0:
-        return None
-    left = leading_pair(weight.double())[0]
-    return int((-left if int((left < 0).sum()) > len(left) / 2 else left).argmin())
-
-
-def _change(observation: Observation, name: str) -> Tensor | None:
-    if name not in observation.update:
-        return None
-    update = observation.update[name].double()
-    return update if observation.kind == "gradient" else observation.parameters[name].double() - update

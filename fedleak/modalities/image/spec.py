@@ -77,6 +77,10 @@ class InputSpec(Spec):
         """Return the batch with its pixels in [0, 1], as float32."""
         return {**batch, IMAGES: batch[IMAGES].float().clamp(0, 1)}
 
+    def probe(self, count: int, generator: torch.Generator) -> Tensor:
+        """Return normally distributed inputs (count, C, H, W)."""
+        return torch.randn(count, *self.shape, generator=generator)
+
     def inputs(self, batch: Batch) -> Tensor:
         """Return model inputs (B, C, H, W)."""
         return self.normalize(batch[IMAGES])

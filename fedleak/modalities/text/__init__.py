@@ -1,0 +1,3 @@
+"""Passages as token sequences."""
+
+from fedleak.modalities.text.spec import TokenSpec as TokenSpec
