@@ -37,7 +37,7 @@ class ParameterError(ScenarioError):
     def __init__(self, owner: str, key: str, problem: str, known: Iterable[str] | None = None) -> None:
         self.owner, self.key, self.problem = owner, key, problem
         self.known = None if known is None else tuple(known)
-        super().__init__(": ".join(part for part in (owner, key, self._text(())) if part))
+        super().__init__(": ".join(part for part in (owner, shortened(key), self._text(())) if part))
 
     def at(self, where: str, also: Iterable[str] = ()) -> ScenarioError:
         """Return the error with the key's full path.
@@ -49,7 +49,7 @@ class ParameterError(ScenarioError):
         also : iterable of str
             Keys that the table may hold beside the owner's own.
         """
-        path = f"{where}.{self.key}" if self.key else where
+        path = f"{where}.{shortened(self.key)}" if self.key else where
         return ScenarioError(f"{path}: {self._text(also)}")
 
     def _text(self, also: Iterable[str]) -> str:
@@ -97,6 +97,11 @@ def told(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"SystemExit: it called sys.exit({error.code!r:.60})"
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def shortened(key: str) -> str:
+    """Return a key as a message names it: one of thousands of characters would hide what is wrong with it."""
+    return key if len(key) <= _COMPARED else f"{key[:_COMPARED]}..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -140,6 +140,10 @@ class Live:
         if len(failures) > _MOST_FAILURES:
             more = f"round {facts['round']}  and {len(failures) - _MOST_FAILURES:,} more clients failed; the report names them"
             self._console.print(f"[red]{more}[/red]", highlight=False)
+        if unchanged := facts.get("undefended"):
+            whose = ", ".join(map(str, unchanged[:8])) + (" ..." if len(unchanged) > 8 else "")
+            text = f"round {facts['round']}  the defenses left the updates as they were: sent undefended by client {whose}"
+            self._console.print(f"[yellow]{escape(text)}[/yellow]", highlight=False, soft_wrap=True)
         if facts["accuracy"] is not None:
             text = f"round {facts['round']}  test accuracy {facts['accuracy']:.1%}"
             self._console.print(f"[dim]{text}[/dim]", highlight=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -15,11 +16,11 @@ from fedleak.arrays import record_of, records_of, shared_tensors_of
 from fedleak.client.canary import canary_update
 from fedleak.client.candidates import candidates_reply, counts_reply, own_candidates, refuse_score
 from fedleak.client.known import UNKNOWN, find, keep_sent, keep_trained
-from fedleak.client.mod import chain_for, defense_mod, remembering, scenario_of
+from fedleak.client.mod import SLIGHT, UNTOUCHED, chain_for, defense_mod, remembering, scenario_of
 from fedleak.client.timing import timing_mod
-from fedleak.client.training import one_thread, train
+from fedleak.client.training import Trained, one_thread, train
 from fedleak.data.batches import client_data, private_batch
-from fedleak.defenses.chain import defended_model
+from fedleak.defenses.chain import TELLING, ChainAt, defended_model
 from fedleak.errors import FedleakError
 from fedleak.modalities.base import LABELS, Batch, Spec, select
 from fedleak.modalities.find import measure
@@ -28,7 +29,7 @@ from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from fedleak.evaluation.identification import Features, PenultimateFeatures
     from fedleak.modalities.base import Extra
@@ -47,11 +48,13 @@ def on_train(msg: Message, context: Context) -> Message:
     chain, server_round = chain_for(context), int(config["server-round"])
     if scenario.attacked(server_round):  # only then is a question to come
         keep_trained(arrays, context, in_state=scenario.federation.engine == "deployment")
+    at = None
     if scenario.canary(client):
         trained = canary_update(scenario, received, client, server_round)
     else:
         with remembering(context, chain) as memory:
-            trained = train(scenario, chain.at(server_round, client, memory), received, client, server_round, mu)
+            at = chain.at(server_round, client, memory)
+            trained = train(scenario, at, received, client, server_round, mu)
     loss = {} if chain.private else {"train_loss": trained.loss}
     content = RecordDict(
         {
@@ -60,7 +63,28 @@ def on_train(msg: Message, context: Context) -> Message:
             "fedleak": ConfigRecord({"buffers": trained.buffers}),
         }
     )
+    if chain and at is not None:
+
+        def plainly() -> Trained:
+            return train(scenario, ChainAt(()), received, client, server_round, mu)
+
+        content.config_records["fedleak"][UNTOUCHED] = _untouched(at, trained, plainly)
     return Message(content, reply_to=msg)
+
+
+def _untouched(chain: ChainAt, trained: Trained, plainly: Callable[[], Trained]) -> bool:
+    """Return whether the defenses' hooks left local training what it is without them.
+
+    A change that rounding may hide, as a noisy gradient's in a step at a small rate, is told by training again ``plainly``.
+    """
+    if chain.change <= SLIGHT:
+        return True
+    if chain.change > TELLING:
+        return False
+    plain = plainly().arrays
+    return plain.keys() == trained.arrays.keys() and all(
+        torch.equal(plain[name], value) for name, value in trained.arrays.items()
+    )
 
 
 @app.query("whoami")

@@ -14,14 +14,18 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message
 from fedleak.arrays import record_of, tensors_of
 from fedleak.data.batches import client_data
 from fedleak.data.shards import ShardSource
-from fedleak.defenses.base import defenses
-from fedleak.defenses.chain import ChainAt, DefenseChain
+from fedleak.defenses.base import UNDEFENDED, defenses
+from fedleak.defenses.chain import ChainAt, DefenseChain, relative_change
 from fedleak.errors import DefenseError, ScenarioError
 from fedleak.observation import Tensors
 from fedleak.scenario.schema import Scenario, scenario_from
 from fedleak.scenario.secret import draw, is_secret, placed
 from fedleak.seeding import clients_seed
 
+SLIGHT = 1e-6
+"""Change of an update, relative to its norm, up to which it counts as raw: some roundings of float32."""
+UNTOUCHED = "untouched"
+"""Beside the buffers in a reply on its way to the mod: whether local training is what it would have been without a defense."""
 _MEMORY = "fedleak-defense-"  # and the position: where a client's context keeps what a defense remembers
 _SECRET = "fedleak-secret"
 """Where a client's context keeps the secret that it drew."""
@@ -89,7 +93,9 @@ def defense_mod(msg: Message, context: Context, call_next: Callable[[Message, Co
     update = _tensors(sent)
     origin = _tensors({name: received[name] for name in sent}) if protocol == "fedavg" else None
     with remembering(context, chain) as memory:
-        defended = record_of(_defend(chain.at(server_round, client, memory), update, origin, where))
+        after = _defend(chain.at(server_round, client, memory), update, origin, where)
+    _say_if_undefended(reply, chain, update, after, origin)
+    defended = record_of(after)
     reply.content[key] = ArrayRecord({name: defended.get(name, array) for name, array in arrays.items()})
     return reply
 
@@ -199,6 +205,27 @@ def _defend(chain: ChainAt, update: Tensors, origin: Tensors | None, where: str)
         return after
     # Adding an unchanged difference back would round: weights that no defense changed are sent as they are.
     return {name: update[name] if torch.equal(after[name], before[name]) else origin[name] + after[name] for name in update}
+
+
+def _say_if_undefended(reply: Message, chain: DefenseChain, raw: Tensors, sent: Tensors, origin: Tensors | None) -> None:
+    """Say in the reply that it is the raw update, where neither training's hooks nor the update's changed it.
+
+    One word, and only where there is nothing left to protect; a server keeps it from its attackers.
+    """
+    record = reply.content.config_records["fedleak"]
+    untouched = record.pop(UNTOUCHED, True)  # by local training; an app without its hooks says nothing
+    if untouched and chain.protects_alone and _moved(raw, sent, origin) <= SLIGHT:
+        record[UNDEFENDED] = True
+
+
+def _moved(raw: Tensors, sent: Tensors, origin: Tensors | None) -> float:
+    """Return how far the update that is sent lies from the raw one, relative to its norm."""
+    if all(torch.equal(sent[name], raw[name]) for name in raw):
+        return 0.0
+    if origin is None:
+        return relative_change(raw, sent)
+    changes = [{name: weights[name] - origin[name] for name in raw} for weights in (raw, sent)]
+    return relative_change(*changes)
 
 
 def _check_form(before: Tensors, after: Tensors, where: str) -> None:

@@ -19,6 +19,10 @@ from fedleak.seeding import Seed
 Protocol = Literal["fedsgd", "fedavg"]
 
 
+UNDEFENDED = "undefended"
+"""Beside the buffers in a client's reply: that no defense changed its update. Left out where one did."""
+
+
 class DefenseConfig(Parameters):
     """Parameters of a defense."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -44,6 +45,11 @@ class DefenseChain:
         """Whether a defense is a mechanism of differential privacy, so that nothing else of the images may be sent."""
         return any(defense.mechanism() is not None for defense in self._defenses)
 
+    @property
+    def protects_alone(self) -> bool:
+        """Whether what a client sends is meant to differ from its raw update: not where the protocol around it protects."""
+        return bool(self._defenses) and all(defense.protects_alone for defense in self._defenses)
+
     def at(self, server_round: int, client: int, memory: Sequence[Tensors] | None = None) -> ChainAt:
         """Return the chain for one client in one round.
 
@@ -65,11 +71,23 @@ class DefenseChain:
         return [{} for _ in self._defenses]
 
 
+TELLING = 1e-3
+"""Change of a batch, loss or gradient, relative to its norm, above which it is no rounding; how much above is not looked at."""
+
+
 class ChainAt:
-    """The chain of one client in one round; see :class:`~fedleak.defenses.base.Defense` for what each hook does."""
+    """The chain of one client in one round; see :class:`~fedleak.defenses.base.Defense` for what each hook does.
+
+    Attributes
+    ----------
+    change : float
+        The largest change that a hook of local training made so far, relative to the norm of what it was given; infinite where a
+        defense works on the network itself. The hook on the update is not counted.
+    """
 
     def __init__(self, steps: Sequence[tuple[Defense, Situation]]) -> None:
         self._steps = steps
+        self.change = math.inf if any(_works_on_network(defense) for defense, _ in steps) else 0.0
 
     def on_model(self, model: nn.Module) -> None:
         """Run every defense's hook on the model."""
@@ -78,27 +96,68 @@ class ChainAt:
 
     def on_batch(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Run every defense's hook on the batch of local step ``step``."""
+        before = {"images": images, "labels": labels}
         for defense, at in self._steps:
             images, labels = defense.on_batch(images, labels, _in_step(at, step))
+        self._note(before, {"images": images, "labels": _as_given(labels, before["labels"])})
         return images, labels
 
     def on_loss(self, loss: Tensor, model: nn.Module) -> Tensor:
         """Run every defense's hook on a local step's loss."""
+        before = {"loss": loss}
         for defense, _ in self._steps:
             loss = defense.on_loss(loss, model)
+        self._note(before, {"loss": loss})
         return loss
 
     def on_gradient(self, gradient: Tensors, model: nn.Module, images: Tensor, labels: Tensor, step: int) -> Tensors:
         """Run every defense's hook on the gradient of local step ``step``."""
+        before = gradient
         for defense, at in self._steps:
             gradient = defense.on_gradient(gradient, model, images, labels, _in_step(at, step))
+        self._note(before, gradient)
         return gradient
+
+    def _note(self, before: Tensors, after: Tensors) -> None:
+        if self.change <= TELLING:
+            self.change = max(self.change, relative_change(before, after))
 
     def on_update(self, update: Tensors) -> Tensors:
         """Run every defense's hook on the update."""
         for defense, situation in self._steps:
             update = defense.on_update(update, situation)
         return update
+
+
+def relative_change(before: Tensors, after: Tensors) -> float:
+    """Return the norm of the difference over that of ``before``; infinite where names, shapes or types differ."""
+    if all(after.get(name) is value for name, value in before.items()) and len(after) == len(before):
+        return 0.0
+    changed, whole = 0.0, 0.0
+    for name, value in before.items():
+        other = after.get(name)
+        if other is None or other.shape != value.shape or other.dtype != value.dtype:
+            return math.inf
+        first = value.detach().double()
+        changed += float((other.detach().double() - first).square().sum())
+        whole += float(first.square().sum())
+    if changed == 0:
+        return 0.0
+    return math.sqrt(changed / whole) if whole else math.inf
+
+
+def _as_given(labels: Tensor, like: Tensor) -> Tensor:
+    """Return probabilities (B, K) that are one-hot as class indices where the labels given were such; others as they are."""
+    if labels.is_floating_point() and not like.is_floating_point() and bool((labels.amax(-1) == 1).all()):
+        return labels.argmax(-1).to(like.dtype)
+    return labels
+
+
+def _works_on_network(defense: Defense) -> bool:
+    """Whether a defense changes the network, so that what it does cannot be told from a gradient or an update."""
+    plain = all(getattr(defense.config, name, None) == value for name, value in defense.identity.items())
+    own = any(getattr(type(defense), hook) is not getattr(Defense, hook) for hook in ("on_architecture", "on_model"))
+    return own and not plain
 
 
 def _in_step(at: Situation, step: int) -> Situation:

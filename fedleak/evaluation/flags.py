@@ -21,6 +21,8 @@ from fedleak.observation import Observation, Tensors
 
 MISFIT: Final = "no-sgd-step-fits"
 """The flag of an update that the local training told cannot have made."""
+UNCHANGED: Final = "defense-without-effect"
+"""Name of the flag of an update that the defenses did not change."""
 TINY_UPDATE: Final = 1e-8
 """Norm of an update, relative to the norm of the parameters, below which it is called tiny."""
 
@@ -41,6 +43,10 @@ FLAGS: Final[dict[str, Flag]] = {
     "tiny-update": Flag(
         "The update's norm is below 1e-8 of the parameters' norm, so rounding may hide what it says.",
         "Attack an earlier round, or raise the client's learning rate or send gradients in place of weights.",
+    ),
+    UNCHANGED: Flag(
+        "The defenses left the update as it was, to the last bit or within a millionth of its norm, so it was sent undefended.",
+        "Raise their strength before comparing: a figure of this row is one of no defense.",
     ),
     "dropout-on": Flag(
         "Dropout was active on the client, and an attack that does not know its masks matches another network.",

@@ -156,6 +156,10 @@ class Campaign:
             keep(row)
         self._tell("problem", **row)
 
+    def note_undefended(self, server_round: int, clients: Iterable[int]) -> None:
+        """Have the rows of these clients' updates say that no defense changed them; the attackers are not told."""
+        self._grader.note_undefended(server_round, clients)
+
     def record_failures(self, server_round: int, failures: Sequence[Failure]) -> None:
         """Keep a row for every client that gave an attack of this round nothing to attack."""
         self._books.keep(self.failed(server_round, failures))

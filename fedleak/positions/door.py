@@ -48,6 +48,8 @@ class Door(StrategyWrapper):
         Partition ids of the clients that the latest round was sent to, ascending.
     failures : tuple of Failure
         Of that round.
+    undefended : list of int
+        Partition ids of those of its clients whose defenses left the update as it was.
     bytes_received : int
         Size of its replies, as serialised arrays.
     position : Position
@@ -66,6 +68,7 @@ class Door(StrategyWrapper):
         super().__init__(strategy)
         self.asked: list[int] = []
         self.failures: tuple[Failure, ...] = ()
+        self.undefended: list[int] = []
         self.bytes_received = 0
         self.position: Position = position if position is not None else Honest()
         self._directory = directory
@@ -92,6 +95,7 @@ class Door(StrategyWrapper):
         """Sift and decode what came in, show it to the server's position, and have it aggregated."""
         received = self._receive(server_round, tuple(replies))
         self.asked, self.failures, self.bytes_received = received.asked, received.failures, received.bytes
+        self.undefended = received.undefended
         self._sent = {}
         if self._grid is not None:
             self.position.see(received, self._grid)

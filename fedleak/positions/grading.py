@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from fedleak.attacks.base import Reconstruction
 from fedleak.attacks.exact.count import count_update, weakest
 from fedleak.client.known import UNKNOWN
 from fedleak.errors import ReplyError
-from fedleak.evaluation.flags import grade_flags, result_flags, update_flags
+from fedleak.evaluation.flags import UNCHANGED, grade_flags, result_flags, update_flags
 from fedleak.evaluation.grade import Figures, Grade
 from fedleak.evaluation.misfit import misfit
 from fedleak.evaluation.wire import grades_from_record
@@ -74,6 +75,11 @@ class Grader:
         self._counts: dict[tuple[int, ...], Row] = {}
         self._latest_misfit: tuple[tuple[int, int] | None, str | None] = None, None
         self._revealed: dict[str, dict[str, Tensor]] = {}
+        self._undefended: set[tuple[int, int]] = set()
+
+    def note_undefended(self, server_round: int, clients: Iterable[int]) -> None:
+        """Flag the rows of these clients' updates of a round: no defense changed them."""
+        self._undefended |= {(server_round, client) for client in clients}
 
     def grade(
         self, observation: Observation, result: Reconstruction, model: nn.Module, grid: Grid, *, models_steps: bool = False
@@ -84,6 +90,8 @@ class Grader:
         flags = [*update_flags(told, model, unfit=unfit is not None), *result_flags(result)]
         if unfit is not None:
             result = _not_solved(result, unfit)
+        if any((observation.round, client) in self._undefended for client in observation.cohort):
+            flags.insert(0, UNCHANGED)
         if models_steps:
             flags = [flag for flag in flags if flag != "several-local-steps"]
         counted = dict(self._counted(told, model)) | {"cohort": list(observation.clients) or None}

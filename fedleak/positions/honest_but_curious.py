@@ -44,6 +44,7 @@ class HonestButCurious(Honest):
         started = time.perf_counter()
         campaign, inference, server_round = self._campaign, self._inference, received.round
         campaign.record_failures(server_round, received.failures)
+        campaign.note_undefended(server_round, received.undefended)
         reads = inference is not None and inference.due(server_round)
         if self._every_round or campaign.remembers or campaign.due(server_round) or reads:
             most = self._most(server_round)

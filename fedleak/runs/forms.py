@@ -60,6 +60,7 @@ class RoundForm(Form):
     delta: Share | None = None
     privacy_unit: Literal["record", "client"] | None = None
     no_epsilon: str | None = None
+    undefended: list[Client] = []
 
     @model_validator(mode="after")
     def _whole(self) -> RoundForm:
@@ -301,6 +302,7 @@ class SweepRowForm(Form):
     graded: Count | None = None
     failures: Count | None = None
     failure: str | None = None
+    unchanged: Share | None = None
     label_accuracy: Share | None = None
     identification: Share | None = None
     accuracy: Share | None = None

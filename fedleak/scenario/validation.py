@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import to_json
 
-from fedleak.errors import ParameterError, ScenarioError, closest, nearest
+from fedleak.errors import ParameterError, ScenarioError, closest, nearest, shortened
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -50,7 +50,7 @@ class Finding:
 
     def __str__(self) -> str:
         hint = "" if self.known is None else f"; {nearest(self.path.rpartition('.')[2], self.known)}"
-        return f"{self.path}: {self.problem}{hint}" if self.path else f"{self.problem}{hint}"
+        return f"{shortened(self.path)}: {self.problem}{hint}" if self.path else f"{self.problem}{hint}"
 
 
 def read(model: type[M], values: dict[str, Any]) -> M:

@@ -81,10 +81,13 @@ def make_campaign(serving: Serving, directory: Directory, model: nn.Module, data
     """
     scenario, folder = serving.scenario, serving.folder
     public = public_images(scenario, data)
+    grader = Grader(Terms.of(scenario), folder, directory, data.input, data.public(), data.largest_shard)
+    for row in folder.rows("rounds.jsonl"):
+        grader.note_undefended(row["round"], row.get("undefended", ()))
     return Campaign(
         scenario.attacks,
         model,
-        Grader(Terms.of(scenario), folder, directory, data.input, data.public(), data.largest_shard),
+        grader,
         Books(folder, **files),
         attackers_for(scenario, model, data.input, public=public, device=serving.device),
         recall=lambda: (replace(Observation.load(path), surrogate=public) for path in folder.captures()),
@@ -196,7 +199,7 @@ def federate(serving: Serving, grid: Grid, directory: Directory) -> None:
     def costs() -> Row:
         by_client = {"by_client": {str(client): row for client, row in referee.by_client.items()}}
         carried = {"bytes_received": secured.bytes_received, "bytes_sent": secured.bytes_sent} if secured is not None else {}
-        return by_client | carried
+        return by_client | carried | ({"undefended": door.undefended} if door.undefended else {})
 
     ledger = Ledger(door, serving.folder, serving.listener)
     auditor = Auditor(scenario, serving.folder, ledger, door, trainer, model, data, done, costs=costs, listener=serving.listener)

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedleak.attacks.base import attacks
 from fedleak.errors import ScenarioError, ends_contained
-from fedleak.evaluation.flags import MISFIT
+from fedleak.evaluation.flags import MISFIT, UNCHANGED
 from fedleak.modalities.find import measure_of
 from fedleak.runs.folder import Row
 from fedleak.runs.records import RunRecords, number, read_records, table
@@ -134,6 +134,7 @@ def _leak(rows: list[Row], folder: Path) -> Row:
         "modality": measure.modality,
         "graded": len(graded),
         "failures": len(rows) - len(graded),
+        "unchanged": _mean(UNCHANGED in (row.get("flags") or ()) for row in rows),
         "failure": next((str(row["error"]) for row in rows if row.get("error")), None),
         "metrics": {one.name: _mean(measure.value(row, one.name) for row in graded) for one in measure.figures},
         "best": max(values, default=None),

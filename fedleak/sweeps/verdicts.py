@@ -33,6 +33,9 @@ The rules, in this order:
    this many examples: the reason says which share of examples may still leak. Who goes through only some of the defenses
    that are on does not know them: a defense without an adaptive attacker is never said to block.
 
+An update that the defense left as it was, to the last bits, is one of no defense: where there is any, the defense is not said to
+block or to degrade.
+
 Where leaking and degrading cannot be told apart it counts as leaking; where blocking is not shown it is not claimed.
 """
 
@@ -221,6 +224,12 @@ def _by_example(examples: Iterable[Row], value: Callable[[Row], float | None]) -
 def _verdict(rows: Sequence[Row], control: list[Attacked] | None) -> Verdict:
     first, found = rows[0], attacked(rows)
     word, reason = judge_control(found) if first["control"] else judge(found, control)
+    unchanged = max((row.get("unchanged") or 0.0 for row in rows), default=0.0)
+    if unchanged and not first["control"] and word in ("blocks", "degrades"):
+        word, reason = (
+            "inconclusive",
+            f"The defense changed nothing in {unchanged:.0%} of the updates, which were sent undefended.",
+        )
     accuracies, epsilons = (
         list({row["cell"]: row[key] for row in rows if row.get(key) is not None}.values()) for key in ("accuracy", "epsilon")
     )

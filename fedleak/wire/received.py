@@ -44,12 +44,15 @@ class Reply:
         Images that it says are behind them, at least 1.
     clients : tuple of int
         Whom it stands for where it is the mean of several, ascending; empty for one client's own.
+    undefended : bool
+        Whether the client says that its defenses left the update as it was.
     """
 
     message: Message
     arrays: Arrays
     examples: int
     clients: tuple[int, ...] = ()
+    undefended: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,11 @@ class Received:
     replies: tuple[Message, ...] = ()
     strangers: tuple[int, ...] = ()
     bytes: int = 0
+
+    @property
+    def undefended(self) -> list[int]:
+        """Partition ids of the clients whose defenses, by their own word, left the update as it was, ascending."""
+        return [client for client, reply in self.good.items() if reply.undefended]
 
     @property
     def asked(self) -> list[int]:

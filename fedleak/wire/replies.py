@@ -10,6 +10,7 @@ import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedleak.arrays import records_of
+from fedleak.defenses.base import UNDEFENDED
 from fedleak.errors import ReplyError
 from fedleak.printable import one_line
 from fedleak.runs.folder import Arrays
@@ -103,7 +104,8 @@ def check_reply(message: Message, sent: SentModel, most_examples: int) -> Reply:
         values[name] = sent.decode(name, array)
         if not np.isfinite(values[name]).all():
             raise ReplyError(f"'{name}' holds NaN or infinity")
-    return Reply(message, values, examples)
+    own = message.content.config_records.get("fedleak")
+    return Reply(message, values, examples, undefended=own is not None and own.get(UNDEFENDED) is True)
 
 
 def _examples(metrics: MetricRecord, most_examples: int) -> int:

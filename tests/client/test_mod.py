@@ -12,7 +12,7 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from fedleak.client import mod
 from fedleak.client.mod import chain_for, defense_mod, scenario_of
 from fedleak.data.batches import client_data
-from fedleak.defenses.base import Defense, Situation, defenses
+from fedleak.defenses.base import UNDEFENDED, Defense, Situation, defenses
 from fedleak.errors import DefenseError, ScenarioError
 from fedleak.observation import Tensors
 from fedleak.scenario.schema import Scenario
@@ -307,3 +307,50 @@ def test_a_client_finds_its_secret_on_its_own_machine(tmp_path: Path) -> None:
     where.run_config["scenario"] = asked.model_copy(update={"secret": draw()}).public.to_json()
     with pytest.raises(ScenarioError, match="this client does not hold the scenario's secret"):
         scenario_of(where)
+
+
+def said(where: Context, app: Callable[[Message, Context], Message] = answer) -> tuple[bool, list[str]]:
+    """Return whether the reply says that no defense changed it, and what else stands beside the buffers."""
+    record = dict(defense_mod(message(), where, app).content.config_records["fedleak"])
+    return record.pop(UNDEFENDED, False) is True, sorted(record)
+
+
+def trained(untouched: bool) -> Callable[[Message, Context], Message]:
+    """Return an app that says whether its hooks changed anything."""
+
+    def app(msg: Message, where: Context) -> Message:
+        reply = answer(msg, where)
+        reply.content.config_records["fedleak"][mod.UNTOUCHED] = untouched
+        return reply
+
+    return app
+
+
+@pytest.mark.parametrize("protocol", ["fedsgd", "fedavg"])
+@pytest.mark.parametrize(
+    ("defense", "undefended"),
+    [
+        ({"name": "gaussian-noise", "std": 0.0}, True),
+        ({"name": "gaussian-noise", "std": 1e-12}, True),
+        ({"name": "gaussian-noise", "std": 1e-8}, True),
+        ({"name": "gaussian-noise", "std": 1e-2}, False),
+        ({"name": "laplacian-noise", "scale": 1e-30}, True),
+        ({"name": "clipping", "max_norm": 1e6}, True),
+        ({"name": "clipping", "max_norm": 1.0}, False),
+        ({"name": "gradient-pruning", "ratio": 0.01}, True),
+        ({"name": "quantization", "format": "int8"}, False),
+        ({"name": "random-masking", "p": 0.9}, False),
+    ],
+)
+def test_a_defense_that_changes_nothing_is_told_of_in_one_word(protocol: str, defense: dict[str, Any], undefended: bool) -> None:
+    assert said(context(defense, protocol=protocol)) == (undefended, ["buffers"])
+
+
+def test_the_word_is_kept_where_training_was_changed_or_the_protocol_protects() -> None:
+    weak = {"name": "gaussian-noise", "std": 0.0}
+    assert said(context(weak), trained(True)) == (True, ["buffers"])
+    assert said(context(weak), trained(False)) == (False, ["buffers"])
+    assert said(context({"name": "secure-aggregation"}, protocol="fedavg")) == (False, ["buffers"])
+    assert said(context({"name": "secure-aggregation"}, weak, protocol="fedavg")) == (False, ["buffers"])
+    assert said(context()) == (False, ["buffers"]), "without a defense there is nothing to say"
+    assert said(context(weak, {"name": "clipping", "max_norm": 1.0})) == (False, ["buffers"]), "one that works is enough"

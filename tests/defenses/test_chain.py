@@ -1,16 +1,18 @@
 """Which defenses on the update can be combined, and in what order: refused by ``check``, in one line, with the reason."""
 
-from typing import Any
+import math
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
-from fedleak.defenses.chain import DefenseChain
+from fedleak.defenses.base import Defense, Situation
+from fedleak.defenses.chain import ChainAt, DefenseChain, relative_change
 from fedleak.errors import ScenarioError
 from fedleak.experiment.check import check
 from fedleak.modalities.image import InputSpec
 from fedleak.observation import Tensors
-from fedleak.scenario.schema import parse_scenario
+from fedleak.scenario.schema import DefenseSpec, parse_scenario
 from fedleak.seeding import Seed
 
 INPUT = InputSpec((3, 8, 8), 10)
@@ -80,3 +82,52 @@ def test_a_chain_of_all_kinds_runs_in_its_order() -> None:
     assert len(weight.unique()) <= 256, "int8 came last"
     assert 0 < float((noised - clipped).std()) < 0.01, "the noise was not clipped, and is that of both"
     assert torch.allclose(weight[kept], noised[kept], atol=float(noised.abs().max()) / 127), "what is left is the noised gradient"
+
+
+def test_how_much_the_hooks_changed_is_told_relative_to_what_they_were_given() -> None:
+    before = {"a": torch.tensor([3.0, 4.0]), "b": torch.zeros(2)}
+    assert relative_change(before, dict(before)) == 0
+    assert relative_change(before, {name: value.clone() for name, value in before.items()}) == 0
+    moved = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([0.0, 0.5])}
+    assert relative_change(before, moved) == pytest.approx(0.1)
+    assert relative_change({"a": torch.zeros(1)}, {"a": torch.ones(1)}) == math.inf
+    for other in ({"a": before["a"]}, {**before, "b": torch.zeros(3)}, {**before, "b": before["b"].double()}):
+        assert relative_change(before, other) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("defense", "change"),
+    [
+        ({"name": "dropout", "p": 0.5}, math.inf),
+        ({"name": "dropout", "p": 0.0}, 0.0),
+        ({"name": "precode"}, math.inf),
+        ({"name": "precode", "size": 0}, 0.0),
+        ({"name": "gaussian-noise", "std": 1.0}, 0.0),
+        ({"name": "mixup", "alpha": 0.0}, 0.0),
+        ({"name": "oasis", "transforms": "none"}, 0.0),
+    ],
+)
+def test_a_defense_of_the_network_is_no_rounding_and_one_that_is_off_is_none(defense: dict[str, Any], change: float) -> None:
+    at = DefenseChain([DefenseSpec(**defense)], InputSpec((3, 8, 8), 4), Seed(1)).at(1, 0)
+    images, labels = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+    at.on_batch(images, labels, 0)
+    assert at.change == change
+
+
+def test_a_mixture_of_each_image_with_itself_alone_is_no_change() -> None:
+    class Soft(Defense):
+        name = "soft"
+        identity: ClassVar[dict[str, Any]] = {}
+
+        def on_batch(self, images: torch.Tensor, labels: torch.Tensor, situation: Situation) -> tuple[torch.Tensor, torch.Tensor]:
+            return images, torch.nn.functional.one_hot(labels, 4).float() * self.share
+
+        share = 1.0
+
+    images, labels, here = torch.rand(2, 3, 4, 4), torch.tensor([1, 3]), Situation(Seed(1), 1, 0, InputSpec((3, 4, 4), 4))
+    at = ChainAt([(Soft(), here)])
+    at.on_batch(images, labels, 0)
+    assert at.change == 0
+    Soft.share = 0.9
+    at.on_batch(images, labels, 0)
+    assert at.change == math.inf

@@ -59,10 +59,30 @@ PARTITIONS = (
     {"name": "shard", "num_shards_per_partition": 2},
     {"name": "pathological", "num_classes_per_partition": 2},
 )
-STRATEGIES = ("FedAvg", "FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "FedProx", "FedMedian", "FedTrimmedAvg", "Krum", "MultiKrum",
-              "Bulyan", "QFedAvg", "DifferentialPrivacyServerSideFixedClipping")  # fmt: skip
-STRATEGY_KEYS = ("eta", "beta", "beta_1", "tau", "q", "proximal_mu", "server_momentum", "num_malicious_nodes", "noise_multiplier",
-                 "num_nodes_to_select", "clipping_norm")  # fmt: skip
+STRATEGIES = {
+    "FedAvg": (),
+    "FedAvgM": ("server_momentum", "server_learning_rate"),
+    "FedAdam": ("eta", "beta_1", "tau"),
+    "FedYogi": ("eta_l", "beta_2"),
+    "FedAdagrad": ("tau",),
+    "FedProx": ("proximal_mu",),
+    "FedMedian": (),
+    "FedTrimmedAvg": ("beta",),
+    "Krum": ("num_malicious_nodes",),
+    "MultiKrum": ("num_malicious_nodes", "num_nodes_to_select"),
+    "QFedAvg": ("q",),
+    "DifferentialPrivacyServerSideFixedClipping": ("noise_multiplier", "clipping_norm"),
+}
+TRAINING = {
+    "optimizer": ("sgd", "adam", "rmsprop", {"name": "sgd", "momentum": 0.9},
+                  {"name": "sgd", "momentum": math.nan},
+                  {"name": "adamw", "weight_decay": -1.0}, {"name": "adam", "betas": [0.9, 2.0]},
+                  {"name": "sgd", "nesterov": True}),
+    "lr_scheduler": ([0.1, 0.05], {"1": 0.1}, {"name": "StepLR", "step_size": 1}, {"name": "StepLR", "step_size": 0},
+                     {"name": "CosineAnnealingLR", "T_max": 0}, [], [math.nan], {"name": "ExponentialLR", "gamma": 1e300}),
+    "loss": ("mse", "binary-cross-entropy", {"name": "cross-entropy", "label_smoothing": 0.1}, "os:getcwd",
+             {"name": "cross-entropy", "weight": [1.0] * 10}, {"name": "cross-entropy", "weight": [1e300] * 10}),
+}  # fmt: skip
 
 
 def nested(depth: int) -> Any:
@@ -73,8 +93,10 @@ def nested(depth: int) -> Any:
 
 
 ODD = st.sampled_from(
-    [0, -1, 1, 2, 7, 1000, 2**31, 2**63, 10**30, 10**400, 0.0, -0.0, 0.5, -0.5, 1.0, 1e-12, 1e-320, 1e12, 1e300, math.nan, math.inf,
-     -math.inf, True, False, "", "x", "all", "none", "inf", "x" * 5000, "a/" * 3000, "../" * 40, "\0", "é\u202e\x1b[31m", "a:b", ":",
+    [0, -1, 1, 2, 7, 1000,
+     2**31, 2**63, 10**30, 10**400, 0.0, -0.0, 0.5, -0.5, 1.0, 1e-12, 1e-320, 1e12, 1e300, math.nan, math.inf,
+     -math.inf, True, False, "", "x",
+     "all", "none", "inf", "x" * 5000, "a/" * 3000, "../" * 40, "\0", "é\u202e\x1b[31m", "a:b", ":",
      "os:getcwd", "*", [], {}, [0], ["x"], [1, 1], [-1, 10**20], [math.nan], {"name": "x"}, {"name": 1}, {"": ""}, [{}], [[]],
      nested(15), nested(60)]
 )  # fmt: skip
@@ -126,16 +148,17 @@ def plugins(kind: str, names: list[str]) -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
+_APART = ("partition", "strategy", "superlink", "engine", "source", "client_resources", "columns", *TRAINING)
+
+
 @st.composite
 def made(draw: st.DrawFn) -> dict[str, Any]:
     """Return a scenario of the schema's keys, most of which fit."""
     table: dict[str, Any] = {"name": "fuzz", "seed": draw(st.integers(-3, 3))}
     fields = Scenario.model_fields
     for section in ("data", "federation", "local", "server", "threat", "evaluation"):
-        if draw(st.integers(0, 2)) == 0:
-            table[section] = draw(
-                tables(fields[section].annotation, without=("partition", "strategy", "superlink", "engine", "source"))
-            )
+        if draw(st.integers(0, 3)) == 0:
+            table[section] = draw(tables(fields[section].annotation, without=_APART))
     table.setdefault("threat", {"preset": draw(st.sampled_from(["local-training-known", "labels-known"]))})
     if draw(st.booleans()):
         table.setdefault("data", {})["partition"] = dict(draw(st.sampled_from(PARTITIONS)))
@@ -144,13 +167,18 @@ def made(draw: st.DrawFn) -> dict[str, Any]:
                 ODD
             )
     if draw(st.booleans()):
-        strategy: dict[str, Any] = {"name": draw(st.sampled_from(STRATEGIES))}
-        if draw(st.booleans()):
-            strategy[draw(st.sampled_from(STRATEGY_KEYS))] = draw(st.one_of(ODD, st.sampled_from([0.1, 0.4, 1])))
+        strategy: dict[str, Any] = {"name": draw(st.sampled_from(sorted(STRATEGIES)))}
+        for key in STRATEGIES[strategy["name"]]:
+            strategy[key] = draw(ODD) if draw(st.integers(0, 4)) == 0 else 1 if key.startswith("num_") else 0.1
         table.setdefault("federation", {}).update(protocol="fedavg", strategy=strategy)
+        for key, values in TRAINING.items():
+            if draw(st.integers(0, 3)) == 0:
+                table.setdefault("local", {})[key] = draw(st.sampled_from(values))
     if draw(st.integers(0, 3)) == 0:
         table["model"] = draw(plugins("model", ["lenet", "mlp", "convnet", "resnet20", "vit", "vgg11"]))
     table["attacks"] = draw(st.lists(plugins("attacks", list(QUICK)), max_size=2))
+    for number, attack in enumerate(table["attacks"]):
+        attack["title"] = f"attack-{number}"
     table["defenses"] = draw(st.lists(plugins("defenses", defenses.names()), max_size=2))
     return table
 

@@ -42,6 +42,9 @@ class Attacking:
     def record_failures(self, server_round: int, failures: Any) -> None:
         self.failures.append((server_round, failures))
 
+    def note_undefended(self, server_round: int, clients: list[int]) -> None:
+        assert clients == []
+
 
 def test_both_send_what_the_strategy_says(received: Make) -> None:
     model: Any = object()
