@@ -24,10 +24,11 @@ TABLES: dict[str, Any] = {
     "name": "small",
     "data": {"source": "samples", "image_size": 16},
     "model": {"name": "mlp", "hidden": [4]},
-    "federation": {"clients": 2, "rounds": 2, "protocol": "fedavg", "strategy": {"name": "FedAdam", "eta": 0.01}},
+    "federation": {"clients": 6, "rounds": 2, "protocol": "fedavg", "strategy": {"name": "FedAdam", "eta": 0.01}},
     "local": {"batch_size": 2, "steps": 1},
     "server": {"isolation": "none"},
     "attacks": [{"name": "closed-form"}],
+    "evaluation": {"membership": {}, "canaries": {"count": 4, "controls": 20}},
     "defenses": [{"name": "gaussian-noise", "std": 1e-5}],
 }
 COMMANDS = {
