@@ -167,7 +167,6 @@ ELSEWHERE = {
     "sweeps": {
         "cell": "sweeps/sweep",
         "cluster": "cli/terminal",
-        "folder": "sweeps/sweep",
         "lines": "sweeps/leaderboard",
     },
     "sweeps/page": {

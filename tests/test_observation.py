@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from fedleak.errors import AttackError, FedleakError
+from fedleak.errors import AttackError, FedleakError, ScenarioError
 from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import LocalTraining, Observation, observe
+from fedleak.observation import LocalTraining, Observation, header_of, observe
 from fedleak.scenario.schema import Model
 from fedleak.threat import PRESETS, Knowledge
 
@@ -115,3 +116,59 @@ def test_its_file_is_the_one_that_safetensors_writes_for_pytorch(monkeypatch: py
 
 def tensors_of(arrays: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(value) for name, value in arrays.items()}
+
+
+def damaged(content: bytes, **facts: Any) -> bytes:
+    """Return a file's content with other facts in its header."""
+    header, data = header_of(content)
+    told = json.loads(header["__metadata__"]["fedleak"]) | facts
+    header["__metadata__"]["fedleak"] = json.dumps({key: value for key, value in told.items() if value is not ...})
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"round": "1"},
+        {"client": -1},
+        {"clients": [0, None]},
+        {"kind": "sum"},
+        {"names": ["parameters/nothing"]},
+        {"names": ["elsewhere/a"]},
+        {"names": 3},
+        {"input": {"shape": 3}},
+        {"input": None},
+        {"local": {"num_examples": "many", "batch_size": 1}},
+        {"local": {"strange": 1}},
+        {"labels": [10**30]},
+        {"defenses": [3]},
+    ],
+)
+def test_a_file_with_odd_facts_is_refused_in_one_line(tmp_path: Path, facts: dict[str, Any]) -> None:
+    path = tmp_path / "o.safetensors"
+    content = damaged(seen(**FULL).to_bytes(), **facts)
+    path.write_bytes(content)
+    with pytest.raises(ScenarioError, match=r"o\.safetensors: not an observation written by fedleak, or damaged") as refused:
+        Observation.load(path)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(ScenarioError):
+        Observation.from_bytes(content)
+
+
+def test_a_file_is_outlined_without_its_values(tmp_path: Path) -> None:
+    path = tmp_path / "o.safetensors"
+    seen(**FULL).save(path)
+    told, shapes = Observation.outline(path)
+    assert (told.round, told.client, told.local, told.parameters) == (4, 12, FULL["local"], {})
+    assert shapes["parameters/b"] == (3, 2)
+    assert set(shapes) == {*(f"{group}/{name}" for group in ("parameters", "update") for name in "ab"), "buffers/count"} | {
+        f"received_buffers/{name}" for name in ("mean", "count")
+    }
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ScenarioError, match="damaged"):
+        Observation.outline(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ScenarioError, match="not an ordinary file"):
+        Observation.outline(path)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedleak.errors import ScenarioError
-from fedleak.process.files import append, open_path, write_whole
+from fedleak.process.files import append, make_folder, names, open_path, remove, remove_folder, write_whole
 from fedleak.process.lock import Lock
 
 Write = Callable[[Path, str, bytes], object]
@@ -111,4 +111,28 @@ def test_a_lock_that_is_a_link_is_refused_in_one_line(root: Path, outside: Path)
     with pytest.raises(ScenarioError, match="no link") as raised, Lock(root / "run.lock", "busy"):
         pass
     assert "\n" not in str(raised.value)
+    assert outside.read_bytes() == b"kept"
+
+
+def test_nothing_is_listed_made_or_removed_through_a_link(root: Path, outside: Path) -> None:
+    assert (names(root), names(root, "images"), names(root, "nowhere")) == (["images"], [], [])
+    make_folder(root, "again")
+    make_folder(root, "again")
+    assert stat.S_IMODE((root / "again").stat().st_mode) == 0o700
+    (root / "link").symlink_to(outside.parent)
+    for refused in (
+        lambda: names(root, "link"),
+        lambda: make_folder(root, "link"),
+        lambda: make_folder(root, "link/more"),
+        lambda: remove(root, "link/precious"),
+        lambda: remove_folder(root, "link"),
+        lambda: remove(root, "again"),
+    ):
+        with pytest.raises(OSError):  # noqa: PT011 (by system, ELOOP, ENOTDIR or EISDIR)
+            refused()
+    assert outside.read_bytes() == b"kept"
+    remove(root, "link")
+    remove(root, "link")
+    remove_folder(root, "again")
+    assert names(root) == ["images"]
     assert outside.read_bytes() == b"kept"

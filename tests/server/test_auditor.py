@@ -109,3 +109,22 @@ def test_a_run_that_goes_on_does_not_close_its_last_round_again(audit: Any) -> N
         auditor.close(flower_round, bright())
     assert [closed[0] for closed in lines.closed] == [4, 5]
     assert [event.facts["round"] for event in told] == [4, 5]
+
+
+def test_of_a_round_whose_line_is_lost_every_client_has_paid(audit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paid: list[tuple[int, list[int]]] = []
+    monkeypatch.setattr(
+        "fedleak.evaluation.privacy.Accountant.took_part",
+        lambda _, server_round, clients: paid.append((server_round, [*clients])),
+    )
+    row = {"accuracy": None, "loss": None, "clients": [1], "failures": []}
+    make = RunFolder.create
+
+    def with_lines(path: Path, manifest: Row) -> RunFolder:
+        folder = make(path, manifest)
+        folder.append("rounds.jsonl", [row | {"round": 1}, row | {"round": 3}])
+        return folder
+
+    monkeypatch.setattr(RunFolder, "create", with_lines)
+    audit(done=4)
+    assert sorted(paid) == [(1, [1]), (2, [0, 1]), (3, [1]), (4, [0, 1])]
