@@ -1,11 +1,22 @@
 """Attacks in a process of their own, which holds what an attacker may know and nothing else.
 
 The process is started once, given the public network and, for each strike, observations as bytes; it gives back reconstructions
-and how far it is. It cannot reach into this process by Python's means: there is nothing of the clients, the scenario or the run
-folder in its memory, environment, arguments, working folder or open files. It runs as the same user on the same machine: against
-an attack that searches the disk or reads other processes' memory there is the system's own separation of users, and nothing here.
+and how far it is. What holds, on every engine and where a finished run is attacked again, here, in jobs or on Ray
+(tests/integration/test_isolation.py tries it):
 
-One that takes too long, in Python or in native code, is ended with its process; the next has a new one.
+- Its memory, environment, arguments, working folder, open files and what it can read from them hold nothing of the clients, the
+  scenario, its seed, its secret or the run folder: no object to be walked to, no frame, no thread.
+- What it patches or seeds is its own, and reaches neither the clients nor the next round's training.
+- The seed that it is given leads to the scenario's by trying; the clients' draws derive from the secret, which no server has.
+- The true images of a round are written after its last attack.
+- One that takes too long, in Python or in native code, or that dies, is a row; the next has a new process.
+
+What does not hold: it runs as the same user on the same machine. It can read what this user can: run folders, of this run's
+earlier rounds too, ``client.secret`` in them, the data (its import path names the folder that the run was started in); ``/proc``
+of the process that started it, whose arguments and environment may name all of these; and, where the system lets a debugger
+attach, its memory. It can end processes and use the network. Attacks of one run share the process, and could spoil each other's
+results. Against a plugin that sets out for that there is the system's own separation, by users, containers or machines, and
+nothing here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Ends an attack that goes on for longer than it was given, so that the round can go on without it.
 
-This is for attacks that run in the process that asks, so that a debugger reaches them (``server.isolation = "none"``), and for
-tasks on Ray; all others have a process of their own, which is ended (:mod:`fedleak.sandbox.apart`).
+This is for attacks that run in the process that asks, so that a debugger reaches them (``server.isolation = "none"``); all others
+have a process of their own, which is ended (:mod:`fedleak.sandbox.apart`).
 
 An attack gets a thread of its own. When its time is up, an exception is raised inside it, again and again for some seconds,
 which ends a loop of Python, even one that catches it a few times. Two kinds cannot be stopped so: native code that blocks (a

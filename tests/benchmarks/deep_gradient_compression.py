@@ -19,7 +19,8 @@ found at 99 % sparsity (one seed, 40 to 50 CPU seconds an arm; "last tenth" is t
 
 It keeps the accuracy within half a point of none, with a momentum of 0.5 and without, where plain pruning loses 13 points. With
 the paper's momentum of 0.9 it does not: at the learning rate of the others it diverges, and at lower ones it learns more slowly
-than they do in these 300 rounds. No arm had a server's momentum to compare with, which FedSGD has not.
+than they do in these 300 rounds. No arm had a server's momentum to compare with, which FedSGD has not. Measured before scenarios
+had a secret, on other draws of batches.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ PSNR, median of the last round's three images (the mean image has 14.8 dB); "-" 
 The sum of three is no shield by itself: the closed form separates three images of LeNet to 32 dB, and single clients come out
 to 65 dB and more once four cohorts have been seen and the model stands still. At 1e-6 the model moves too far for the closed
 form's check of rank. With SecAgg+ the quantiser's step of 4e-6 is as large as what its certificate allows, so that it fails in
-some rounds and not in others; gradient matching loses nothing by that step.
+some rounds and not in others; gradient matching loses nothing by that step. PSNR was measured before scenarios had a secret, on
+other draws of batches.
 """
 
 from __future__ import annotations
