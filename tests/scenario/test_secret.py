@@ -1,4 +1,5 @@
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,11 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ScenarioError, match="cannot be written"):
         secret_of(tmp_path / "file" / "below")
+
+
+def test_the_scenarios_of_this_repository_carry_one_each_so_that_they_repeat() -> None:
+    files = sorted((Path(__file__).parents[2] / "scenarios").rglob("*.toml"))
+    tables = [tomllib.loads(file.read_text(encoding="utf-8")) for file in files]
+    found = {file.name: table.get("scenario", table).get("secret") for file, table in zip(files, tables, strict=True)}
+    assert [name for name, secret in found.items() if not is_secret(secret)] == []
+    assert len(set(found.values())) == len(found)
