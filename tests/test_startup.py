@@ -77,3 +77,13 @@ gradient_of(model, data.images(shard), data.labels(shard))
     found = imported(code)
     assert found & (SELDOM - {"foolbox"}) == set()
     assert not {name for name in found if name.startswith("fedleak.attacks")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["LBFGS", "Adam"])
+def test_an_optimiser_of_an_attack_is_made_without_torchs_compiler(kind: str) -> None:
+    make = f"import torch; weight = torch.ones(2, requires_grad=True); made = torch.optim.{kind}([weight], lr=0.1)\n"
+    found = imported(f"from fedleak.sandbox.worker import leave_compiler_out; leave_compiler_out(); {make}")
+    assert "torch.optim" in found
+    assert "torch._dynamo" not in found
+    assert "torch._dynamo" in imported(make)  # or there is nothing to spare any more

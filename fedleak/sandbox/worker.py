@@ -40,6 +40,19 @@ def main() -> None:
         served.take(*waiting.get())
 
 
+def leave_compiler_out() -> None:
+    """Let an optimiser of torch's be made without the import of torch's compiler, which takes above a CPU second.
+
+    Its constructor tells the compiler to leave one of its methods alone, and imports it for that. Nothing is compiled in this
+    process. Where a version of torch has it otherwise, or the compiler is there already, nothing is done.
+    """
+    from torch.optim import Optimizer
+
+    method = getattr(Optimizer.add_param_group, "__wrapped__", None)
+    if method is not None and "torch._dynamo" not in sys.modules and not hasattr(method, "__dynamo_disable"):
+        method.__dynamo_disable = method
+
+
 def _read(requests: int, waiting: queue.Queue[Frame]) -> None:
     try:
         while True:
@@ -75,6 +88,7 @@ class _Served:
 
         torch.set_num_threads(facts["threads"])
         torch.empty(0, device=facts["device"])  # in use from here on, so that its generators are seeded with the others
+        leave_compiler_out()
         self._unpacked = Unpacked(blobs[0])
         self._device, self._threads = facts["device"], facts["threads"]
         self._do_forget(facts, blobs)
