@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,9 +40,17 @@ class _Cleaned:
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """End as commands do whose reader has seen enough, such as ``head``."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise Ending(1)
+
+
 def safe_console(**options: Any) -> Console:
     """Return a console that prints no control character but rich's own."""
-    made = Console(**options)
+    made = _Console(**options)
     made.push_render_hook(_Printable())
     return made
 

@@ -301,10 +301,11 @@ def _read(reply: Message, observation: Observation) -> _Own:
         labels, used = list(facts["labels"]), [bool(one) for one in facts["used"]]
     except KeyError as error:
         raise ReplyError(f"its answer holds no {error}") from error
-    right = images.ndim == 4 and tuple(images.shape[1:]) == tuple(spec.shape) and images.is_floating_point()
+    kind = getattr(torch, spec.dtype)
+    right = tuple(images.shape[1:]) == tuple(spec.shape) and images.is_floating_point() == kind.is_floating_point
     if not right or len({len(images), len(labels), len(used)}) != 1 or not all(0 <= one < spec.num_classes for one in labels):
         raise ReplyError(f"its candidates are {tuple(images.shape)} images, {len(labels)} labels and {len(used)} answers")
-    return _Own(Examples(images.float(), torch.tensor(labels, dtype=torch.long)), used)
+    return _Own(Examples(images.to(kind), torch.tensor(labels, dtype=torch.long)), used)
 
 
 def _named(image: Tensor, label: int) -> str:

@@ -243,3 +243,10 @@ def test_the_log_is_clean_wherever_flower_is_started_from(start: Any, monkeypatc
         start()
     logger.setLevel(level)
     assert logger.filters
+
+
+def test_a_reader_who_has_seen_enough_ends_it_without_a_word(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m fedleak list --wide 2>{tmp_path / 'said'} | head -1"
+    shown = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert shown.stdout.strip() == "attacks"
+    assert (tmp_path / "said").read_text() == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from fedleak.attacks.exact.single_label import single_label
 from fedleak.attacks.labels.base import label_rules
 from fedleak.errors import AttackError
 from fedleak.observation import Observation
@@ -29,6 +30,11 @@ def read_labels(observation: Observation, model: nn.Module) -> tuple[str, tuple[
     """
     if observation.local is None:
         raise AttackError("labels are read only where it is known how many images there are; grant local training")
+    if observation.input.modality != "image":  # most rules try images on the network
+        label = single_label(observation, model) if observation.batch_size == 1 else None
+        if label is None:
+            raise AttackError("labels of passages are read off a classifier's update, of one passage at a time")
+        return "sign", (label,)
     several = observation.kind == "weights" and observation.local.steps > 1
     reason: AttackError | None = None
     for name in SEVERAL_STEPS if several else ONE_STEP:

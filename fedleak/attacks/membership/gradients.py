@@ -62,7 +62,7 @@ class ExampleGradients:
         """
         if not len(images):
             raise AttackError("there is no example whose gradient could be compared")
-        inputs = self._input.normalize(images)
+        inputs = self._input.feed(images)
         return torch.stack(
             [self._of(one, label) for one, label in zip(torch.split(inputs, 1), torch.split(labels, 1), strict=True)]
         )

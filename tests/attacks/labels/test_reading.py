@@ -7,8 +7,9 @@ from torch import nn
 from fedleak.attacks.labels.reading import read_labels
 from fedleak.errors import AttackError
 from fedleak.modalities.image import InputSpec
+from fedleak.modalities.text import TokenSpec
 from fedleak.models import build_model
-from fedleak.observation import observe
+from fedleak.observation import LocalTraining, Observation, observe
 from fedleak.scenario.schema import Model
 
 SPEC = InputSpec((3, 16, 16), 10)
@@ -41,3 +42,22 @@ def test_what_cannot_be_read_says_why() -> None:
         read_labels(observation, model)
     with pytest.raises(AttackError, match="how many images"):
         read_labels(replace(observation, local=None), model)
+
+
+def test_the_label_of_one_passage_is_the_sign_that_stands_alone() -> None:
+    spec = TokenSpec((16,), 4)
+    model = build_model(Model(name="bert", dim=16, depth=1), spec, seed=1)
+    tokens = spec.probe(2, torch.Generator().manual_seed(0))
+    named = dict(model.named_parameters())
+    for count, label in ((1, 3), (2, 1)):
+        loss = nn.functional.cross_entropy(model(tokens[:count]), torch.full((count,), label))
+        values = torch.autograd.grad(loss, list(named.values()), allow_unused=True, materialize_grads=True)
+        sent = {name: value.detach() for name, value in named.items()}
+        observation = Observation(
+            "gradient", sent, dict(zip(named, values, strict=True)), spec, local=LocalTraining(count, count)
+        )
+        if count == 1:
+            assert read_labels(observation, model) == ("sign", (3,))
+        else:
+            with pytest.raises(AttackError, match="one passage at a time"):
+                read_labels(observation, model)
