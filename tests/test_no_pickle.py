@@ -144,7 +144,7 @@ def test_no_file_of_a_run_is_a_pickle(tmp_path: Path) -> None:
     scenario = parse_scenario({"name": "t", **table, "attacks": [{"name": "closed-form"}]})
     result = api.run(scenario, out=tmp_path / "run", device="cpu")
     kinds = {path.suffix for path in result.path.rglob("*") if path.is_file()}
-    assert kinds == {".json", ".jsonl", ".safetensors", ".png", ".html", ".lock"}
+    assert kinds == {".secret", ".json", ".jsonl", ".safetensors", ".png", ".html", ".lock"}
     tensors = list(result.path.rglob("*.safetensors"))
     assert tensors
     for path in tensors:
