@@ -164,13 +164,15 @@ def test_a_server_killed_and_started_again_goes_on_with_its_run(compose: Compose
     (project / "resumed.toml").write_text(_FAULTS.replace("faults", "resumed"))
     first = Compose(project, SCENARIO="resumed.toml")
     first("up", "-d")
-    first.wait(lambda: list((project / "runs").glob("resumed-*")))
+    first.wait(lambda: list((project / "runs").glob("resumed-*")) or ended(first) is not None)
+    assert ended(first) is None, first.logs("submit")
     folder = only_run(project, "resumed")
 
     def rounds() -> list[int]:
         return [row["round"] for row in folder.rows("rounds.jsonl") if row["round"]]
 
-    first.wait(lambda: len(rounds()) >= 2)
+    first.wait(lambda: len(rounds()) >= 2 or ended(first) is not None)
+    assert ended(first) is None, first.logs("submit")
     first("kill", "server")
     first.wait(lambda: ended(first) is not None)
     assert ended(first) != 0
