@@ -261,5 +261,6 @@ class EncodedImages(PillowImages):
         value = self._column[index].as_py()
         encoded = value.get("bytes") if isinstance(value, dict) else value
         if encoded is None:
-            raise ValueError("the row holds no bytes")
+            place = value.get("path") if isinstance(value, dict) else None
+            raise ValueError("the row holds no bytes" + (f", only the path '{place}': embed the files" if place else ""))
         return io.BytesIO(encoded)

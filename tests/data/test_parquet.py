@@ -193,3 +193,11 @@ def test_each_client_is_a_value_of_a_column(tmp_path, pictures, write_parquet):
         given = {} if column is None else {"column": column}
         with pytest.raises(ScenarioError, match=message):
             federated_data(Data(source="parquet", path=tmp_path, partition=Named(name="natural-id", **given)), 3, 1)
+
+
+def test_a_row_that_names_a_file_alone_says_so(tmp_path, pictures, write_parquet):
+    path = write_parquet(tmp_path / "train.parquet", list(pictures(1)), [0])
+    row = pa.array([{"bytes": None, "path": "a/b.png"}], type=pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    pq.write_table(pa.table({"img": row, "label": [0]}), path)
+    with pytest.raises(ScenarioError, match=r"row 0: .*holds no bytes, only the path 'a/b\.png': embed the files"):
+        open_source(tmp_path).train.load([0])
