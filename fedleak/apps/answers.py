@@ -81,7 +81,9 @@ def answer(app: ClientApp, batch: Batch, *, reveal: bool = True) -> ClientApp:
             images, _ = _checked(batch, context, _round(msg))
         # The user's function may raise anything; who the client is can be said all the same.
         except Exception as error:  # noqa: BLE001
-            said = f"{type(error).__name__}: {error}" if not isinstance(error, FedleakError) else str(error)
+            said = (
+                str(error) if isinstance(error, FedleakError) else f"fedleak.answer: batch raised {type(error).__name__}: {error}"
+            )
             return RecordDict({WHO: record, PROBLEM: ConfigRecord({PROBLEM: one_line(said)})})
         record["images"], record["shape"] = len(images), list(images.shape[1:])
         return RecordDict({WHO: record})

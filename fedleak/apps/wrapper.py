@@ -48,14 +48,14 @@ class Curious(Strategy):
         if callable(evaluate) and "evaluate_fn" in given.arguments:
             given.arguments["evaluate_fn"] = _measured(evaluate, audit)
         grid, arrays, rounds, timeout = (told.get(name) for name in ("grid", "initial_arrays", "num_rounds", "timeout"))
-        audit.begin(
-            grid if isinstance(grid, Grid) else None,
-            arrays if isinstance(arrays, ArrayRecord) else ArrayRecord(),
-            rounds if isinstance(rounds, int) else 1,
-            timeout if isinstance(timeout, int | float) else None,
-            evaluated=callable(evaluate),
-        )
         try:
+            audit.begin(
+                grid if isinstance(grid, Grid) else None,
+                arrays if isinstance(arrays, ArrayRecord) else ArrayRecord(),
+                rounds if isinstance(rounds, int) else 1,
+                timeout if isinstance(timeout, int | float) else None,
+                evaluated=callable(evaluate),
+            )
             return start(*given.args, **given.kwargs)
         finally:
             audit.end()

@@ -13,6 +13,7 @@ from fedleak.printable import plural
 from fedleak.report.formats import enumerated, figure
 from fedleak.report.gallery import Gallery, Place, Series
 from fedleak.runs.records import RunRecords, rows_of, table
+from fedleak.wire.received import NOT_ATTACKED
 
 _UNFIT = (
     "cannot come of the local training that was told (flag no-sgd-step-fits; what does not fit stands with each row): attacks "
@@ -68,6 +69,8 @@ def verdict(records: RunRecords, gallery: Gallery) -> Verdict:
 
 def _nothing_graded(rows: list[dict[str, Any]]) -> str:
     failed = sum(bool(row.get("error")) for row in rows)
+    if all(str(row.get("error")).startswith(NOT_ATTACKED) for row in rows):
+        return "No update was attacked, so this run says nothing about leaks; the reasons are below."
     if failed == len(rows):
         return "Every attack failed, so this run says nothing about leaks; the reasons are below."
     return "No reconstruction could be graded; the reasons are below."

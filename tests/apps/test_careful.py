@@ -1,6 +1,9 @@
 """A fault at each step of what fedleak does beside an app: training goes on bit for bit, a line and a row say what happened."""
 
 import errno
+import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from flwr.serverapp.strategy import FedAvg
 import fedleak
 from fedleak.apps import audit, inbox
 from fedleak.apps.careful import CarefulBooks
+from fedleak.attacks.base import Attack, Reconstruction, attacks
 from fedleak.engines.inprocess import InProcessGrid
 from fedleak.positions.books import Books
 from fedleak.positions.campaign import Campaign
@@ -189,6 +193,60 @@ def test_a_terminal_that_is_gone_is_no_fault(app: Any, hashed: Any, tmp_path: Pa
     monkeypatch.setattr("sys.stdout", Gone())
     assert hashed(app.start(strategy, app.client())) == plain
     monkeypatch.undo()
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+class Hanging(Attack):
+    """Comes to no end."""
+
+    name = "hanging"
+
+    interrupts = False
+
+    def reconstruct(self, *_: Any, **__: Any) -> Reconstruction:
+        if self.interrupts:
+            signal.raise_signal(signal.SIGALRM)
+        while True:
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def hanging() -> Iterator[str]:
+    attacks.names()
+    known = dict(attacks._plugins)
+    attacks.register(Hanging)
+    yield "hanging"
+    attacks._plugins.clear()
+    attacks._plugins.update(known)
+
+
+def test_an_attack_that_hangs_is_ended_and_the_next_one_runs(
+    app: Any, told: Any, hashed: Any, tmp_path: Path, hanging: str
+) -> None:
+    plain = app.plain(rounds=1)
+    strategy = app.curious(out=tmp_path / "run", attacks=[hanging, "analytic"], attack_limit=0.2)
+    assert hashed(app.start(strategy, app.answering(), rounds=1)) == plain
+    rows = told(tmp_path / "run")["reconstructions"]
+    found = [(row["attack"], "hangs" in (row["error"] or "")) for row in rows]
+    assert found == [("hanging", True), ("hanging", True), ("analytic", False), ("analytic", False)]
+
+
+def test_the_app_is_interrupted_in_the_middle_of_an_attack(
+    app: Any, told: Any, tmp_path: Path, hanging: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt("from outside")
+
+    monkeypatch.setattr(Hanging, "interrupts", True)
+    strategy, usual = app.curious(out=tmp_path / "run", attacks=[hanging], attack_limit=2.0), signal.getsignal(signal.SIGALRM)
+    signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="from outside"):
+            app.start(strategy, app.answering())
+    finally:
+        signal.signal(signal.SIGALRM, usual)
+    assert app.calls == ["train"] * 2  # and no further round
+    assert [row["error"] is not None for row in told(tmp_path / "run")["reconstructions"]] == [True, True]
     assert (tmp_path / "run" / "report.html").exists()
 
 

@@ -162,7 +162,9 @@ def test_without_the_clients_line_training_goes_on_and_the_line_is_named(tmp_pat
     assert capsys.readouterr().out.count("fedleak.answer(app, batch)") == 1
     rows = RunFolder(tmp_path / "run").rows("reconstructions.jsonl")
     assert ["add fedleak.answer(app, batch)" in row["error"] for row in rows] == [True, True]
-    assert "add fedleak.answer(app, batch)" in (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "add fedleak.answer(app, batch)" in page
+    assert "No update was attacked" in page
 
 
 def test_a_batch_that_is_no_batch_fails_the_grading_only(tmp_path: Path) -> None:
