@@ -13,7 +13,14 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from torch import Tensor, nn
 
-from fedleak.apps.careful import CarefulAttackers, CarefulBooks, CarefulGrader, CarefulRecorder, careful_listener
+from fedleak.apps.careful import (
+    CarefulAttackers,
+    CarefulBooks,
+    CarefulGrader,
+    CarefulInference,
+    CarefulRecorder,
+    careful_listener,
+)
 from fedleak.apps.guard import Guard
 from fedleak.apps.inbox import Inbox, Keys
 from fedleak.apps.questions import QuestionGrid
@@ -31,6 +38,7 @@ from fedleak.models.base import buffer_names
 from fedleak.positions.base import Honest, Position
 from fedleak.positions.campaign import Campaign
 from fedleak.positions.honest_but_curious import HonestButCurious
+from fedleak.positions.inference import PublicExamples
 from fedleak.positions.oracle import LabelOracle
 from fedleak.positions.terms import Terms
 from fedleak.printable import clean_log, plural
@@ -39,6 +47,7 @@ from fedleak.runs.folder import OWN_APP, PROBLEMS, Row, RunFolder
 from fedleak.sandbox.limit import wall_limit
 from fedleak.sandbox.select import attackers_for, built_attacks
 from fedleak.scenario.schema import Scenario
+from fedleak.seeding import Seed
 from fedleak.server.ledger import Ledger
 from fedleak.wire.received import NOT_ATTACKED, Failure, Received
 
@@ -251,7 +260,20 @@ class Audit:
             recall=recorder.recall,
             listener=self._listener,
         )
-        self._position = HonestButCurious(recorder, campaign)
+        inference = CarefulInference(
+            terms,
+            scenario.evaluation,
+            self.folder,
+            nodes,
+            asked.model,
+            PublicExamples,
+            struck=scenario.struck,
+            rounds=self._rounds,
+            seed=Seed(scenario.seed).derive("inference"),
+            listener=self._listener,
+        )
+        inference.fault = self._fault
+        self._position = HonestButCurious(recorder, campaign, inference=inference)
         self._seen.position = self._position
 
     def _disarm(self) -> None:

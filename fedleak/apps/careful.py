@@ -15,6 +15,7 @@ from fedleak.events import Event, Listener
 from fedleak.observation import Observation, Tensors
 from fedleak.positions.books import Books
 from fedleak.positions.grading import Grader, failed_row
+from fedleak.positions.inference import Inference
 from fedleak.positions.recorder import Recorder
 from fedleak.runs.folder import Row, RunFolder
 from fedleak.sandbox.attackers import Attackers
@@ -75,6 +76,26 @@ class CarefulGrader(Grader):
             for row in graded:
                 row["flags"] = [*row["flags"], "other-number-of-images"]
         return rows
+
+
+class CarefulInference(Inference):
+    """Reads off updates what it can, and says where it cannot.
+
+    Attributes
+    ----------
+    fault : callable
+        Told of it.
+    """
+
+    fault: Fault
+
+    def look(self, server_round: int, observations: Sequence[Observation], grid: Grid) -> None:
+        """Read a round's observations."""
+        try:
+            super().look(server_round, observations, grid)
+        # A full disk, or an answer that nobody foresaw.
+        except BaseException as error:  # noqa: BLE001
+            self.fault("reading what updates tell beside images", described(error))
 
 
 class CarefulBooks(Books):

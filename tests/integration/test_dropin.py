@@ -135,7 +135,7 @@ def test_two_lines_give_a_run_folder_and_change_no_bit_of_the_model(tmp_path: Pa
     page = (tmp_path / "run" / "report.html").read_text()
     assert "inverting-gradients" in page
     assert "my-app" in page
-    for call in (lambda: fedleak.run("", resume=folder.path), lambda: attack_run(folder.path, ["inverting-gradients"])):
+    for call in (lambda: fedleak.run(None, resume=folder.path), lambda: attack_run(folder.path, ["inverting-gradients"])):
         with pytest.raises(ScenarioError, match="of an app of one's own, by fedleak.curious.* start the app again"):
             call()
 
