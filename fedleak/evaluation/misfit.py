@@ -110,8 +110,11 @@ def _of_classifier(observation: Observation, local: LocalTraining, model: nn.Mod
         return found
     bias = bias.double()
     loss = (local.loss or {"name": "cross-entropy"})["name"]
+    images = observation.input.modality == "image"  # of which the network can be shown natural ones
+    if not images and local.num_examples > 1:
+        return None
     if loss in ("mse", "binary-cross-entropy"):
-        return _one_hot_loss(observation, model, name, bias, loss)
+        return None if not images else _one_hot_loss(observation, model, name, bias, loss)
     if local.loss is not None and (loss != "cross-entropy" or "weight" in local.loss):
         return None
     absent = float((-bias).clamp_min(0).sum())

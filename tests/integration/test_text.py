@@ -54,3 +54,11 @@ def test_fedavg_with_secure_aggregation_leaves_a_sum_that_the_closed_form_does_n
     table = TABLE | {"federation": federation, "defenses": [{"name": "secure-aggregation"}], "local": {"learning_rate": 0.01}}
     fedleak.run(Scenario.model_validate(table), out=tmp_path / "run")
     assert all("reads one passage, but" in row["error"] for row in rows(tmp_path / "run"))
+
+
+def test_two_passages_an_update_are_a_row_that_says_so_and_labels_are_not_guessed(tmp_path):
+    fedleak.run(Scenario.model_validate(TABLE | {"local": {"batch_size": 2}}), out=tmp_path / "run")
+    assert all(row["error"] == "the closed form reads one passage, but 2 are behind the update" for row in rows(tmp_path / "run"))
+    read = [json.loads(line) for line in (tmp_path / "run" / "inferences.jsonl").read_text().splitlines()]
+    assert all("one passage at a time" in row["labels"]["error"] for row in read)
+    assert all(row["distance"]["error"] is None for row in read)
