@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,16 +21,19 @@ from fedleak.local.path import Path as LocalPath
 from fedleak.local.path import path_of
 from fedleak.modalities.find import facts_of, read_spec
 from fedleak.modalities.image import InputSpec
+from fedleak.payload import Payload, Which
+from fedleak.scenario.tensors import metadata_of
 from fedleak.threat import Knowledge
 
 UpdateKind = Literal["gradient", "weights"]
 Tensors = dict[str, Tensor]
-_HEADER = 8  # bytes that say how long a safetensors header is
 _SHORT = 200  # characters of what is wrong with a file
 _Whole = Annotated[int, Field(ge=0, le=2**53, strict=True)]
 _KIND: TypeAdapter[UpdateKind] = TypeAdapter(UpdateKind)
 _WHOLE: TypeAdapter[int] = TypeAdapter(_Whole)
 _WHOLES: TypeAdapter[tuple[int, ...]] = TypeAdapter(tuple[_Whole, ...])
+_NAMES: TypeAdapter[tuple[str, ...]] = TypeAdapter(tuple[str, ...])
+_FLAG: TypeAdapter[bool] = TypeAdapter(bool)
 _TABLES: TypeAdapter[tuple[dict[str, Any], ...]] = TypeAdapter(tuple[dict[str, Any], ...])
 
 
@@ -117,7 +120,8 @@ class Observation:
     kind : {"gradient", "weights"}
         Whether ``update`` holds the mean gradient (FedSGD) or the weights after local training (FedAvg).
     parameters, buffers : dict of str to Tensor
-        The global model as it was sent, by the model's own names.
+        The global model as it was sent, by the model's own names: what clients train, and what else travels, such as BatchNorm's
+        statistics and frozen parameters.
     update : dict of str to Tensor
         As received; the same names and shapes as ``parameters``.
     input : InputSpec
@@ -137,6 +141,10 @@ class Observation:
         Public images (N, C, H, W) in [0, 1]; granted by ``Knowledge.SURROGATE``. Not saved with the observation.
     defenses : tuple of dict, optional
         Name and parameters of each defense; granted by ``Knowledge.DEFENSE``.
+    kept : tuple of str
+        Names of the network's parameters and buffers that did not travel; nobody trains them.
+    kept_known : bool
+        Whether the attacker knows them, as the network that it is given holds them.
     """
 
     kind: UpdateKind
@@ -152,6 +160,8 @@ class Observation:
     received_buffers: Tensors | None = None
     surrogate: Tensor | None = None
     defenses: tuple[dict[str, Any], ...] | None = None
+    kept: tuple[str, ...] = ()
+    kept_known: bool = True
 
     @property
     def granted(self) -> frozenset[Knowledge]:
@@ -174,6 +184,14 @@ class Observation:
     def batch_size(self) -> int:
         """How many images to rebuild; 1 where the threat model does not grant the number."""
         return self.local.num_examples if self.local is not None else 1
+
+    def completed(self, model: torch.nn.Module) -> Observation:
+        """Return an observation whose buffers hold what did not travel, too, where the attacker knows it: as ``model`` has it."""
+        if not self.kept or not self.kept_known:
+            return self
+        held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        rest = {name: held[name].detach() for name in self.kept if name in held}
+        return replace(self, buffers={**rest, **self.buffers})
 
     def gradient(self) -> Tensors:
         """Return the mean gradient by parameter name.
@@ -224,6 +242,7 @@ class Observation:
             "labels": self.labels,
             "batchnorm": self.received_buffers is not None,
             "defenses": self.defenses,
+            **({"kept": self.kept, "kept_known": self.kept_known} if self.kept else {}),
         }
         metadata = {"fedleak": json.dumps(facts)}
         if any(value.dtype == torch.bfloat16 for value in tensors.values()):  # NumPy has no such type
@@ -296,19 +315,9 @@ class Observation:
             labels=_WHOLES.validate_python(facts["labels"]) if facts["labels"] is not None else None,
             received_buffers=groups["received_buffers"] if facts["batchnorm"] else None,
             defenses=_TABLES.validate_python(facts["defenses"]) if facts["defenses"] is not None else None,
+            kept=_NAMES.validate_python(facts.get("kept", ())),
+            kept_known=_FLAG.validate_python(facts.get("kept_known", True)),
         )
-
-
-def header_of(content: bytes) -> tuple[dict[str, Any], bytes]:
-    """Return the header of a safetensors file's content, and the bytes of its tensors."""
-    end = _HEADER + int.from_bytes(content[:_HEADER], "little")
-    return json.loads(content[_HEADER:end]), content[end:]
-
-
-def metadata_of(content: bytes) -> dict[str, str]:
-    """Return what a safetensors file's content says beside its tensors."""
-    found: dict[str, str] = header_of(content)[0].get("__metadata__", {})
-    return found
 
 
 @contextmanager
@@ -352,6 +361,7 @@ def observe(
     *,
     input: InputSpec | None = None,
     grant: frozenset[Knowledge] = frozenset({Knowledge.LOCAL_TRAINING}),
+    payload: Which = "all",
 ) -> Observation:
     """Return what a server sees of one FedSGD step on ``images``: for trying an attack on a model without a federation.
 
@@ -367,21 +377,26 @@ def observe(
         By default the shape of ``images``, no normalisation, and as many classes as the model puts out.
     grant : frozenset of Knowledge
         Which facts to fill in.
+    payload : {"all", "trainable"} or sequence of str
+        Which of the model's tensors travel; see :class:`fedleak.payload.Payload`.
     """
+    travels = Payload.of(model, payload, "observe: payload")
     with torch.no_grad():
         classes = input.num_classes if input else model(images[:1]).shape[-1]
     channels, height, width = images.shape[1:]
     spec = input or InputSpec((channels, height, width), classes, (0.0,) * channels, (1.0,) * channels)
     loss = torch.nn.functional.cross_entropy(model(spec.normalize(images)), labels)
-    named = dict(model.named_parameters())
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    named = {name: state.pop(name) for name in travels.trained}
     gradient = torch.autograd.grad(loss, list(named.values()), allow_unused=True, materialize_grads=True)
     local = LocalTraining(len(images), len(images), mode="train" if model.training else "eval")
     return Observation(
         kind="gradient",
         parameters={name: value.detach().clone() for name, value in named.items()},
-        buffers={name: value.detach().clone() for name, value in model.named_buffers()},
+        buffers={name: value.detach().clone() for name, value in state.items() if name not in travels.kept},
         update=dict(zip(named, gradient, strict=True)),
         input=spec,
         local=local if Knowledge.LOCAL_TRAINING in grant else None,
         labels=tuple(sorted(labels.tolist())) if Knowledge.LABELS in grant else None,
+        kept=travels.kept,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ from fedleak.experiment.check import Checked
 from fedleak.experiment.manifest import make_manifest, write_summary
 from fedleak.modalities.image import InputSpec
 from fedleak.modalities.image.measure import MEAN_IMAGE
-from fedleak.models.base import buffer_names
+from fedleak.payload import Payload, Which
 from fedleak.positions.base import Honest, Position
 from fedleak.positions.campaign import Campaign
 from fedleak.positions.honest_but_curious import HonestButCurious
@@ -82,6 +82,10 @@ class Asked:
         ``module:name`` of what makes such a network.
     listener : Listener
         Told what happens.
+    payload : {"all", "trainable"} or sequence of str, optional
+        What is told of what the app sends.
+    names : mapping, optional
+        What each array that the app sends is called in the network, once that is known.
     """
 
     scenario: Scenario
@@ -94,6 +98,8 @@ class Asked:
     public: Tensor | None
     maker: str
     listener: Listener
+    payload: Which | None = None
+    names: Mapping[str, str] | None = None
 
 
 class AppFolder(RunFolder):
@@ -138,9 +144,8 @@ class Audit:
     def __init__(self, asked: Asked) -> None:
         self.folder: RunFolder | None = None
         self.report: Path | None = None
-        self.asked, self._scenario = asked, asked.scenario
         self._guard = Guard(self._fault)
-        self._inbox = Inbox(asked.model, asked.input, asked.keys, asked.scenario.local.batch_size, self._odd)
+        self.know(asked)
         self._seen = _Seen([], (), 0, Honest())
         self._listener = careful_listener(asked.listener, self._fault)
         self._ledger = Ledger(self._seen, listener=self._listener)
@@ -156,6 +161,11 @@ class Audit:
         self._clients: set[int] = set()
         self._said: set[str] = set()
         self._unwritten: list[Row] = []
+
+    def know(self, asked: Asked) -> None:
+        """Take what was asked for, with more known of it: before the first round."""
+        self.asked, self._scenario = asked, asked.scenario
+        self._inbox = Inbox(asked.model, asked.input, asked.keys, asked.scenario.local.batch_size, self._odd, asked.names)
 
     def begin(self, grid: Grid | None, arrays: ArrayRecord, rounds: int, timeout: float | None, *, evaluated: bool) -> None:
         """Make the run folder and all that the rounds need.
@@ -245,8 +255,10 @@ class Audit:
         mean = torch.full(asked.input.shape, 0.5) if public is None else public.mean(0)
         self._books = CarefulBooks(self.folder, self._fault)
         self._grader = CarefulGrader(terms, self.folder, nodes, asked.input, {MEAN_IMAGE: mean}, scenario.local.batch_size)
-        oracle, buffers = LabelOracle(terms, nodes), buffer_names(asked.model)
-        recorder = CarefulRecorder(terms, self.folder, oracle, input=asked.input, buffers=buffers, surrogate=public)
+        oracle, payload = LabelOracle(terms, nodes), Payload.of(asked.model, scenario.federation.payload)
+        recorder = CarefulRecorder(
+            terms, self.folder, oracle, input=asked.input, payload=payload, surrogate=public, names=asked.names
+        )
         recorder.fault = self._fault
         attackers = attackers_for(
             scenario, asked.model, asked.input, public=public, device=asked.device, maker=asked.maker or None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,17 @@ from torch import Tensor, nn
 
 from fedleak.apps.audit import Asked
 from fedleak.apps.guard import raised
-from fedleak.apps.inbox import forms_of
+from fedleak.apps.names import names_of
 from fedleak.attacks.exact.count import count_update
 from fedleak.defenses.secagg_view import check_sums
 from fedleak.errors import FedleakError, ScenarioError
 from fedleak.experiment.bounds import check_memory
-from fedleak.experiment.check import check_derivatives, check_label_rules
+from fedleak.experiment.check import check_derivatives, check_label_rules, check_payload
 from fedleak.experiment.plugins import check_plugins
 from fedleak.experiment.training import check_local
 from fedleak.modalities.image import InputSpec
 from fedleak.models.outputs import ready
+from fedleak.payload import Payload
 from fedleak.positions.terms import Terms
 from fedleak.runs.folder import refuse_existing
 from fedleak.sandbox.packing import pack
@@ -128,29 +131,24 @@ def check_scenario(
         raise FedleakError(f"{_WHERE}: the equations of {type(model).__name__} cannot be counted: {raised(error)}") from error
 
 
-def check_payload(asked: Asked, arrays: Any) -> None:
-    """Refuse, before the first round, a model that is sent and is not the network that :func:`fedleak.curious` was given.
+def check_sent(asked: Asked, arrays: Any) -> Asked:
+    """Return what was asked for, with what of the network the app sends, of which every attack can read an update.
 
     Raises
     ------
     FedleakError
-        With one line: what is sent, and what was expected.
+        With one line, before the first round: what is sent, and what was expected.
     """
     if not isinstance(arrays, ArrayRecord):
-        return
-    name, forms = type(asked.model).__name__, forms_of(asked.model)
-    missing, unknown = sorted(forms.keys() - arrays.keys()), sorted(arrays.keys() - forms.keys())
-    if missing or unknown:
-        some = f"{len(arrays)} tensors are sent ({_some(list(arrays))})"
-        raise FedleakError(
-            f"{_WHERE}: {some}, but {name} has {len(forms)}: {_some(missing) or 'none'} are not sent, {_some(unknown) or 'none'} "
-            "are not its own; give curious() the network whose whole state dict is sent"
-        )
-    for key, (shape, _) in forms.items():
-        if tuple(arrays[key].shape) != shape:
-            raise FedleakError(
-                f"{_WHERE}: '{key}' is sent as {tuple(arrays[key].shape)}, but {name} has {shape}; give curious() the same one"
-            )
+        return asked
+    names = names_of(asked.model, arrays, asked.payload)
+    payload = Payload.of(asked.model, tuple(names.values()), f"{_WHERE}: what the app sends")
+    scenario, model = asked.scenario, asked.model
+    if not payload.whole:
+        scenario, model = _with_federation(scenario, payload=tuple(names.values())), copy.deepcopy(model)
+        payload.freeze(model)
+    check_payload(scenario, model)
+    return replace(asked, scenario=scenario, model=model, names=names)
 
 
 def check_place(place: Path) -> None:
@@ -187,7 +185,3 @@ def reachable(scenario: Scenario, model: nn.Module, input: InputSpec, maker: str
 
 def _with_federation(scenario: Scenario, **changes: Any) -> Scenario:
     return scenario.model_copy(update={"federation": scenario.federation.model_copy(update=changes)})
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if names[3:] else "")

@@ -6,6 +6,7 @@ import copy
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from fedleak.experiment.check import pick_device
 from fedleak.experiment.manifest import default_folder
 from fedleak.modalities.image import InputSpec
 from fedleak.models.outputs import uncompiled
+from fedleak.payload import Which
 from fedleak.scenario.schema import Scenario, parse_scenario
 from fedleak.seeding import generators_kept
 from fedleak.threat import Preset
@@ -50,6 +52,7 @@ def curious(
     mixed_precision: bool = False,
     mode: str = "train",
     output: str | None = None,
+    payload: Which | None = None,
     attacks: Sequence[str | Mapping[str, Any]] = ("inverting-gradients",),
     defenses: Sequence[str | Mapping[str, Any]] = (),
     threat: Preset | Mapping[str, Any] = "local-training-known",
@@ -92,6 +95,10 @@ def curious(
     output : str, optional
         Which of the network's outputs are the logits, where it returns more than a tensor and they cannot be told: a key, an
         attribute, or a position in a tuple.
+    payload : {"all", "trainable"} or sequence of str, optional
+        What of the network the app sends, such as ``["head.*"]``; by default the names and shapes of the arrays that the app
+        starts from tell it. What it does not send is taken to be frozen, and to be as ``model`` has it; if it is trained and
+        stays with the clients, say ``threat = {"preset": ..., "frozen_known": False}``.
     attacks : sequence of str or dict
         Names, or tables with a name and parameters, as in a scenario file.
     defenses : sequence of str or dict
@@ -153,7 +160,7 @@ def curious(
         "evaluation": {"truth": truth, "delta": delta},
     }
     asked = _asked(strategy, model, input, table, output, public, device, attack_limit, out, class_names, listener)
-    looked_on: S = wrapped(strategy, Audit(asked))
+    looked_on: S = wrapped(strategy, Audit(replace(asked, payload=payload)))
     return looked_on
 
 

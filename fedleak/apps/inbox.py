@@ -21,6 +21,7 @@ from fedleak.apps.questions import Configs
 from fedleak.arrays import record_with, records_of, values_of
 from fedleak.errors import ReplyError
 from fedleak.modalities.image import InputSpec
+from fedleak.payload import tensors
 from fedleak.printable import ending, plural
 from fedleak.runs.folder import Arrays
 from fedleak.wire.arrays import SentModel, decoded
@@ -66,7 +67,7 @@ class Keys:
 
 def forms_of(model: nn.Module) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     """Return shape and type of each tensor of a network's state, by name."""
-    return {name: (tuple(value.shape), _dtype(value)) for name, value in model.state_dict(keep_vars=True).items()}
+    return {name: (tuple(value.shape), _dtype(value)) for name, value in tensors(model).items()}
 
 
 def _dtype(value: torch.Tensor) -> np.dtype[Any]:
@@ -160,6 +161,8 @@ class Inbox:
         Images in one local step.
     note : callable
         Told, in one line, what is odd.
+    names : mapping, optional
+        What each array that is sent is called in the network; by default the same.
 
     Attributes
     ----------
@@ -167,9 +170,19 @@ class Inbox:
         Whom it has heard of.
     """
 
-    def __init__(self, model: nn.Module, input: InputSpec, keys: Keys, batch_size: int, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        input: InputSpec,
+        keys: Keys,
+        batch_size: int,
+        note: Callable[[str], None],
+        names: Mapping[str, str] | None = None,
+    ) -> None:
         self.nodes = Nodes()
-        self._forms, self._input, self._keys, self._batch_size = forms_of(model), input, keys, batch_size
+        held = forms_of(model)
+        self._forms = held if names is None else {name: held[own] for name, own in names.items()}
+        self._input, self._keys, self._batch_size = input, keys, batch_size
         self._note = note
         self._sent: dict[int, SentModel] = {}
         self._configs: dict[int, Configs] = {}

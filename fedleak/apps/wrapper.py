@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedleak.apps.audit import Audit
-from fedleak.apps.checks import check_payload
+from fedleak.apps.checks import check_sent
 from fedleak.apps.guard import raised
 from fedleak.errors import FedleakError
 
@@ -44,7 +44,7 @@ class Curious(Strategy):
             return start(*args, **kwargs)
         told = {name: parameter.default for name, parameter in given.signature.parameters.items()} | given.arguments
         audit, evaluate = self.fedleak, told.get("evaluate_fn")
-        check_payload(audit.asked, told.get("initial_arrays"))
+        audit.know(check_sent(audit.asked, told.get("initial_arrays")))
         if callable(evaluate) and "evaluate_fn" in given.arguments:
             given.arguments["evaluate_fn"] = _measured(evaluate, audit)
         grid, arrays, rounds, timeout = (told.get(name) for name in ("grid", "initial_arrays", "num_rounds", "timeout"))

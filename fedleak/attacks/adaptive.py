@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import ConfigDict, Field
@@ -55,6 +55,7 @@ class Adaptive(Attack):
 
     name: ClassVar[str] = "adaptive"
     requires: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.LOCAL_TRAINING, Knowledge.DEFENSE})
+    reads: ClassVar[Literal["all", "some", "alone"]] = "some"
     differentiates_twice: ClassVar[bool] = True
     joint_labels: ClassVar[bool] = True
     at_once: ClassVar[bool] = True

@@ -11,7 +11,7 @@ only
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ class Analytic(Attack):
 
     name: ClassVar[str] = "analytic"
     exact: ClassVar[bool] = True
+    reads: ClassVar[Literal["all", "some", "alone"]] = "some"
     own_labels: ClassVar[bool] = True
     suits: ClassVar[dict[str, Any]] = {"name": "mlp"}
 

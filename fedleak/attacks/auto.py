@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -129,6 +129,7 @@ class Auto(Attack):
 
     name: ClassVar[str] = "auto"
     requires: ClassVar[frozenset[Knowledge]] = frozenset({Knowledge.LOCAL_TRAINING})
+    reads: ClassVar[Literal["all", "some", "alone"]] = "some"
     models_local_steps: ClassVar[bool] = True
 
     def foresee(
@@ -150,6 +151,10 @@ class Auto(Attack):
                 break
             plugin = attacks.get(step.attack)
             attack = plugin(**self._parameters(plugin, step, observation, model))
+            others = [name for name, _ in model.named_parameters() if name not in observation.parameters]
+            if (reason := attack.refuses_part(others, observation.kept_known)) is not None:
+                failures.append(reason)
+                continue
             try:
                 result = attack.reconstruct(
                     observation, model, rng=rng.derive(step.attack), device=device, budget=self._rest(budget, attack, observation)

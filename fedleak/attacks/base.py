@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal
 
 import torch
 from pydantic import Field
@@ -190,6 +190,8 @@ class Attack(ABC):
     """Whether it reads labels off the update in a way of its own where no rule is named."""
     models_local_steps: ClassVar[bool] = False
     """Whether several local steps are told apart, instead of being read as one averaged gradient."""
+    reads: ClassVar[Literal["all", "some", "alone"]] = "all"
+    """Of which parameters the update must travel: all; some, with the others known; or some, whatever the others are."""
     differentiates_twice: ClassVar[bool] = False
     """Whether it differentiates the network's gradient, so that it is refused for a network that has no second derivative."""
     joint_labels: ClassVar[bool] = False
@@ -311,6 +313,7 @@ class Attack(ABC):
         """
         for observation in observations:
             self._check(observation, model)
+        observations = [observation.completed(model) for observation in observations]
         root = seed if isinstance(seed, Seed) else Seed(seed)
         budget = Budget(self.config.budget_seconds, self.config.iterations, progress)
         with twice_differentiable(model):
@@ -349,8 +352,36 @@ class Attack(ABC):
         sent = _shapes(observation.parameters.items())
         if differing := _difference(_shapes(observation.update.items()), sent):
             raise AttackError(f"the update is not of the parameters sent: {differing}")
-        if differing := _difference(_shapes(model.named_parameters()), sent):
+        own = {name: value for name, value in model.named_parameters() if name not in observation.kept}
+        known = {name: value for name, value in observation.buffers.items() if name in own} | observation.parameters
+        if differing := _difference(_shapes(own.items()), _shapes(known.items())):
             raise AttackError(f"the model is not of the parameters sent: {differing}")
+        if reason := self.refuses_part(
+            [name for name, _ in model.named_parameters() if name not in sent], observation.kept_known
+        ):
+            raise AttackError(reason)
+
+    def refuses_part(self, others: Sequence[str], known: bool) -> str | None:
+        """Return why it cannot read an update without those parameters, or ``None`` where it can.
+
+        Parameters
+        ----------
+        others : sequence of str
+            Parameters of which no update travels.
+        known : bool
+            Whether the attacker knows their values.
+        """
+        if not others or self.reads == "alone":
+            return None
+        listed = ", ".join(f"'{name}'" for name in others[:2]) + (f" and {len(others) - 2} more" if len(others) > 2 else "")
+        if self.reads == "all":
+            return (
+                f"'{self.name}' reads the update of every parameter, and that of {listed} does not travel; use 'features', or an "
+                "attack by gradient matching"
+            )
+        if not known:
+            return f"'{self.name}' runs the whole network, of which {listed} is not known; set threat.frozen_known = true"
+        return None
 
 
 def _shapes(named: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[int, ...]]:

@@ -24,6 +24,7 @@ from fedleak.defenses.chain import TELLING, ChainAt, defended_model
 from fedleak.errors import FedleakError
 from fedleak.modalities.base import LABELS, Batch, Spec, select
 from fedleak.modalities.find import measure
+from fedleak.payload import load
 from fedleak.scenario.schema import Scenario
 from fedleak.seeding import Seed
 from fedleak.threat import Knowledge
@@ -255,7 +256,7 @@ def _features(arrays: ArrayRecord, scenario: Scenario) -> PenultimateFeatures:
 
     input = client_data(scenario).input
     model = defended_model(scenario, input)
-    model.load_state_dict(arrays.to_torch_state_dict())
+    load(model, arrays.to_torch_state_dict())
     return PenultimateFeatures(model, input)
 
 

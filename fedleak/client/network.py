@@ -25,6 +25,7 @@ from fedleak.defenses.chain import defended_model
 from fedleak.modalities.image import InputSpec
 from fedleak.models import models
 from fedleak.observation import Tensors
+from fedleak.payload import Payload, load
 from fedleak.scenario.schema import Scenario
 from fedleak.seeding import Seed
 
@@ -49,7 +50,7 @@ def network(
     input : InputSpec
         What it takes.
     received : dict of str to Tensor
-        The global state dict; copied.
+        The global model, as far as it travels; copied.
     device : device
         Where the network is to lie.
 
@@ -60,16 +61,21 @@ def network(
     """
     # What a name stands for may change while a process lives.
     plugins = models.get(scenario.model.name), tuple(defenses.get(spec.name) for spec in scenario.defenses)
-    key = scenario.model, scenario.defenses, scenario.seed, input, plugins
+    key = scenario.model, scenario.defenses, scenario.seed, scenario.federation.payload, input, plugins
     found, lent = _spare.pop() if _spare else (None, None)
     if lent is None or found != key or not lent.fits(received):
         # By a seed of its own: whatever building draws, what training draws is the same with a new network and with a lent one.
         with Seed(scenario.seed).derive("network").isolated():
             model = defended_model(scenario, input)
-        lent = Lent.of(model)
+        payload = Payload.of(model, scenario.federation.payload)
+        lent = Lent.of(model, payload)
         if lent is None or not lent.fits(received):
+            if different := received.keys() ^ payload.select(model).keys():
+                raise RuntimeError(
+                    f"the global model and the network of the scenario differ in {', '.join(sorted(different)[:3])}"
+                )
             # A user's network may keep what it is given, and train that.
-            model.load_state_dict({name: value.clone() for name, value in received.items()})
+            load(model, {name: value.clone() for name, value in received.items()})
             yield model.to(device), None
             return
     yield lent.loaded(received, device), lent
@@ -79,7 +85,7 @@ def network(
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor goes; ``value`` is what a buffer holds that does not travel."""
+    """Where a tensor goes; ``value`` is what one holds that does not travel."""
 
     name: str
     trained: bool
@@ -105,22 +111,23 @@ class _Part:
 class Lent:
     """A network that can be put back to what it was when it was built; made by :meth:`of`."""
 
-    def __init__(self, model: nn.Module, parts: list[_Part]) -> None:
+    def __init__(self, model: nn.Module, parts: list[_Part], travelling: Tensors) -> None:
         self._model = model
         self._parts = parts
         self._plain_mode = all(type(part.module).train is nn.Module.train for part in parts)
-        self._forms = {name: (value.shape, value.dtype) for name, value in model.state_dict().items()}
+        self._forms = {name: (value.shape, value.dtype) for name, value in travelling.items()}
 
     @classmethod
-    def of(cls, model: nn.Module) -> Lent | None:
+    def of(cls, model: nn.Module, payload: Payload) -> Lent | None:
         """Return the network to be lent, or ``None`` if it holds what cannot be put back."""
-        parts = [_part(module, f"{path}." if path else "") for path, module in model.named_modules()]
+        kept, travelling = frozenset(payload.kept), payload.select(model)
+        parts = [_part(module, f"{path}." if path else "", kept) for path, module in model.named_modules()]
         found = [part for part in parts if part is not None]
         state = model.state_dict(keep_vars=True)
         places = [place for part in found for kind in part.tensors.values() for place in kind.values() if place is not None]
         travel = sorted(place.name for place in places if place.value is None)
         tied = len(set(map(id, state.values()))) < len(state)
-        return None if len(found) < len(parts) or travel != sorted(state) or tied else cls(model, found)
+        return None if len(found) < len(parts) or travel != sorted(travelling) or tied else cls(model, found, travelling)
 
     def fits(self, received: Tensors) -> bool:
         """Say whether tensors have the names, shapes and types of the network's."""
@@ -144,12 +151,12 @@ class Lent:
             part.module.__dict__["training"] = training
 
     def parameters(self) -> Tensors:
-        """Return ``dict(model.named_parameters())``, if nobody changed which there are."""
+        """Return the parameters that are trained, by name, if nobody changed which there are."""
         return {
             part.prefix + name: value
             for part in self._parts
             for name, value in part.module._parameters.items()
-            if value is not None
+            if value is not None and value.requires_grad
         }
 
     def clear(self) -> None:
@@ -173,15 +180,19 @@ _spare: list[tuple[Any, Lent]] = []
 """The network of the latest message, if it can be lent again, after what it was built from. Who borrows it takes it out."""
 
 
-def _part(module: nn.Module, prefix: str) -> _Part | None:
+def _part(module: nn.Module, prefix: str, kept: frozenset[str]) -> _Part | None:
     """Return what a module holds, or ``None`` if some of it cannot be put back."""
     kind = type(module)
     ours = all(getattr(kind, way) in (getattr(nn.Module, way), getattr(_NormBase, way)) for way in _WAYS)
     slots = any(getattr(base, "__slots__", ()) for base in kind.__mro__)
     tensors: dict[str, dict[str, _Place | None]] = {
-        "_parameters": {name: _place(prefix + name, value, travels=True) for name, value in module._parameters.items()},
+        "_parameters": {
+            name: _place(prefix + name, value, travels=prefix + name not in kept) for name, value in module._parameters.items()
+        },
         "_buffers": {
-            name: _place(prefix + name, value, travels=name not in module._non_persistent_buffers_set)
+            name: _place(
+                prefix + name, value, travels=name not in module._non_persistent_buffers_set and prefix + name not in kept
+            )
             for name, value in module._buffers.items()
         },
     }

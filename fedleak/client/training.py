@@ -22,6 +22,7 @@ from fedleak.local.losses import Loss, loss_function
 from fedleak.local.optimisers import make_optimiser
 from fedleak.local.rates import passes_of, step_rates
 from fedleak.observation import Tensors
+from fedleak.payload import tensors, trained
 from fedleak.scenario.schema import Local, Scenario
 from fedleak.scenario.section import table_of
 from fedleak.seeding import clients_seed
@@ -35,9 +36,9 @@ class Trained:
     ----------
     arrays : dict of str to Tensor
         By state-dict name: for FedSGD the mean gradient of each parameter, for FedAvg the parameter's new value; and
-        the new value of each buffer.
+        the new value of each buffer, and frozen parameters as they are; of what travels.
     buffers : list of str
-        Which of the names are buffers.
+        Which of the names are no parameters that are trained.
     num_examples : int
         Images that were trained on in one pass.
     loss : float
@@ -88,7 +89,7 @@ def train(
         (model.train if lent is None else lent.set_mode)(local.mode == "train")
         chain.on_model(model)
         # A defense may change which parameters there are.
-        named: Tensors = dict(model.named_parameters()) if lent is None or scenario.defenses else lent.parameters()
+        named: Tensors = trained(model) if lent is None or scenario.defenses else lent.parameters()
         steps = local_steps(scenario, len(shard), client, server_round)
         per_pass = _per_pass(scenario, len(shard))
         rates = _rates(local, server_round, len(steps), per_pass) if fedavg else ()
@@ -108,7 +109,7 @@ def train(
                 total, batches = total + loss, batches + 1
             if stepper is not None:
                 stepper.step(gradient, number)
-        state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+        state = {name: value.detach().cpu() for name, value in tensors(model).items() if name in received}
     buffers = [name for name in state if name not in gradient]
     if not fedavg:
         state = {name: gradient[name].cpu() if name in gradient else value for name, value in state.items()}
@@ -135,13 +136,13 @@ def gradient_of(
     on_loss : callable
         Given the loss and the model, returns what is differentiated.
     named : dict of str to Tensor, optional
-        The model's parameters, for who has them at hand.
+        The model's parameters that are trained, for who has them at hand.
     loss_of : callable
         Of outputs and labels; the cross-entropy by default.
     forward : callable
         Returns a context to run the model in.
     """
-    named = dict(model.named_parameters()) if named is None else named
+    named = trained(model) if named is None else named
     with forward():
         outputs = model(inputs)
     # Autocast leaves bfloat16, in which no loss is taken; anything else stays as it is.

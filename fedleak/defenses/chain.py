@@ -11,7 +11,9 @@ from fedleak.defenses.base import Defense, Protocol, Situation, defenses
 from fedleak.errors import DefenseError, ScenarioError
 from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
+from fedleak.models.weights import load_weights
 from fedleak.observation import Tensors
+from fedleak.payload import Payload
 from fedleak.scenario.schema import DefenseSpec, Scenario
 from fedleak.seeding import Seed
 
@@ -167,6 +169,8 @@ def _in_step(at: Situation, step: int) -> Situation:
 def defended_model(scenario: Scenario, input: InputSpec, *, verify: bool = False) -> nn.Module:
     """Return the network that the federation trains: the scenario's model, as its defenses change it, at initialisation.
 
+    What does not travel is frozen, and is that of ``model.weights`` where there are any.
+
     Parameters
     ----------
     verify : bool
@@ -175,7 +179,7 @@ def defended_model(scenario: Scenario, input: InputSpec, *, verify: bool = False
     Raises
     ------
     ScenarioError
-        If the model cannot be built, or cannot carry a defense.
+        If the model cannot be built, cannot carry a defense, or has nothing to send.
     """
     model = build_model(scenario.model, input, scenario.seed)
     for position, spec in enumerate(scenario.defenses):
@@ -186,6 +190,10 @@ def defended_model(scenario: Scenario, input: InputSpec, *, verify: bool = False
             model = defense.on_architecture(model, input, Seed(scenario.seed).derive("architecture", spec.name, position))
         except DefenseError as error:
             raise ScenarioError(f"defenses[{position}]: {error}") from error
+    payload = Payload.of(model, scenario.federation.payload)
+    payload.freeze(model)
+    if not payload.whole and scenario.model.weights is not None:  # nobody sends what does not travel
+        load_weights(model, scenario.model.weights)
     return model
 
 

@@ -33,6 +33,7 @@ from fedleak.defenses.base import Defense, Mechanism, Situation, defenses
 from fedleak.errors import DefenseError
 from fedleak.modalities.image import InputSpec
 from fedleak.observation import Tensors
+from fedleak.payload import trained
 from fedleak.scenario.schema import Scenario
 
 _ENTRIES = 2**26  # of the gradients of several images, held at once
@@ -142,8 +143,9 @@ def clipped_sum(model: nn.Module, inputs: Tensor, labels: Tensor, max_norm: floa
     DefenseError
         If an image's gradient is not finite.
     """
-    parameters = {name: value.detach() for name, value in model.named_parameters()}
-    buffers = dict(model.named_buffers())
+    parameters = {name: value.detach() for name, value in trained(model).items()}
+    frozen = {name: value.detach() for name, value in model.named_parameters() if name not in parameters}
+    buffers = {**frozen, **dict(model.named_buffers())}
 
     def loss(parameters: Tensors, one: Tensor, label: Tensor) -> Tensor:
         logits = functional_call(model, (parameters, buffers), (one.unsqueeze(0),))

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from fedleak.defenses.base import Defense, DefenseConfig, Situation, defenses
 from fedleak.observation import Tensors
+from fedleak.payload import trained
 
 
 @defenses.register
@@ -82,7 +83,7 @@ def sensitivities(model: nn.Module, inputs: Tensor, labels: Tensor) -> list[floa
     """
     inputs = inputs.detach().requires_grad_()
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    parameters = dict(model.named_parameters())
+    parameters = trained(model)
     loss = functional.cross_entropy(functional_call(model, {**parameters, **buffers}, (inputs,)), labels)
     found = torch.autograd.grad(loss, list(parameters.values()), create_graph=True, allow_unused=True)
     result = []

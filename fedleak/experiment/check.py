@@ -24,6 +24,7 @@ from fedleak.modalities.image import InputSpec
 from fedleak.models.inspect import last_linear
 from fedleak.models.second import no_second_derivative
 from fedleak.models.weights import load_weights
+from fedleak.payload import Payload
 from fedleak.sandbox.apart import Apart
 from fedleak.sandbox.packing import pack
 from fedleak.sandbox.probe import look_at, probe
@@ -84,6 +85,7 @@ def check(scenario: Scenario, device: str = "cpu") -> Checked:
         load_weights(model, scenario.model.weights)
     check_local(scenario, model, data.input)
     check_label_rules(scenario, model, data.input)
+    check_payload(scenario, model)
     if scenario.server.curious and ":" in scenario.model.name:  # all layers of the zoo can be differentiated twice
         check_derivatives(scenario, model, data.input, device, apart=apart)
     measure(data.input.modality).extras(scenario.evaluation, data.input)
@@ -111,6 +113,22 @@ def check_label_rules(scenario: Scenario, model: nn.Module, input: InputSpec) ->
                 f"attacks[{number}].labels: '{rule}' reads the bias of the classifier, but '{classifier[0]}' of model "
                 f"'{scenario.model.name}' has none; use 'zero-shot' or 'llg', or 'idlg' for one image"
             )
+
+
+def check_payload(scenario: Scenario, model: nn.Module) -> None:
+    """Refuse an attack that cannot read the part of the network that travels.
+
+    Raises
+    ------
+    ScenarioError
+        Which, and what to do.
+    """
+    payload = Payload.of(model, scenario.federation.payload)
+    others = [name for name, _ in model.named_parameters() if name not in payload.trained]
+    known = scenario.threat.frozen_known or not set(others) & set(payload.kept)
+    for number, spec in enumerate(scenario.attacks if scenario.server.curious else ()):
+        if reason := attacks.get(spec.name)(**spec.parameters).refuses_part(others, known):
+            raise ScenarioError(f"attacks[{number}]: {reason}")
 
 
 def check_derivatives(scenario: Scenario, model: nn.Module, input: InputSpec, device: str, *, apart: bool = False) -> None:

@@ -18,6 +18,7 @@ from fedleak.evaluation.utility import utility
 from fedleak.experiment.check import Checked
 from fedleak.experiment.difficulty import difficulty
 from fedleak.models.digest import model_digest
+from fedleak.payload import Payload
 from fedleak.runs.folder import CANARIES, CHECKPOINT, INFERENCES, OWN_APP, Row, RunFolder
 from fedleak.scenario.evaluation import DELTA
 from fedleak.scenario.schema import Scenario
@@ -85,6 +86,7 @@ def make_manifest(checked: Checked, device: str) -> Row:
     """Return what a run folder says of its run: scenario, versions, machine, threat, input."""
     scenario, data, model = checked.scenario, checked.data, checked.model
     hard = difficulty(checked)
+    payload = Payload.of(model, scenario.federation.payload)
     packages = ("fedleak", "flwr", "torch", "torchvision", "numpy")
     return {
         "scenario": json.loads(scenario.public.to_json()),
@@ -97,7 +99,8 @@ def make_manifest(checked: Checked, device: str) -> Row:
         "input": vars(data.input),
         "class_names": list(data.source.class_names),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "model_names": list(model.state_dict()),
+        "model_names": list(payload.select(model)),
+        **({} if payload.whole else {"payload": {"trained": payload.trained, "carried": payload.carried, "kept": payload.kept}}),
         "has_test_split": data.source.test is not None,
         "identifiability": {"verdict": hard.verdict, "layers": [vars(layer) for layer in hard.layers]},
     }

@@ -53,8 +53,3 @@ class ModelBuilder(ABC):
 
 
 models: Registry[type[ModelBuilder]] = Registry("model", "fedleak.models")
-
-
-def buffer_names(model: nn.Module) -> frozenset[str]:
-    """Return the names in a model's state dict that are no parameters."""
-    return frozenset(model.state_dict()) - {name for name, _ in model.named_parameters()}

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.errors import ScenarioError
+from fedleak.payload import further_names, load
+from fedleak.payload import tensors as named_tensors
 from fedleak.scenario.tensors import read_safetensors, some
 
 _RUN = "model/"  # what the names of the global model begin with in a run's checkpoint
@@ -42,8 +44,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     tensors = _read(path)
     if any(name.startswith(_RUN) for name in tensors):
         tensors = {name.removeprefix(_RUN): value for name, value in tensors.items() if name.startswith(_RUN)}
-    expected = model.state_dict()
-    tensors = _without_prefix(tensors, expected.keys())
+    expected = named_tensors(model)
+    tensors = _without_prefix(tensors, expected.keys() | (further_names(model) & tensors.keys()))
+    tensors = {name: value for name, value in tensors.items() if name not in further_names(model)}
     if missing := expected.keys() - tensors.keys():
         raise _misfit(path, f"lacks {some(missing)}")
     if strange := tensors.keys() - expected.keys():
@@ -55,7 +58,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
             raise _misfit(path, f"{what}, expected {tuple(value.shape)} {value.dtype}")
         if found.is_floating_point() and not found.isfinite().all():
             raise _misfit(path, f"'{name}' holds NaN or infinity")
-    model.load_state_dict(tensors)
+    load(model, tensors)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

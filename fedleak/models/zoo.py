@@ -108,16 +108,12 @@ def _users_arguments(where: str, function: Callable[..., Any], parameters: dict[
 
 
 def _check_parameters(where: str, model: nn.Module) -> None:
-    """Refuse what an update by parameter name cannot carry: tied and frozen parameters."""
-    named = dict(model.named_parameters(remove_duplicate=False))
+    """Refuse a network that nobody could train."""
+    named = dict(model.named_parameters())
     if not named:
         raise ScenarioError(f"{where}: has no parameters, so there is nothing to train")
-    for name, parameter in named.items():
-        if not parameter.requires_grad:
-            raise ScenarioError(f"{where}: parameter '{name}' is frozen; make it a buffer, or set requires_grad to True")
-        twin = next(other for other, candidate in named.items() if candidate is parameter)
-        if twin != name:
-            raise ScenarioError(f"{where}: '{twin}' and '{name}' are one parameter; give each layer its own")
+    if not any(value.requires_grad for value in named.values()):
+        raise ScenarioError(f"{where}: all of its parameters are frozen; set requires_grad to True of those that clients train")
 
 
 def _listed(arguments: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedleak.modalities.image import InputSpec
 from fedleak.observation import Observation, Tensors
+from fedleak.payload import Payload
 from fedleak.positions.oracle import LabelOracle, together
 from fedleak.positions.terms import Terms
 from fedleak.runs.folder import Arrays, RunFolder
@@ -32,10 +33,12 @@ class Recorder:
         Asks for labels.
     input : InputSpec
         What the model takes.
-    buffers : collection of str
-        Names of the model's buffers; all other names are parameters.
+    payload : Payload
+        What of the model travels.
     surrogate : Tensor, optional
         Public images (N, C, H, W) in [0, 1].
+    names : mapping, optional
+        What the arrays that travel are called in the model, where that is something else; what it lacks is none of the model's.
     """
 
     def __init__(
@@ -45,22 +48,24 @@ class Recorder:
         oracle: LabelOracle,
         *,
         input: InputSpec,
-        buffers: Collection[str],
+        payload: Payload,
         surrogate: Tensor | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> None:
         self._terms = terms
         self._folder = folder
         self._oracle = oracle
         self._input = input
-        self._buffers = frozenset(buffers)
+        self._payload = payload
         self._surrogate = surrogate
+        self._names = names
 
     def record(self, received: Received, grid: Grid) -> Iterator[Observation]:
         """Yield the observations of a round by client, each saved before; where only sums are shown, the one of all clients."""
         good = self._shown(received)
         labels = self._labels(received.round, good, grid)
         # The observations of a round share the model that was sent.
-        sent = {id(model): _tensors(model.values) for model in received.sent.values()}
+        sent = {id(model): self._tensors(model.values) for model in received.sent.values()}
         for client, reply in good.items():
             observation = self.keep(received.round, client, reply, sent[id(received.sent[client])], labels)
             if observation is not None:
@@ -94,26 +99,30 @@ class Recorder:
     def _observation(
         self, server_round: int, client: int, reply: Reply, sent: Tensors, labels: tuple[int, ...] | None
     ) -> Observation:
-        terms, granted, buffers = self._terms, self._terms.granted, self._buffers
-        received = _tensors(reply.arrays)
+        terms, granted, payload = self._terms, self._terms.granted, self._payload
+        received = self._tensors(reply.arrays)
         local = terms.local_training(reply.examples, max(1, len(reply.clients)), server_round)
         return Observation(
             kind="gradient" if terms.protocol == "fedsgd" else "weights",
-            parameters={name: value for name, value in sent.items() if name not in buffers},
-            buffers={name: value for name, value in sent.items() if name in buffers},
-            update={name: value for name, value in received.items() if name not in buffers},
+            parameters={name: sent[name] for name in sent if name in payload.trained},
+            buffers={name: sent[name] for name in sent if name in payload.carried},
+            update={name: received[name] for name in received if name in payload.trained},
             input=self._input,
             round=server_round,
             client=client,
             clients=reply.clients,
             local=local if Knowledge.LOCAL_TRAINING in granted else None,
             labels=labels if Knowledge.LABELS in granted else None,
-            received_buffers={n: v for n, v in received.items() if n in buffers} if Knowledge.BATCHNORM in granted else None,
+            received_buffers={n: v for n, v in received.items() if n in payload.carried}
+            if Knowledge.BATCHNORM in granted
+            else None,
             surrogate=self._surrogate if Knowledge.SURROGATE in granted else None,
             defenses=terms.defenses if Knowledge.DEFENSE in granted else None,
+            kept=payload.kept,
+            kept_known=terms.threat.frozen_known,
         )
 
-
-def _tensors(arrays: Arrays) -> Tensors:
-    """Return the values in memory of their own: those of a reply are not to be written into."""
-    return {name: torch.from_numpy(values.copy()) for name, values in arrays.items()}
+    def _tensors(self, arrays: Arrays) -> Tensors:
+        """Return the values by the model's names, in memory of their own: those of a reply are not to be written into."""
+        names = dict.fromkeys(arrays) if self._names is None else self._names
+        return {names[name] or name: torch.from_numpy(values.copy()) for name, values in arrays.items() if name in names}

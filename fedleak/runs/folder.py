@@ -38,7 +38,8 @@ from safetensors.numpy import load, save
 from fedleak.errors import FedleakError, ScenarioError
 from fedleak.modalities import find
 from fedleak.modalities.base import Batch, Exhibit
-from fedleak.observation import Observation, metadata_of
+from fedleak.observation import Observation
+from fedleak.scenario.tensors import metadata_of
 from fedleak.process import files
 from fedleak.process.lock import Lock
 from fedleak.runs.forms import LINES, Damaged, ManifestForm

@@ -26,11 +26,13 @@ from fedleak.errors import ScenarioError
 from fedleak.modalities.find import facts_of, read_spec
 from fedleak.modalities.image import InputSpec
 from fedleak.models.outputs import ready
-from fedleak.observation import Observation, header_of, metadata_of
+from fedleak.observation import Observation
+from fedleak.scenario.tensors import header_of, metadata_of
+from fedleak.payload import Payload, withheld
 from fedleak.registry import import_object
 from fedleak.sandbox.attackers import Here
 from fedleak.sandbox.strike import attackers_seed
-from fedleak.scenario.schema import Scenario, Server
+from fedleak.scenario.schema import Federation, Scenario, Server
 from fedleak.seeding import Seed
 
 _MODEL = "model/"
@@ -76,6 +78,7 @@ def pack(scenario: Scenario, model: nn.Module, input: InputSpec, surrogate: Tens
     ScenarioError
         If the network cannot be built again from that, because it draws what is no parameter and no buffer.
     """
+    model = known_model(scenario, model)
     tensors = {f"{_MODEL}{name}": value.detach().cpu().clone() for name, value in _values(model).items()}
     if surrogate is not None:
         tensors["surrogate"] = surrogate.contiguous()
@@ -85,6 +88,7 @@ def pack(scenario: Scenario, model: nn.Module, input: InputSpec, surrogate: Tens
         model=scenario.model.model_copy(update={"weights": None}),
         defenses=[spec for spec in scenario.defenses if defenses.get(spec.name).on_architecture is not Defense.on_architecture],
         attacks=scenario.attacks,
+        federation=Federation(payload=scenario.federation.payload),
         server=Server(attack_limit=scenario.server.attack_limit, attack_memory=scenario.server.attack_memory),
     )
     facts = {
@@ -99,6 +103,11 @@ def pack(scenario: Scenario, model: nn.Module, input: InputSpec, surrogate: Tens
     return content
 
 
+def known_model(scenario: Scenario, model: nn.Module) -> nn.Module:
+    """Return the network as an attacker is given it: without what does not travel, where the threat model does not grant that."""
+    return model if scenario.threat.frozen_known else withheld(model, Payload.of(model, scenario.federation.payload))
+
+
 def _values(model: nn.Module) -> dict[str, Tensor]:
     """Return all parameters and buffers, those too that are no part of the state dict."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -107,6 +116,7 @@ def _values(model: nn.Module) -> dict[str, Tensor]:
 def _network(scenario: Scenario, input: InputSpec, tensors: Mapping[str, Tensor], maker: str | None) -> nn.Module:
     made = ready(import_object(maker, "model")(), input, scenario.model.output) if maker else None
     model: nn.Module = defended_model(scenario, input) if made is None else made
+    Payload.of(model, scenario.federation.payload).freeze(model)
     with torch.no_grad():
         for name, value in _values(model).items():
             value.copy_(tensors[f"{_MODEL}{name}"])

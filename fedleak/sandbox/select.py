@@ -9,7 +9,7 @@ from fedleak.attacks.base import Attack, attacks
 from fedleak.modalities.image import InputSpec
 from fedleak.sandbox.apart import Apart
 from fedleak.sandbox.attackers import Attackers, Here
-from fedleak.sandbox.packing import pack
+from fedleak.sandbox.packing import known_model, pack
 from fedleak.sandbox.strike import attackers_seed
 from fedleak.scenario.schema import Scenario
 
@@ -47,6 +47,7 @@ def attackers_for(
     """
     own, server, threads = built_attacks(scenario), scenario.server, torch.get_num_threads()
     if server.isolation == "none":
+        model = known_model(scenario, model)
         return Here(own, model, seed=attackers_seed(scenario.seed), device=device, threads=threads, limit=server.attack_limit)
     return Apart(
         own,

@@ -17,6 +17,8 @@ from fedleak.scenario.data import Data as Data
 from fedleak.scenario.evaluation import Evaluation as Evaluation
 from fedleak.scenario.evaluation import Rounds as Rounds
 from fedleak.scenario.local import Local as Local
+from fedleak.scenario.places import ClientResources as ClientResources
+from fedleak.scenario.places import SuperLink as SuperLink
 from fedleak.scenario.ranges import LONGEST_NAME, MOST_SECONDS, Count, FilePath
 from fedleak.scenario.section import Named as Named
 from fedleak.scenario.section import NameOrTable as NameOrTable
@@ -36,6 +38,8 @@ _LATER = (
     ("local", "accumulation"),
     ("local", "mixed_precision"),
     ("model", "output"),
+    ("federation", "payload"),
+    ("threat", "frozen_known"),
     ("data", "max_tokens"),
     ("server", "captures"),
     ("server", "attack_limit"),
@@ -47,6 +51,7 @@ _LATER = (
     ("evaluation", "membership"),
     ("evaluation", "canaries"),
 )
+Payload = Literal["all", "trainable"] | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 
 
 class Model(Named):
@@ -68,30 +73,6 @@ class Model(Named):
     )
 
 
-class SuperLink(Section):
-    """A Flower SuperLink that already runs; engine 'deployment' submits the run to it."""
-
-    address: str = Field(default="127.0.0.1:8000", pattern=r"^[^/\s]+:\d+$", description="host:port, without https://")
-    root_certificates: FilePath | None = Field(
-        default=None, description="PEM file of the authority that signed the SuperLink's certificate"
-    )
-    insecure: bool = Field(default=False, description="plain HTTP; for tests on one machine only")
-
-
-class ClientResources(Section):
-    """What one client takes up on Ray, as Flower and Ray name it: so many run at a time as fit."""
-
-    num_cpus: float = Field(default=1.0, ge=1e-4, description="cores of one client; with 0.5, two share a core")
-    num_gpus: float = Field(default=0.0, ge=0, description="GPUs of one client; with 0.25, four share a GPU; above 1, whole ones")
-
-    @field_validator("num_gpus")
-    @classmethod
-    def _whole_above_one(cls, gpus: float) -> float:
-        if gpus > 1 and gpus != int(gpus):
-            raise ValueError(f"expected a part of one GPU or whole GPUs, got {gpus:g}")
-        return gpus
-
-
 class Federation(Section):
     """Who takes part, for how long, and where it runs."""
 
@@ -101,6 +82,11 @@ class Federation(Section):
     protocol: Literal["fedsgd", "fedavg"] = Field(default="fedsgd", description="clients send the gradient itself, or weights")
     strategy: NameOrTable = Field(
         default=Named(name="FedAvg"), description="with fedavg, any of flwr.serverapp.strategy that takes weights"
+    )
+    payload: Payload = Field(
+        default="all",
+        description="what travels: all tensors; trainable: the parameters that require gradients; or a list of names and "
+        "patterns, such as ['head.*']. What does not travel stays as the network is built, and is not trained",
     )
     engine: Literal["inprocess", "ray", "deployment"] = Field(
         default="inprocess", description="one process, Ray's actors, or a SuperLink; the model trained is the same"
@@ -159,6 +145,9 @@ class Threat(Section):
 
     preset: Preset = "local-training-known"
     defense_known: bool = Field(default=False, description="the attacker knows the defenses and their parameters")
+    frozen_known: bool = Field(
+        default=True, description="the attacker knows the weights that do not travel, as who handed out the network does"
+    )
 
     @property
     def granted(self) -> frozenset[Knowledge]:

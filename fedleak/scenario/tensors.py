@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from fedleak.errors import ScenarioError
 
 _LISTED = 3
+_HEADER = 8  # bytes that say how long a safetensors header is
 
 
 def read_safetensors(path: Path, where: str) -> dict[str, Tensor]:
@@ -34,3 +37,15 @@ def some(names: Iterable[str]) -> str:
     """Return a few of ``names``, and how many more there are."""
     ordered = [f"'{name}'" for name in sorted(names)]
     return ", ".join(ordered[:_LISTED]) + (f" and {len(ordered) - _LISTED} more" if len(ordered) > _LISTED else "")
+
+
+def header_of(content: bytes) -> tuple[dict[str, Any], bytes]:
+    """Return the header of a safetensors file's content, and the bytes of its tensors."""
+    end = _HEADER + int.from_bytes(content[:_HEADER], "little")
+    return json.loads(content[_HEADER:end]), content[end:]
+
+
+def metadata_of(content: bytes) -> dict[str, str]:
+    """Return what a safetensors file's content says beside its tensors."""
+    found: dict[str, str] = header_of(content)[0].get("__metadata__", {})
+    return found

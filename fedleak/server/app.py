@@ -10,13 +10,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
+from fedleak.arrays import record_of
 from fedleak.attacks.membership.base import Examples
 from fedleak.data.federated import FederatedData
 from fedleak.data.statistics import evenly_spaced
 from fedleak.defenses.secure_aggregation import most_weight, secure_aggregation
 from fedleak.events import Listener, silent
-from fedleak.models.base import buffer_names
 from fedleak.observation import Observation
+from fedleak.payload import Payload
 from fedleak.positions.base import Honest
 from fedleak.positions.books import Books
 from fedleak.positions.campaign import Campaign
@@ -106,7 +107,7 @@ def make_position(serving: Serving, directory: Directory, model: nn.Module, data
         serving.folder,
         LabelOracle(terms, directory),
         input=data.input,
-        buffers=buffer_names(model),
+        payload=Payload.of(model, scenario.federation.payload),
         surrogate=public_images(scenario, data),
     )
     campaign = make_campaign(serving, directory, model, data)
@@ -167,13 +168,14 @@ def federate(serving: Serving, grid: Grid, directory: Directory) -> None:
     """
     scenario = serving.scenario
     data, model = serving.data, serving.model
-    buffers = buffer_names(model)
+    payload = Payload.of(model, scenario.federation.payload)
+    buffers = payload.carried
     trainer = build_strategy(scenario)
     done = None
     if (serving.folder.path / "checkpoint.safetensors").exists():
         done, arrays = _restore(serving.folder, trainer)
     else:
-        arrays = ArrayRecord(model.state_dict())
+        arrays = record_of(payload.select(model))
     secure = secure_aggregation(scenario)
     meter = Meter(scenario, buffers) if secure is None else None
     referee = Referee(trainer, Seed(scenario.seed), buffers=buffers, meter=meter)

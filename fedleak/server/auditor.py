@@ -15,6 +15,7 @@ from fedleak.data.federated import FederatedData
 from fedleak.data.statistics import evenly_spaced
 from fedleak.evaluation.privacy import Accountant
 from fedleak.events import Event, Listener, silent
+from fedleak.payload import load
 from fedleak.positions.door import Door
 from fedleak.runs.folder import Row, RunFolder
 from fedleak.scenario.schema import Scenario
@@ -113,7 +114,7 @@ class Auditor:
         if test is None:
             return {"accuracy": None, "loss": None}
         chosen = evenly_spaced(len(test), self._scenario.evaluation.test_images or len(test))
-        self._model.load_state_dict(arrays.to_torch_state_dict())
+        load(self._model, arrays.to_torch_state_dict())
         device = torch.device(self._scenario.local.device)
         model, right, loss = self._model.to(device).eval(), 0, 0.0
         with torch.no_grad():

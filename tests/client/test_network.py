@@ -14,6 +14,7 @@ from fedleak.defenses.chain import DefenseChain, defended_model
 from fedleak.modalities.image import InputSpec
 from fedleak.models import models
 from fedleak.observation import Tensors
+from fedleak.payload import Payload
 from fedleak.scenario.schema import Scenario, parse_scenario
 from fedleak.seeding import Seed
 
@@ -181,7 +182,8 @@ class OwnWay(nn.Linear):
     "build", [tied, closure, hooked_tensor, striding, lambda: OwnWay(3, 3), lambda: torch.nn.utils.weight_norm(nn.Linear(3, 3))]
 )
 def test_what_cannot_be_put_back_is_told(build: Any) -> None:
-    assert Lent.of(nn.Sequential(build())) is None
+    model = nn.Sequential(build())
+    assert Lent.of(model, Payload.of(model)) is None
 
 
 def test_what_a_client_does_to_its_network_is_undone() -> None:
@@ -232,7 +234,10 @@ def test_other_names_or_shapes_are_refused_as_by_a_new_one() -> None:
         network(scenario, INPUT, {name: value[:1] for name, value in received.items()}, CPU),
     ):
         pass
-    with pytest.raises(RuntimeError, match="Missing key"), network(scenario, INPUT, {}, CPU):
+    with (
+        pytest.raises(RuntimeError, match="the global model and the network of the scenario differ in"),
+        network(scenario, INPUT, {}, CPU),
+    ):
         pass
 
 

@@ -12,7 +12,7 @@ from fedleak import __version__
 from fedleak.defenses.chain import defended_model
 from fedleak.errors import ScenarioError
 from fedleak.modalities.image import InputSpec
-from fedleak.observation import metadata_of
+from fedleak.scenario.tensors import metadata_of
 from fedleak.sandbox import packing
 from fedleak.sandbox.strike import attackers_seed
 from fedleak.scenario.schema import Scenario

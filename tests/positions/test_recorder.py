@@ -9,6 +9,7 @@ from flwr.app import MetricRecord, RecordDict
 
 from fedleak.modalities.image import InputSpec
 from fedleak.observation import LocalTraining, Observation
+from fedleak.payload import Payload
 from fedleak.positions.oracle import LabelOracle
 from fedleak.positions.recorder import Recorder
 from fedleak.positions.terms import Terms
@@ -27,12 +28,8 @@ def recorder(folder: RunFolder, clients: Make) -> Make:
         everyone = clients({"query.labels": lambda client, message: RecordDict({"facts": MetricRecord({"labels": [client]})})})
         grid = everyone.grid()
         agreed = Terms(**{"protocol": "fedsgd", "local": Local(batch_size=8), **terms})
-        return (
-            Recorder(
-                agreed, folder, LabelOracle(agreed, everyone.directory(grid)), input=SPEC, buffers={"count"}, surrogate=PUBLIC
-            ),
-            grid,
-        )
+        oracle, payload = LabelOracle(agreed, everyone.directory(grid)), Payload(("linear.weight",), ("count",))
+        return Recorder(agreed, folder, oracle, input=SPEC, payload=payload, surrogate=PUBLIC), grid
 
     return make
 

@@ -88,7 +88,7 @@ def count_update(model: nn.Module, input: InputSpec, local: LocalTraining, kept:
     whole = counts[-1]
     if local.steps * local.batch_size > local.num_examples + local.batch_size - 1:
         # An image that is trained on again shows itself at other weights; only the size of the update bounds that.
-        whole = replace(whole, equations=int(kept * sum(p.numel() for p in model.parameters())))
+        whole = replace(whole, equations=int(kept * sum(p.numel() for p in model.parameters() if p.requires_grad)))
     return [*_count_patches(model, input, local.num_examples, kept), whole]
 
 
@@ -117,9 +117,10 @@ def _count_patches(model: nn.Module, input: InputSpec, batch_size: int, kept: fl
     They sum over local steps as the embedding's gradient does, so that the count holds after any number of steps of SGD.
     """
     found = find_positions(model, input) if batch_size == 1 else None
-    if found is None:
+    named = dict(model.named_parameters())
+    if found is None or not (named[found.weight].requires_grad and named[found.positions].requires_grad):
         return []
-    equations = int(kept * dict(model.named_parameters())[found.weight].numel())
+    equations = int(kept * named[found.weight].numel())
     return [LayerCount(found.weight.rpartition(".")[0], "patches", found.order.numel(), equations)]
 
 
@@ -128,12 +129,13 @@ def _count_whole(model: nn.Module, order: ExecutionOrder, input: InputSpec, batc
 
     At a cut, the gradient depends on the batch by the values there, and by the gradients of the parameters before it.
     """
-    bounds = [int(kept * sum(parameter.numel() for parameter in model.parameters()))]
-    before = 0
+    bounds = [int(kept * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad))]
+    before, begun = 0, False
     if order.feed_forward:
         for call in order.calls:
-            before += sum(parameter.numel() for parameter in call.module.parameters())
-            if before and call is not order.calls[-1]:
+            before += sum(parameter.numel() for parameter in call.module.parameters() if parameter.requires_grad)
+            begun = begun or any(True for _ in call.module.parameters())
+            if begun and call is not order.calls[-1]:
                 bounds.append(batch_size * prod(call.output_shape) + int(kept * before))
     return LayerCount("(model)", "whole", batch_size * prod(input.shape), min(bounds))
 
@@ -197,6 +199,8 @@ def _axis_classes(size: int, kernel: int, stride: int, padding: int, dilation: i
 
 def _count_call(call: LeafCall, batch_size: int, known: float, kept: float, *, last: bool) -> LayerCount | None:
     module, kind = call.module, type(call.module).__name__
+    if isinstance(module, nn.Linear | nn.Conv2d) and not module.weight.requires_grad:
+        kept = 0.0  # of a frozen layer no gradient travels
     if isinstance(module, nn.Linear):
         return _count_linear(call.name, module, batch_size, known, kept, last=last)
     if isinstance(module, nn.Conv2d):

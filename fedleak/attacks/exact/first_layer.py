@@ -92,6 +92,8 @@ def first_layer(observation: Observation, model: nn.Module, device: torch.device
             f"the first layer must be an nn.Linear on the flat image, but {what}; use gradient matching, or 'closed-form' for "
             "one image"
         )
+    if f"{call.name}.weight" not in observation.parameters:
+        raise AttackError(f"the update of the first layer '{call.name}' does not travel: it says nothing about the images")
     local = observation.local
     if any(isinstance(before.module, nn.Dropout) and before.module.p > 0 for before in order.calls[: found[0]]) and (
         local is None or local.mode == "train"

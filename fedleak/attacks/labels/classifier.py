@@ -89,12 +89,16 @@ def classifier_gradient(observation: Observation, model: nn.Module) -> tuple[Ten
     Raises
     ------
     AttackError
-        If the model executes no linear layer, its last one does not put out the N classes, or its gradient is not
-        finite or is zero.
+        If the model executes no linear layer, its last one does not put out the N classes, or its gradient does not travel,
+        is not finite or is zero.
     """
     name = classifier_name(observation, model)
     one_step = first_step_of(observation)
     gradient = observation.gradient() if one_step is None else one_step.gradient
+    if f"{name}.weight" not in gradient:
+        raise AttackError(
+            f"the update of the classifier '{name}' does not travel: it tells no labels; grant them, and use 'given'"
+        )
     weight, bias = gradient[f"{name}.weight"], gradient.get(f"{name}.bias")
     if not bool(weight.isfinite().all()) or (bias is not None and not bool(bias.isfinite().all())):
         raise AttackError(f"the gradient of the classifier '{name}' is not finite: it tells no labels")

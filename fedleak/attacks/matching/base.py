@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,7 @@ class MatchingAttack(Attack):
     config: MatchingConfig
     default_labels: ClassVar[str | None] = None
     """Label rule where the configuration names none; ``None`` optimises soft labels jointly."""
+    reads: ClassVar[Literal["all", "some", "alone"]] = "some"
     differentiates_twice: ClassVar[bool] = True
     joint_labels: ClassVar[bool] = True
     precision: ClassVar[torch.dtype] = torch.float32

@@ -75,7 +75,7 @@ class Victim:
         if not any(bool(value.any()) for value in self.observed):
             raise AttackError("the update is zero: there is no gradient to match")
         self._buffers = {name: place(value) for name, value in observation.buffers.items()}
-        self._model = copy.deepcopy(model).to(device).eval()
+        self._model = copy.deepcopy(model).to(device, dtype).requires_grad_(False).eval()
         if observation.local is not None and observation.local.mode == "train":
             for module in self._model.modules():
                 if hasattr(module, "running_mean"):
