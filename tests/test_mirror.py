@@ -153,6 +153,7 @@ ELSEWHERE = {
         "evaluation": "experiment/measures",
         "data": "data/federated",
         "local": "experiment/training",
+        "places": "scenario/schema",
         "section": "scenario/schema",
         "tensors": "models/weights",
         "validation": "scenario/schema",

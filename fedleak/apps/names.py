@@ -101,8 +101,8 @@ def _misfit(wanted: Mapping[str, Shape], held: Mapping[str, Shape], choices: int
     other = next((name for name, shape in wanted.items() if name in held and held[name] != shape), None)
     if other is not None:
         return (
-            f"fedleak.curious: '{other}' is sent as {wanted[other]}, but the network has {held[other]}; give curious() the network "
-            "that the clients run"
+            f"fedleak.curious: '{other}' is sent as {wanted[other]}, but the network has {held[other]}; give curious() "
+            "the network that the clients run"
         )
     if choices:
         return (

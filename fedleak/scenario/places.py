@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fedleak.scenario.ranges import FilePath
 from fedleak.scenario.section import Section

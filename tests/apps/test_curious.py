@@ -101,7 +101,10 @@ def test_what_cannot_work_is_refused_before_anything_starts(app: Any, tmp_path: 
 @pytest.mark.parametrize(
     ("sent", "said"),
     [
-        (lambda: {"arm": torch.zeros(4)}, r"what the app sends, 'arm' \(4,\), is no part of the network, which holds '1\.weight'"),
+        (
+            lambda: {"arm": torch.zeros(4)},
+            r"what the app sends, 'arm' \(4,\), is no part of the network, which holds",
+        ),
         (lambda: linear(5).state_dict(), r"'1.weight' is sent as \(5, 192\), but the network has \(4, 192\)"),
     ],
 )
