@@ -39,13 +39,13 @@ from fedleak.errors import FedleakError, ScenarioError
 from fedleak.modalities import find
 from fedleak.modalities.base import Batch, Exhibit
 from fedleak.observation import Observation
-from fedleak.scenario.tensors import metadata_of
 from fedleak.process import files
 from fedleak.process.lock import Lock
 from fedleak.runs.forms import LINES, Damaged, ManifestForm
 from fedleak.runs.reading import check_kinds, content, read_rows, read_table, table_in
 from fedleak.scenario.schema import AttackSpec, Scenario, parse_scenario
 from fedleak.scenario.secret import KEPT
+from fedleak.scenario.tensors import metadata_of
 
 Row = dict[str, Any]
 Arrays = dict[str, np.ndarray[Any, Any]]

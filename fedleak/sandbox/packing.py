@@ -27,12 +27,12 @@ from fedleak.modalities.find import facts_of, read_spec
 from fedleak.modalities.image import InputSpec
 from fedleak.models.outputs import ready
 from fedleak.observation import Observation
-from fedleak.scenario.tensors import header_of, metadata_of
 from fedleak.payload import Payload, withheld
 from fedleak.registry import import_object
 from fedleak.sandbox.attackers import Here
 from fedleak.sandbox.strike import attackers_seed
 from fedleak.scenario.schema import Federation, Scenario, Server
+from fedleak.scenario.tensors import header_of, metadata_of
 from fedleak.seeding import Seed
 
 _MODEL = "model/"

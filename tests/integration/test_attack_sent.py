@@ -12,10 +12,10 @@ from fedleak import __version__
 from fedleak.defenses.chain import defended_model
 from fedleak.errors import ScenarioError
 from fedleak.modalities.image import InputSpec
-from fedleak.scenario.tensors import metadata_of
 from fedleak.sandbox import packing
 from fedleak.sandbox.strike import attackers_seed
 from fedleak.scenario.schema import Scenario
+from fedleak.scenario.tensors import metadata_of
 
 Build = Callable[..., Scenario]
 

@@ -120,7 +120,10 @@ def test_a_layer_without_a_second_derivative_is_named_before_anything_starts(own
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Sequential(nn.Linear(32, 32)), r"fedleak\.curious: Sequential: gives shape \(2, 3, 32, 32\).*attacks read classifiers"),
+        (
+            nn.Sequential(nn.Linear(32, 32)),
+            r"fedleak\.curious: Sequential: gives shape \(2, 3, 32, 32\).*attacks read classifiers",
+        ),
         (nn.Sequential(nn.Linear(14, 2)), r"fedleak\.curious: Sequential: cannot take a batch of shape \(2, 3, 32, 32\)"),
         (
             nn.Sequential(nn.Flatten(), nn.Linear(3072, 8), nn.Hardsigmoid(), nn.Linear(8, 10)),
