@@ -115,7 +115,7 @@ def program(name: str) -> str:
     """
     found = shutil.which(name, path=search_path())
     if found is None:
-        raise ScenarioError(f"{name} is not installed beside {sys.executable}; pip install 'flwr[simulation]~=1.41.0'")
+        raise ScenarioError(f"{name} is not installed beside {sys.executable}; pip install 'flwr[simulation]>=1.41,<1.43'")
     return found
 
 
