@@ -9,6 +9,7 @@ from fedleak.data.batches import client_data, private_batch
 from fedleak.defenses.chain import defended_model
 from fedleak.evaluation.canaries import canary_seed, direction
 from fedleak.observation import Tensors
+from fedleak.payload import trained
 from fedleak.scenario.schema import Scenario
 
 
@@ -25,7 +26,7 @@ def canary_update(scenario: Scenario, received: Tensors, client: int, server_rou
         Partition id from 0, and round from 1.
     """
     data = client_data(scenario)
-    parameters = [name for name, _ in defended_model(scenario, data.input).named_parameters()]
+    parameters = list(trained(defended_model(scenario, data.input)))
     norm = canary_norm(scenario)
     sent = direction(canary_seed(scenario.seed, client), {name: tuple(received[name].shape) for name in parameters})
     state = {name: value.clone() for name, value in received.items()}

@@ -54,7 +54,8 @@ def misfit(observation: Observation, model: nn.Module) -> str | None:
     if local is None or observation.clients or observation.defenses:
         return None
     # An update that is not of this network is refused elsewhere, by name.
-    mine = {name: value.shape for name, value in model.named_parameters()}
+    elsewhere = {*observation.kept, *observation.buffers}
+    mine = {name: value.shape for name, value in model.named_parameters() if name not in elsewhere}
     if any({name: value.shape for name, value in of.items()} != mine for of in (observation.parameters, observation.update)):
         return None
     try:

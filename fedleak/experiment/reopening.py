@@ -10,6 +10,7 @@ from fedleak.defenses.base import defenses
 from fedleak.errors import ScenarioError, ends_contained
 from fedleak.experiment.check import Checked, check
 from fedleak.observation import Observation
+from fedleak.payload import Payload
 from fedleak.positions.terms import Terms
 from fedleak.report.faults import spans
 from fedleak.runs.folder import CHECKPOINT, RunFolder, of_update
@@ -110,7 +111,7 @@ def _check_checkpoint(folder: RunFolder, checked: Checked) -> None:
     path = folder.path / CHECKPOINT
     _, arrays, state = folder.load_checkpoint()
     found = {name.removeprefix("model/"): value for name, value in arrays.items() if name.startswith("model/")}
-    expected = checked.model.state_dict()
+    expected = Payload.of(checked.model, checked.scenario.federation.payload).select(checked.model)
     if sorted(folder.manifest.get("model_names", [])) != sorted(expected):
         raise ScenarioError(f"{folder.path / 'manifest.json'}: its model_names are not those of the scenario's model")
     if strange := found.keys() ^ expected.keys():
@@ -133,7 +134,8 @@ def check_captures(folder: RunFolder, checked: Checked) -> None:
     ScenarioError
         With one line that names the first.
     """
-    expected = {name: tuple(value.shape) for name, value in checked.model.state_dict().items()}
+    payload = Payload.of(checked.model, checked.scenario.federation.payload)
+    expected = {name: tuple(value.shape) for name, value in payload.select(checked.model).items()}
     for path in folder.captures():
         if problem := _misfit(path, checked.scenario, checked.data, expected):
             raise ScenarioError(f"{path}: {problem}; remove the file, and its update is left out")

@@ -312,16 +312,14 @@ def test_what_is_no_classifier_of_images_is_refused_in_one_line(make: Any, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_a_head_alone_is_refused_before_the_first_round(make: Any, tmp_path: Path) -> None:
+def test_a_head_alone(make: Any, told: Any, hashed: Any, tmp_path: Path) -> None:
     app = make(
         network=transformer,
         spec=InputSpec((3, 16, 16), 10),
         reply=lambda model: model.heads.state_dict(),
         load=lambda model, state: model.heads.load_state_dict(state),
     )
-    strategy = app.curious(out=tmp_path / "run")
-    said = r"2 tensors are sent \('head.weight', 'head.bias'\).*whole state dict is sent"
-    with pytest.raises(FedleakError, match=said) as caught:
-        app.start(strategy, app.answering())
-    assert "\n" not in str(caught.value)
-    assert app.calls == []
+    rows = audited(app, told, hashed, tmp_path)
+    assert rows["problems"] == []
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["payload"]["trained"] == ["heads.head.weight", "heads.head.bias"]

@@ -35,6 +35,8 @@ class ExampleGradients:
     """
 
     def __init__(self, observation: Observation, model: nn.Module) -> None:
+        if observation.kept and not observation.kept_known:
+            raise AttackError("the gradient of an example needs the weights that did not travel, and they are not known")
         self._input = observation.input
         self._loss = loss_function(observation.local.loss if observation.local is not None else None)
         self._model = copy.deepcopy(model).cpu().eval()
