@@ -120,8 +120,7 @@ class Observation:
     kind : {"gradient", "weights"}
         Whether ``update`` holds the mean gradient (FedSGD) or the weights after local training (FedAvg).
     parameters, buffers : dict of str to Tensor
-        The global model as it was sent, by the model's own names: what clients train, and what else travels, such as BatchNorm's
-        statistics and frozen parameters.
+        The global model as sent, by the model's own names: what clients train, and what else travels (statistics, frozen weights).
     update : dict of str to Tensor
         As received; the same names and shapes as ``parameters``.
     input : InputSpec
@@ -190,8 +189,7 @@ class Observation:
         if not self.kept or not self.kept_known:
             return self
         held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        rest = {name: held[name].detach() for name in self.kept if name in held}
-        return replace(self, buffers={**rest, **self.buffers})
+        return replace(self, buffers={**{n: held[n].detach() for n in self.kept if n in held}, **self.buffers})
 
     def gradient(self) -> Tensors:
         """Return the mean gradient by parameter name.
@@ -383,8 +381,8 @@ def observe(
     travels = Payload.of(model, payload, "observe: payload")
     with torch.no_grad():
         classes = input.num_classes if input else model(images[:1]).shape[-1]
-    channels, height, width = images.shape[1:]
-    spec = input or InputSpec((channels, height, width), classes, (0.0,) * channels, (1.0,) * channels)
+    shape = images.shape[1], images.shape[2], images.shape[3]
+    spec = input or InputSpec(shape, classes, (0.0,) * shape[0], (1.0,) * shape[0])
     loss = torch.nn.functional.cross_entropy(model(spec.normalize(images)), labels)
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     named = {name: state.pop(name) for name in travels.trained}
