@@ -120,7 +120,7 @@ class Observation:
     kind : {"gradient", "weights"}
         Whether ``update`` holds the mean gradient (FedSGD) or the weights after local training (FedAvg).
     parameters, buffers : dict of str to Tensor
-        The global model as sent, by the model's own names: what clients train, and what else travels (statistics, frozen weights).
+        The global model as sent, by the model's own names: what clients train, and what else travels (statistics, frozen ones).
     update : dict of str to Tensor
         As received; the same names and shapes as ``parameters``.
     input : InputSpec

@@ -94,6 +94,8 @@ def _undecayed(local: LocalTraining) -> LocalTraining:
 def _of_classifier(observation: Observation, local: LocalTraining, model: nn.Module) -> str | None:
     name, gradient = classifier_name(observation, model), observation.gradient()
     weight, bias = gradient[f"{name}.weight"].double(), gradient.get(f"{name}.bias")
+    if len(weight) == 1:  # one output, which stands for two classes
+        return None
     stacked = weight if bias is None else torch.cat([weight, bias.double()[:, None]], 1)
     size = float(stacked.norm())
     if not bool(stacked.isfinite().all()) or size == 0:

@@ -14,6 +14,7 @@ from fedleak.local.losses import check_loss, loss_function
 from fedleak.local.optimisers import make_optimiser
 from fedleak.local.rates import step_rates
 from fedleak.modalities.image import InputSpec
+from fedleak.models.inspect import last_linear
 from fedleak.scenario.schema import Local, Scenario
 from fedleak.scenario.section import table_of
 from fedleak.seeding import Seed
@@ -53,6 +54,12 @@ def check_local(scenario: Scenario, model: nn.Module, input: InputSpec) -> None:
     if (loss := table_of(local.loss)) is not None:
         with _said("local.loss"):
             check_loss(loss, input.num_classes)
+            last = last_linear(model, input)
+            if loss["name"] == "binary-cross-entropy" and last is not None and last[1].out_features < input.num_classes:
+                raise ScenarioError(
+                    "the network's one output z is read as the logits 0 and z, whose cross-entropy is the binary cross-entropy of "
+                    "z already; leave it out"
+                )
             _check_runs(local, model, input)
 
 

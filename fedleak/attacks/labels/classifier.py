@@ -95,10 +95,6 @@ def classifier_gradient(observation: Observation, model: nn.Module) -> tuple[Ten
     name = classifier_name(observation, model)
     one_step = first_step_of(observation)
     gradient = observation.gradient() if one_step is None else one_step.gradient
-    if f"{name}.weight" not in gradient:
-        raise AttackError(
-            f"the update of the classifier '{name}' does not travel: it tells no labels; grant them, and use 'given'"
-        )
     weight, bias = gradient[f"{name}.weight"], gradient.get(f"{name}.bias")
     if not bool(weight.isfinite().all()) or (bias is not None and not bool(bias.isfinite().all())):
         raise AttackError(f"the gradient of the classifier '{name}' is not finite: it tells no labels")
@@ -130,5 +126,9 @@ def classifier_name(observation: Observation, model: nn.Module) -> str:
         raise AttackError(
             f"the last linear layer '{name}' puts out {layer.out_features} values, not the {observation.input.num_classes} "
             "classes; grant the labels and use the label rule 'given'"
+        )
+    if f"{name}.weight" not in observation.parameters:
+        raise AttackError(
+            f"the update of the classifier '{name}' does not travel: it tells no labels; grant them, and use 'given'"
         )
     return name
