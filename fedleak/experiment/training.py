@@ -57,8 +57,8 @@ def check_local(scenario: Scenario, model: nn.Module, input: InputSpec) -> None:
             last = last_linear(model, input)
             if loss["name"] == "binary-cross-entropy" and last is not None and last[1].out_features < input.num_classes:
                 raise ScenarioError(
-                    "the network's one output z is read as the logits 0 and z, whose cross-entropy is the binary cross-entropy of "
-                    "z already; leave it out"
+                    "the network's one output z is read as the logits 0 and z, whose cross-entropy is the binary cross-entropy "
+                    "of z already; leave it out"
                 )
             _check_runs(local, model, input)
 
