@@ -138,6 +138,7 @@ def _attack_again(serving: Serving, secret: str | None, threads: int, runner: Ru
         finally:
             campaign.close()
 
+    folder.make_own_folders()
     for name in (ROWS, AGAIN_PROBLEMS):  # of an attack that was killed
         folder.remove(name)
     replaced: set[str] = set()

@@ -78,6 +78,7 @@ def reopen(folder: RunFolder, device: str, *, known: Collection[str], allow_code
             "so that going on would give other numbers; run the scenario anew with another --out"
         )
     check_captures(folder, checked)
+    folder.make_own_folders()
     folder.forget_after(done)
     folder.note_resume(done)
     return checked

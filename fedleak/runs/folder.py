@@ -186,6 +186,11 @@ class RunFolder:
         with self._writing():
             files.remove(self.path, name)
 
+    def make_own_folders(self) -> None:
+        """Make those of the folders within that are missing."""
+        for name in ("captures", *_exhibits()):
+            self.make_folder(name)
+
     def make_folder(self, name: str) -> None:
         """Make a folder within, its owner's alone, if it is not there."""
         with self._writing():

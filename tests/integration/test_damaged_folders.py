@@ -297,3 +297,11 @@ def test_a_process_of_its_own_says_the_same(runs: SimpleNamespace, tmp_path: Pat
             [sys.executable, "-m", "fedleak", *COMMANDS[name]], cwd=tmp_path, capture_output=True, text=True, timeout=120
         )
         checked(done.returncode, done.stderr, f"{name}, {made.what}")
+
+
+@pytest.mark.parametrize("name", ["attack", "resume"])
+def test_a_folder_of_exhibits_that_is_gone_is_made_again(runs: SimpleNamespace, tmp_path: Path, command: Any, name: str) -> None:
+    shutil.copytree(runs.half if name == "resume" else runs.whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "images")
+    assert command(*COMMANDS[name])[0] == 0
+    assert list((tmp_path / "run" / "images").iterdir())
