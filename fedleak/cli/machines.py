@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from fedleak.cli.terminal import Overrides, console
-from fedleak.errors import ScenarioError
+from fedleak.errors import FedleakError, ScenarioError
 
 if TYPE_CHECKING:
     from fedleak.scenario.schema import SuperLink
@@ -139,8 +139,9 @@ def client(
     """
     from fedleak.deploy.commands import become, client_command, client_settings
 
-    _link(address)
-    become(client_command(folder, address, client_settings(folder), host="127.0.0.1", port=port))
+    command = client_command(folder, address, client_settings(folder), host="127.0.0.1", port=port)
+    _refuse_stranger(folder, _link(address, folder / "ca.crt"))
+    become(command)
 
 
 @app.command()
@@ -162,6 +163,31 @@ def register(
     finally:
         control.close()
     console.print(f"{len(keys)} node(s) admitted at {escape(address)}", highlight=False, soft_wrap=True)
+
+
+def _refuse_stranger(folder: Path, link: SuperLink) -> None:
+    """Refuse a node that the SuperLink would turn away; one that does not answer yet is waited for, as Flower's node does."""
+    import httpx
+
+    from fedleak.engines.superlink import Control
+    from fedleak.engines.trust import ABSENT
+
+    control = Control(link)
+    try:
+        known = control.admits(folder / "node.key")
+    except FedleakError as error:
+        if isinstance(error.__cause__, httpx.RequestError) and ABSENT not in str(error):
+            raise  # a certificate, or another protocol: no waiting mends it
+        return
+    except ValueError as error:
+        raise ScenarioError(f"{folder / 'node.key'}: no private key in OpenSSH format ({error})") from error
+    finally:
+        control.close()
+    if not known:
+        raise ScenarioError(
+            f"{folder / 'node.key'}: an unknown key: the SuperLink at {link.address} has not admitted it; admit the nodes with "
+            f"`fedleak deploy register operator --superlink {link.address}`, again after each start of the SuperLink"
+        )
 
 
 def _link(address: str, certificate: Path | None = None) -> SuperLink:

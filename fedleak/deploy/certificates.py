@@ -22,7 +22,14 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_ssh_private_key,
+    load_ssh_public_key,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedleak.errors import ScenarioError
@@ -87,6 +94,29 @@ def make_node_key(private: Path, public: Path) -> None:
     key = ec.generate_private_key(ec.SECP384R1())
     _write(private, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
     _write(public, key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH) + b"\n", private=False)
+
+
+def check_pair(private: Path, public: Path) -> None:
+    """Refuse a node's private key that is not the one whose public half a SuperLink is to admit.
+
+    Raises
+    ------
+    ScenarioError
+        Also if one of them cannot be read.
+    """
+    try:
+        own = load_ssh_private_key(private.read_bytes(), None).public_key()
+        admitted = load_ssh_public_key(public.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ScenarioError(
+            f"{private}: no key of a node, or {public} is none ({error}); make new ones with `fedleak deploy certs`"
+        ) from error
+    form = Encoding.OpenSSH, PublicFormat.OpenSSH
+    if own.public_bytes(*form) != admitted.public_bytes(*form):
+        raise ScenarioError(
+            f"{private}: an unknown key: {public} is another's, so the SuperLink would turn the node away; put the two that were "
+            "made together there, or make new ones"
+        )
 
 
 def node_keys(folder: Path) -> list[Path]:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from fedleak.engines.trust import check_certificate
 from fedleak.errors import ScenarioError
 
 SHARD = "shard"  # a service's own part of the data, in its folder
@@ -135,4 +136,6 @@ def _file(folder: Path, name: str) -> str:
         raise ScenarioError(
             f"{folder}: no {name} in it; expected the service's own folder, as `fedleak deploy certs` or `bundle` makes it"
         )
+    if path.suffix == ".crt":
+        check_certificate(path, str(folder))
     return str(path)

@@ -18,7 +18,7 @@ from typing import Self
 
 import httpx
 
-from fedleak.deploy.certificates import node_keys
+from fedleak.deploy.certificates import check_pair, node_keys
 from fedleak.deploy.commands import POLL, client_command, program, search_path, server_command, superlink_command
 from fedleak.deploy.guard import Guard
 from fedleak.engines.superlink import Control
@@ -125,6 +125,9 @@ class Services:
             raise ScenarioError(f"{keys}: no ca.crt in it; make the keys with: fedleak deploy certs {keys} --clients N")
         if not layout.insecure and found < self.clients:
             raise ScenarioError(f"{keys}: keys for {found} clients, not for {self.clients}; make a new folder of keys")
+        if not layout.insecure:
+            for client, public in enumerate(node_keys(keys)[: self.clients]):
+                check_pair(keys / f"client-{client}" / "node.key", public)
         if not self.clients:
             raise ScenarioError("how many clients? give --clients")
         port = free_port() if layout.port is None else _taken(layout.port)
@@ -137,6 +140,7 @@ class Services:
         self._home = tempfile.TemporaryDirectory(prefix="fedleak-deployment-")
         self.logs = Path(self._home.name) / "logs"
         self.logs.mkdir()
+        self.secrets = Path(self._home.name) if layout.insecure else keys
         self.services = {
             "superlink": self._service("superlink", superlink_command(self._folder("superlink"), _HOST, port)),
             "server": self._server(),
@@ -218,7 +222,7 @@ class Services:
         settings: dict[str, int | str] = {"partition-id": client, "num-partitions": self.clients}
         if self.layout.shards is not None:
             settings["data-dir"] = str((self.layout.shards / f"client-{client}").resolve())
-        settings["secrets-dir"] = str(self.layout.keys.resolve())
+        settings["secrets-dir"] = str(self.secrets.resolve())
         folder = self._folder(f"client-{client}")
         command = client_command(folder, self.superlink.address, settings, host=_HOST, port=free_port(), key=key)
         return self._service(name or f"client-{client}", command)

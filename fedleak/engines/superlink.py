@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from cryptography.hazmat.primitives.serialization import load_ssh_public_key
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import Status
 from flwr.common.serde import fab_to_proto, user_config_to_proto
@@ -27,6 +27,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
+from fedleak.engines.trust import cause, check_certificate
 from fedleak.errors import FedleakError, ScenarioError
 from fedleak.scenario.schema import SuperLink
 
@@ -68,21 +69,15 @@ class Control:
     Raises
     ------
     ScenarioError
-        If the certificate cannot be read.
+        If the certificate cannot be read, or is out of its time.
     """
 
     def __init__(self, superlink: SuperLink) -> None:
         self.superlink = superlink
+        self._following = False
         certificate = None
         if superlink.root_certificates is not None and not superlink.insecure:
-            path = superlink.root_certificates.expanduser()
-            try:
-                certificate = path.read_bytes()
-            except OSError as error:
-                raise ScenarioError(
-                    f"federation.superlink.root_certificates: {path}: cannot be read ({error.strerror}); "
-                    "expected the ca.crt that `fedleak deploy certs` made"
-                ) from error
+            certificate = check_certificate(superlink.root_certificates.expanduser(), "federation.superlink.root_certificates")
         try:
             self._client = ControlHttpClient.from_server_address(
                 superlink.address,
@@ -109,23 +104,17 @@ class Control:
         """
         content, _ = build_fab_from_files({"pyproject.toml": PYPROJECT.encode(), "README.md": b"A run of fedleak.\n"})
         fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
-        try:
-            with self._explained("submit the run"):
-                reply = self._client.StartRun(
-                    StartRunRequest(fab=fab_to_proto(fab), override_config=user_config_to_proto(dict(config)))
-                )
-        except FedleakError as error:
-            # Any other failure of the network may have come after the SuperLink had taken it.
-            if isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout | httpx.HTTPStatusError):
-                raise ScenarioError(str(error)) from error
-            raise
+        with self._explained("submit the run"):
+            reply = self._client.StartRun(
+                StartRunRequest(fab=fab_to_proto(fab), override_config=user_config_to_proto(dict(config)))
+            )
         if not reply.HasField("run_id"):
             raise FedleakError(f"the SuperLink at {self.superlink.address} did not start the run; its own log says why")
         return int(reply.run_id)
 
     def logs(self, run_id: int) -> Iterator[str]:
         """Yield the lines of the ServerApp's log as they come, until the run has ended; a network may fail for two minutes."""
-        rest = ""
+        rest, self._following = "", True
         for piece in self._pieces(run_id):
             *lines, rest = (rest + piece).split("\n")
             yield from lines
@@ -169,6 +158,14 @@ class Control:
             if "already" not in str(error):
                 raise
 
+    def admits(self, private_key: Path) -> bool:
+        """Say whether the SuperNode that holds this key (OpenSSH format) was admitted."""
+        public = load_ssh_private_key(private_key.read_bytes(), None).public_key()
+        with self._explained("list the nodes"):
+            reply = self._client.ListNodes(ListNodesRequest())
+        admitted = [bytes(node.public_key) for node in reply.nodes_info if node.status != "unregistered"]
+        return public_key_to_bytes(public) in admitted  # type: ignore[arg-type]
+
     def online(self) -> int:
         """Return how many SuperNodes are connected."""
         with self._explained("list the nodes"):
@@ -184,14 +181,12 @@ class Control:
         except httpx.HTTPStatusError as error:
             known = FlowerError.from_json(error.response.text)
             reason = f"{known}" if known else f"HTTP status {error.response.status_code}"
-            raise FedleakError(f"{where}: {reason}") from error
+            raise self._kind(True)(f"{where}: {reason}") from error
         except httpx.RequestError as error:
-            if "CERTIFICATE" in str(error).upper():
-                raise FedleakError(
-                    f"{where}: its certificate is not signed by {self.superlink.root_certificates or 'a known authority'}, or is "
-                    f"for another name ({error}); set federation.superlink.root_certificates to the deployment's ca.crt"
-                ) from error
-            raise FedleakError(
-                f"{where}: {error or type(error).__name__}; is it running, with the same insecure setting? "
-                "`fedleak deploy up` starts one"
-            ) from error
+            # What failed after the connection stood may have been taken.
+            reason, untaken = cause(error, self.superlink)
+            raise self._kind(untaken)(f"{where}: {reason}") from error
+
+    def _kind(self, untaken: bool) -> type[FedleakError]:
+        """Return the error of a request that was not taken: nothing has started, unless a run is being followed."""
+        return ScenarioError if untaken and not self._following else FedleakError
