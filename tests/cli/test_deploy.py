@@ -13,7 +13,9 @@ from fedleak.cli import deploy as cli_deploy
 from fedleak.cli import machines as cli_machines
 from fedleak.deploy import services
 from fedleak.engines.superlink import PYPROJECT
+from fedleak.errors import ScenarioError
 from fedleak.scenario.schema import SuperLink
+from fedleak.scenario.secret import fingerprint, is_secret, placed
 
 ROOT = Path(__file__).parents[2]
 
@@ -204,3 +206,31 @@ def test_a_compose_file_is_written_for_any_number_of_clients(call: Any, tmp_path
     (tmp_path / "many.toml").write_text('name = "t"\nfederation.clients = 600\n')
     code, told = call("compose", "many.toml", "--out", "many")
     assert (code, "give --clients, at most 500" in told) == (2, True)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_submit_gives_the_nodes_of_this_machine_the_secret_and_the_server_its_fingerprint(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secretless: None, given: bool
+) -> None:
+    (tmp_path / "deployment").mkdir()
+    (tmp_path / "deployment" / "superlink.json").write_text(SuperLink(insecure=True).model_dump_json())
+    text = 'name = "x"\n' + (f'secret = "{"5ec" * 10}00"\n' if given else "")
+    (tmp_path / "s.toml").write_text(text)
+    asked: list[Any] = []
+
+    def refuse(scenario: Any, **_: Any) -> None:
+        asked.append(scenario)
+        raise ScenarioError("enough")
+
+    monkeypatch.setattr("fedleak.engines.deployment.deploy", refuse)
+    assert call("submit", "s.toml")[0] == 2
+    [scenario] = asked
+    folder = tmp_path / "deployment"
+    if given:
+        assert placed([folder], fingerprint(scenario.secret)) == "5ec" * 10 + "00"
+        assert placed([folder], None) is None
+    else:
+        kept = placed([folder], None)
+        assert is_secret(kept)
+        assert call("submit", "s.toml")[0] == 2
+        assert placed([folder], None) == kept

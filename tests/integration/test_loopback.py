@@ -35,7 +35,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     place = tmp_path_factory.mktemp("loopback")
     make_certificates(place / "keys", CLIENTS)
     asked = scenario(1)
-    write_shards(asked.data, CLIENTS, asked.seed, place / "shards")
+    write_shards(asked.data, CLIENTS, asked.seed, place / "shards", asked.secret)
     with Services(Layout(place / "keys", place / "runs", place / "shards")) as running:
         yield running
 

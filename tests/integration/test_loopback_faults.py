@@ -17,6 +17,7 @@ from fedleak.errors import FedleakError
 from fedleak.experiment import run as api
 from fedleak.runs.folder import RunFolder
 from fedleak.scenario.schema import Scenario, parse_scenario
+from fedleak.scenario.secret import place
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +61,7 @@ class Submitted(threading.Thread):
 def test_a_client_and_then_the_server_are_killed_in_mid_round(tmp_path: Path) -> None:
     make_certificates(tmp_path / "keys", 2)
     plain = scenario()
-    write_shards(plain.data, 2, plain.seed, tmp_path / "shards")
+    write_shards(plain.data, 2, plain.seed, tmp_path / "shards", plain.secret)
     with Services(Layout(tmp_path / "keys", tmp_path / "runs", tmp_path / "shards")) as services:
         asked, out = scenario(services), tmp_path / "run"
 
@@ -104,6 +105,7 @@ def test_a_client_and_then_the_server_are_killed_in_mid_round(tmp_path: Path) ->
 
 def test_a_stopped_run_ends_where_it_runs(tmp_path: Path) -> None:
     """Ctrl-C at the one who submitted: the server is told, keeps what it has, and takes the next run."""
+    place(tmp_path / "none", str(scenario().secret), named=True)
     with Services(Layout(tmp_path / "none", tmp_path / "runs", insecure=True, clients=2)) as services:
         asked = scenario(services)
 

@@ -66,6 +66,7 @@ def test_what_a_hostile_client_sends_is_left_out_and_named(tmp_path: Path) -> No
         federation = {"clients": 2, "rounds": 7, "timeout": 90.0, "engine": "deployment", "superlink": place}
         table: dict[str, Any] = {
             "name": "hostile",
+            "secret": None,  # each client draws its own
             "data": {"image_size": 8},
             "model": {"name": "mlp", "hidden": [4]},
             "federation": federation,

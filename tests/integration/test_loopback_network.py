@@ -114,7 +114,7 @@ def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Services:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     make_certificates(tmp_path / "keys", 2)
     plain = scenario()
-    write_shards(plain.data, 2, plain.seed, tmp_path / "shards")
+    write_shards(plain.data, 2, plain.seed, tmp_path / "shards", plain.secret)
     return Services(Layout(tmp_path / "keys", tmp_path / "runs", tmp_path / "shards"))
 
 

@@ -10,6 +10,7 @@ from fedleak.deploy.certificates import make_certificates
 from fedleak.deploy.services import Layout, Services
 from fedleak.experiment import run as api
 from fedleak.scenario.schema import Scenario, parse_scenario
+from fedleak.scenario.secret import place
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +29,7 @@ def scenario(**federation: Any) -> Scenario:
 def test_masked_vectors_travel_through_a_superlink(tmp_path: Path) -> None:
     expected = api.run(scenario(), out=tmp_path / "inprocess", device="cpu")
     make_certificates(tmp_path / "keys", 3)
+    place(tmp_path / "keys", str(scenario().secret), named=True)
     with Services(Layout(tmp_path / "keys", tmp_path / "runs")) as services:
         superlink = json.loads(services.superlink.model_dump_json())
         result = api.run(scenario(engine="deployment", superlink=superlink), out=tmp_path / "deployed", device="cpu")
