@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 
 _FAULTS = """\
 name = "faults"
+secret = "4d0a6e2f8b1c4957a3e8d5f07c9b1264"
 federation.rounds = 6
 federation.timeout = 25.0
 [[attacks]]
