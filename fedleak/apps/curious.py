@@ -57,6 +57,7 @@ def curious(
     defenses: Sequence[str | Mapping[str, Any]] = (),
     threat: Preset | Mapping[str, Any] = "local-training-known",
     truth: str = "reveal",
+    membership: bool | Mapping[str, Any] = False,
     public: Tensor | None = None,
     delta: float = 1e-5,
     attack_limit: float | None = None,
@@ -109,6 +110,10 @@ def curious(
         What the attacker is granted: a preset, or a table as in a scenario file.
     truth : {"reveal", "score"}
         Whether clients return their batches for the report's pictures, or metrics only.
+    membership : bool or dict
+        Whether to test if clients' images took part in their updates, with other clients' images as those that did not; or a
+        table as a scenario's ``evaluation.membership`` (``fedleak explain membership``). The labels that updates tell are read
+        without being asked for.
     public : Tensor, optional
         Public images (N, C, H, W) in [0, 1] like the users': what the threat ``"surrogate-data"`` grants, and whose mean is the
         guess that saw no update; without them, that guess is grey.
@@ -157,11 +162,15 @@ def curious(
         "threat": {"preset": threat} if isinstance(threat, str) else dict(threat),
         "attacks": [_table(entry) for entry in attacks],
         "defenses": [_table(entry) for entry in defenses],
-        "evaluation": {"truth": truth, "delta": delta},
+        "evaluation": {"truth": truth, "delta": delta} | _membership(membership),
     }
     asked = _asked(strategy, model, input, table, output, public, device, attack_limit, out, class_names, listener)
     looked_on: S = wrapped(strategy, Audit(replace(asked, payload=payload)))
     return looked_on
+
+
+def _membership(asked: bool | Mapping[str, Any]) -> dict[str, Any]:
+    return {"membership": {} if asked is True else dict(asked)} if asked is not False else {}
 
 
 def _asked(

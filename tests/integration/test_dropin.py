@@ -140,6 +140,26 @@ def test_two_lines_give_a_run_folder_and_change_no_bit_of_the_model(tmp_path: Pa
             call()
 
 
+def test_labels_and_membership_are_told_where_no_image_comes_back(tmp_path: Path) -> None:
+    shard = samples(4)
+    plain = serve(client_app(shard, 4, 1), FedAvg(), 2, 2, 0.01)
+    app = fedleak.answer(client_app(shard, 4, 1), batch_of(shard))
+    given = {"batch_size": 4, "learning_rate": 0.01, "attacks": [attack(1)], "membership": True}
+    strategy = fedleak.curious(FedAvg(), Net, SPEC, **given, out=tmp_path / "run")
+    assert serve(app, strategy, 2, 2, 0.01) == plain
+    folder = RunFolder.open(tmp_path / "run")
+    rows = folder.rows("inferences.jsonl")
+    assert [(row["round"], row["client"]) for row in rows] == [(r, c) for r in (1, 2) for c in range(2)]
+    assert all(row["labels"]["right"] > 0.4 for row in rows)
+    assert all(sum(one["member"] is True for one in row["membership"][0]["candidates"]) == 4 for row in rows)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Labels: read off 4 update(s)" in page
+    assert "Membership by gradient-alignment: AUC" in page
+    assert "other clients" in page
+    with pytest.raises(ScenarioError, match="evaluation.membership: a test is handed clients' images"):
+        fedleak.curious(FedAvg(), Net, SPEC, **given, truth="score", out=tmp_path / "other")
+
+
 def test_images_stay_with_a_client_that_does_not_reveal_them(tmp_path: Path) -> None:
     shard = samples(2)
     app = fedleak.answer(client_app(shard, 2, 1), batch_of(shard), reveal=False)
