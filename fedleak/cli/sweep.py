@@ -147,9 +147,11 @@ def leaderboard(
 
 def _finish(result: SweepResult, earlier: str | None) -> None:
     """Show the verdicts and where the report is, name the command that shows ``earlier`` ones, and end with 1 if runs failed."""
-    from fedleak.cli.sweep_live import verdict_table
+    from fedleak.cli.sweep_live import measured_lines, verdict_table
 
     console.print(verdict_table(result.verdicts))
+    for line in measured_lines(result.verdicts):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     if earlier is not None:
         console.print(f"[dim]What the run behind the file found: {escape(earlier)}[/dim]", highlight=False, soft_wrap=True)
     console.print(f"Report: {escape(str(result.report))}", highlight=False, soft_wrap=True)

@@ -131,6 +131,23 @@ def verdict_table(judged: Sequence[Verdict]) -> Table:
     return grid
 
 
+def measured_lines(judged: Sequence[Verdict]) -> list[str]:
+    """Return a sentence for each defense of which canaries or membership tests found anything."""
+    lines = []
+    for verdict in judged:
+        said = []
+        if verdict.empirical:
+            value, low, high = (f"{one:,.1f}" if one < 100 else f"{one:,.0f}" for one in verdict.empirical)
+            bound = "no bound" if verdict.epsilon is None else f"at most {verdict.epsilon:,.1f}"
+            said.append(f"epsilon {bound} by the accountant, {value} ({low} to {high}) by canaries")
+        if verdict.membership is not None:
+            said.append(f"membership AUC {verdict.membership:.2f}")
+        if said:
+            setting = f", {verdict.setting}" if len({one.setting for one in judged}) > 1 else ""
+            lines.append(f"{'no defense' if verdict.control else verdict.defense}{setting}: {'; '.join(said)}")
+    return lines
+
+
 def found_table(found: Found) -> Table:
     """Return what a sweep's file says that its run found: mean PSNR in dB by attack, accuracy, verdict and note."""
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))

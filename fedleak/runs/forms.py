@@ -307,6 +307,12 @@ class SweepRowForm(Form):
     identification: Share | None = None
     accuracy: Share | None = None
     epsilon: Time | None = None
+    empirical_epsilon: Time | None = None
+    empirical_low: Time | None = None
+    empirical_high: Time | None = None
+    membership_auc: Share | None = None
+    membership_low: Share | None = None
+    membership_tpr: Share | None = None
     cpu_seconds: Time | None = None
     seconds: Time | None = None
     bytes: Time | None = None

@@ -40,7 +40,8 @@ def run_rows(folder: Path, *, known: Collection[str] = (), allow_code: bool = Fa
         ``bytes`` and ``coded_bytes`` for each client's reply, as in the summary's ``cost``; ``misfit`` is the
         share of updates that do not fit the local training told; ``examples`` holds, one by one, a
         name (equal for the same private example in two rounds), the gain, where it is shown, and whether it was
-        identified. A value is ``None`` where it is unknown.
+        identified; ``empirical_epsilon``, ``empirical_low``, ``empirical_high``, ``membership_auc``, ``membership_low`` and
+        ``membership_tpr``, where canaries or membership tests were asked for. A value is ``None`` where it is unknown.
 
     Raises
     ------
@@ -97,7 +98,25 @@ def _facts(records: RunRecords, scenario: Scenario) -> Row:
         "client_error": str(failures[0].get("reason")) if failures else None,
         "accuracy": accuracy[-1] if accuracy else None,
         "epsilon": number(privacy.get("epsilon")),
+        **_beside(records.beside),
         **{key: number(cost.get(key)) for key in ("seconds", "bytes", "coded_bytes")},
+    }
+
+
+def _beside(found: Row) -> Row:
+    """Return the empirical epsilon of the nearest observer with its interval, and the best membership test's figures."""
+    observers = table(table(found, "empirical_epsilon"), "observers")
+    nearest: Row = next(iter(observers.values()), {})
+    tests = [one["over_rounds"] for one in found.get("membership") or () if one["over_rounds"] is not None]
+    best: Row = max(tests, key=lambda one: one["auc"]["value"], default={})
+    auc = table(best, "auc")
+    return {
+        "empirical_epsilon": nearest.get("epsilon"),
+        "empirical_low": nearest.get("low"),
+        "empirical_high": nearest.get("high"),
+        "membership_auc": auc.get("value"),
+        "membership_low": auc.get("low"),
+        "membership_tpr": table(best, "tpr").get("value"),
     }
 
 

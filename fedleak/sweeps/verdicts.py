@@ -31,7 +31,8 @@ The rules, in this order:
 4. blocks: every attack fails, and one of them knows the defense (it requires that knowledge and was granted it), succeeds on
    the control, and returned examples for nine updates in ten; with at least 2 seeds and 8 examples. It means these attackers,
    this many examples: the reason says which share of examples may still leak. Who goes through only some of the defenses
-   that are on does not know them: a defense without an adaptive attacker is never said to block.
+   that are on does not know them: a defense without an adaptive attacker is never said to block. Where a membership test was
+   asked for and the lower end of its AUC is above 0.5 in every seed, it degrades: who took part is still told.
 
 An update that the defense left as it was, to the last bits, is one of no defense: where there is any, the defense is not said to
 block or to degrade.
@@ -59,6 +60,10 @@ FEWEST_EXAMPLES = 8
 """Private examples below which nothing is said to be blocked: none of 8 leaves up to 31 % possible."""
 MAY_FAIL = 0.1
 """Share of examples that a knowing attack may give nothing of: an attack that breaks down has not been stopped."""
+
+CHANCE = 0.5
+"""AUC of a membership test that knows nothing."""
+EMPIRICAL = ("empirical_epsilon", "empirical_low", "empirical_high")
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,10 @@ class Verdict:
         The largest gain of one example by any attack.
     accuracy, epsilon : float or None
         Means over seeds.
+    empirical : tuple of float, optional
+        Empirical epsilon, and the ends of its interval: means over seeds, where there were canaries.
+    membership : float, optional
+        AUC of the best membership test, the mean over seeds, where one was asked for.
     """
 
     setting: str
@@ -157,6 +166,8 @@ class Verdict:
     worst: float | None
     accuracy: float | None
     epsilon: float | None
+    empirical: tuple[float, float, float] | None = None
+    membership: float | None = None
 
 
 def verdicts(rows: Iterable[Row]) -> list[Verdict]:
@@ -233,6 +244,9 @@ def _verdict(rows: Sequence[Row], control: list[Attacked] | None) -> Verdict:
     accuracies, epsilons = (
         list({row["cell"]: row[key] for row in rows if row.get(key) is not None}.values()) for key in ("accuracy", "epsilon")
     )
+    if word == "blocks" and (told := _members_told(rows)):
+        word, reason = "degrades", f"No image comes back, but {told}. {reason}"
+    empirical = [value for key in EMPIRICAL if (value := _over_seeds(rows, key)) is not None]
     return Verdict(
         setting=first["setting"],
         defense=first["defense"],
@@ -246,7 +260,23 @@ def _verdict(rows: Sequence[Row], control: list[Attacked] | None) -> Verdict:
         worst=max((one.worst for one in found), default=None),
         accuracy=statistics.fmean(accuracies) if accuracies else None,
         epsilon=statistics.fmean(epsilons) if epsilons else None,
+        empirical=(empirical[0], empirical[1], empirical[2]) if empirical else None,
+        membership=_over_seeds(rows, "membership_auc"),
     )
+
+
+def _over_seeds(rows: Iterable[Row], key: str) -> float | None:
+    """Return the mean of what the rows of one run repeat."""
+    found = {row["cell"]: float(row[key]) for row in rows if row.get(key) is not None}
+    return statistics.fmean(found.values()) if found else None
+
+
+def _members_told(rows: Sequence[Row]) -> str:
+    """Say whether a membership test tells members from others in every seed that asked for one; empty if not."""
+    lows = [float(row["membership_low"]) for row in rows if row.get("membership_low") is not None]
+    if not lows or min(lows) <= CHANCE:
+        return ""
+    return f"a membership test still tells who took part (AUC {_over_seeds(rows, 'membership_auc'):.2f}; 0.5 is chance)"
 
 
 def judge_control(found: Sequence[Attacked]) -> tuple[Word, str]:

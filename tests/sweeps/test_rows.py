@@ -150,3 +150,18 @@ def test_an_attacker_knows_the_defenses_only_where_it_goes_through_each(attack, 
     table = {"name": "x", "threat": {"preset": "surrogate-data", "defense_known": True}, "attacks": [attack]}
     scenario = parse_scenario(table | {"defenses": [{"name": name} for name in defended]})
     assert _knowledge(scenario.attacks[0], scenario)["knows_defense"] is knows
+
+
+def test_canaries_and_membership_stand_in_every_row(run, tmp_path):
+    shutil.copytree(run, folder := tmp_path / "run")
+    (plain,) = {row["empirical_epsilon"] for row in run_rows(folder)}
+    assert plain is None
+    own = {str(i): {str(j): float(i == j) + 0.1 * (i - j) for j in range(4)} for i in range(4)}
+    (folder / "canaries.jsonl").write_text(json.dumps({"round": 1, "updates": own, "model": None}) + "\n")
+    candidates = [{"id": str(n), "member": n < 3, "score": -float(n), "called": None} for n in range(6)]
+    tested = {"test": "t", "others_from": "public images", "error": None, "candidates": candidates}
+    read = {"round": 1, "client": 0, "kind": "gradient", "membership": [tested]}
+    (folder / "inferences.jsonl").write_text(json.dumps(read) + "\n")
+    for row in run_rows(folder):
+        assert row["empirical_low"] < row["empirical_epsilon"] < row["empirical_high"]
+        assert (row["membership_auc"], row["membership_tpr"]) == (1, 1)

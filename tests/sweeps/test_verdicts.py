@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from fedleak.cli.sweep_live import measured_lines
 from fedleak.sweeps.verdicts import attacked, verdicts
 
 SEEN = [17.0, 18.0, 19.0, 18.0, 17.5, 18.5]  # gains in dB of images that are all but fully seen
@@ -222,3 +223,24 @@ def test_updates_that_do_not_fit_what_was_told_show_nothing(row, control):
     assert alone.word == "inconclusive"
     assert "(no-sgd-step-fits)" in alone.reason
     assert judged([*control, *[{**one, "misfit": 0.5} for one in over_seeds(row, SEEN)]]).word == "leaks"
+
+
+def test_a_defense_does_not_block_while_membership_is_told(row, control):
+    rows = [*control, *over_seeds(row, GREY), *over_seeds(row, GREY, attack="adaptive", knows=True)]
+    assert judged(rows).word == "blocks"
+    unsure = [{**one, "membership_auc": 0.6, "membership_low": 0.48} if not one["control"] else one for one in rows]
+    assert judged(unsure).word == "blocks"
+    told = [{**one, "membership_auc": 0.9, "membership_low": 0.8} if not one["control"] else one for one in rows]
+    found = judged(told)
+    assert (found.word, found.membership) == ("degrades", 0.9)
+    assert "No image comes back, but a membership test still tells who took part (AUC 0.90" in found.reason
+
+
+def test_empirical_epsilon_is_a_mean_over_runs_with_its_interval(row, control):
+    measured = {"empirical_epsilon": 2.0, "empirical_low": 1.0, "empirical_high": 4.0}
+    rows = [{**one, **measured, "cell": f"s{one['seed']}"} for one in over_seeds(row, GREY)]
+    rows[0]["empirical_epsilon"] = 5.0
+    found = judged([*control, *rows])
+    assert found.empirical == (3.0, 1.0, 4.0)
+    assert "by canaries" in measured_lines([found])[0]
+    assert measured_lines([judged([*control, *over_seeds(row, GREY)])]) == []

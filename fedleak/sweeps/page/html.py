@@ -96,6 +96,8 @@ def _context(folder: SweepFolder) -> dict[str, Any]:
         "settings": [_setting(folder, title, rows, judged, index) for index, title in enumerate(settings[:MOST_SETTINGS])],
         "setting_count": len(settings),
         "judged": judged,
+        "empirical": any(verdict.empirical for verdict in judged),
+        "membership": any(verdict.membership is not None for verdict in judged),
         "lines": [_line(line, words[line.first["setting"], line.first["defense"]]) for line in found],
         "failed": [{key: row.get(key) for key in ("cell", "folder", "error", "client_errors", "client_error")} for row in failed],
         "rules": _paragraphs(rules.__doc__ or ""),
@@ -215,6 +217,7 @@ def _line(line: Line, verdict: Verdict) -> Row:
         "failure": next((row["failure"] for row in line.rows if row["failure"]), None),
         **{key: line.mean(key) for key in ("label_accuracy", "identification", "chance")},
         **{key: line.mean(key) for key in ("accuracy", "epsilon", "cpu_seconds", "seconds", "bytes", "coded_bytes")},
+        **{key: line.mean(key) for key in ("empirical_epsilon", "membership_auc", "membership_tpr")},
         "word": verdict.word,
         "runs": [(formats.plain(row["seed"]), quote(f"{row['folder']}/report.html")) for row in line.rows],
     }
