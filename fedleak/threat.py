@@ -4,7 +4,7 @@ The levels follow the published systematisations of gradient inversion (Carletti
 Huang et al., arXiv 2112.00059): each preset grants all that the one before it grants, and one thing more.
 
     updates-only           the model as sent, and the update as received
-    local-training-known   batch size, number of examples, local steps, learning rate, train or eval mode
+    local-training-known   batch size, number of examples, local steps, learning rate, optimizer, loss, train or eval mode
     labels-known           the labels of the images, without their order
     batchnorm-known        the BatchNorm statistics that clients send back
     surrogate-data         public images of the same kind: the test split of the data
@@ -24,7 +24,7 @@ class Knowledge(str, Enum):
     """One fact about the clients that a threat model may grant beyond the update itself."""
 
     LOCAL_TRAINING = "local-training"
-    """Batch size, number of examples, local steps, learning rate, and train or eval mode."""
+    """Batch size, number of examples, local steps, each step's rate, optimizer, clipping, loss, and train or eval mode."""
     LABELS = "labels"
     """The labels of the images, without their order."""
     BATCHNORM = "batchnorm"

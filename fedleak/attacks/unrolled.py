@@ -5,6 +5,7 @@ epochs of |q(X_e) - q(X_e')|^2, x = decode(u), g the mean gradient of simulated 
 Source: Dimitrov et al. 2022, "Data Leakage in Federated Averaging", TMLR, arXiv 2206.12395, and the simulation of Inverting
 Gradients (arXiv 2003.14053); loss, coordinates and optimiser are those of ``natural``, the order of the steps is fedleak's own
 For: FedAvg with drift: several local steps at a rate at which the weights move
+With momentum, or an adaptive optimiser (Adam, AdamW, Adamax, RMSprop, Adagrad), the simulated steps are its own.
 Limits: differentiates through every step, so that time and memory grow with their number; measured on two batches of LeNet
 (sigmoid), with two and four steps (tests/benchmarks/local_steps.py)
 
@@ -14,7 +15,7 @@ epochs by linear assignment and averaged. Without, all epochs share the images, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
 from typing import ClassVar, Literal
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedleak.attacks.base import AttackConfig, Budget, attacks
-from fedleak.attacks.labels.slots import labelled_places, order_of
+from fedleak.attacks.labels.slots import fitted_places, order_of
 from fedleak.attacks.matching.base import Descent, Guess, Try, Unknowns
 from fedleak.attacks.natural import Natural, NaturalConfig
 from fedleak.attacks.victims.base import Victim
@@ -36,6 +37,8 @@ from fedleak.errors import AttackError
 from fedleak.observation import LocalTraining, Observation
 from fedleak.seeding import Seed
 
+_FITS = 0.08
+"""What labels may leave of the bias's change, relative to it, for their order to be believed where the classifier tells more."""
 _MAPS = 96  # of the random convolution, as the paper's
 
 
@@ -67,8 +70,9 @@ class Unrolled(Natural):
         if observation.kind == "gradient" or observation.local is None or observation.local.steps == 1:
             return super().victim(observation, model, device)
         victim = SimulatedVictim(model, observation, device, self.precision)
-        if self.config.order == "classifier" and not self._told(observation.local):
-            victim.order_of = self._order_of(observation, model)
+        path = observation.local.path
+        if self.config.order == "classifier" and (observation.local.loss is not None or path is None or not path.plain):
+            victim.order_of = partial(self._order_of, observation, model)
         return victim
 
     @staticmethod
@@ -77,12 +81,16 @@ class Unrolled(Natural):
         return local.path is not None and local.loss is None
 
     @staticmethod
-    def _order_of(observation: Observation, model: nn.Module) -> Callable[[Sequence[int]], Order | None] | None:
+    def _order_of(observation: Observation, model: nn.Module, labels: Sequence[int]) -> Order | None:
+        """Return the order that unequal steps give away by themselves, if it explains the classifier's bias well."""
         try:
-            places = labelled_places(observation, model)
+            fitted = fitted_places(observation, model, labels)
         except AttackError:  # of a classifier that is not linear, or has no bias
             return None
-        return None if places is None else partial(order_of, *places)
+        local = observation.local
+        if fitted is None or local is None or (fitted.misfit > _FITS and Unrolled._told(local)):
+            return None
+        return order_of(fitted.slots, fitted.labels, labels)
 
     def minimise(self, tries: Sequence[Try], clock: Budget) -> list[Descent]:
         """Find the order of the steps, then descend through them."""
@@ -94,12 +102,13 @@ class Unrolled(Natural):
     def _steps(self, victim: SimulatedVictim, one: Try, clock: Budget) -> list[list[int]]:
         local = victim.local
         order = tuple(range(local.num_examples)) * epochs_of(local)
+        labels = None if one.unknowns.labels is None else one.unknowns.labels.tolist()[: local.num_examples]
         classifier = classifier_of(victim) if self._told(local) and self.config.order == "classifier" else None
-        if classifier is not None and one.unknowns.labels is not None:
-            labels = one.unknowns.labels.tolist()[: local.num_examples]
+        quick = victim.order_of(labels) if victim.order_of is not None and labels is not None else None
+        if quick is not None:
+            order = quick
+        elif classifier is not None and labels is not None:
             order = find_order(classifier, labels, local, one.seed.derive("order"), clock)
-        elif victim.order_of is not None and one.unknowns.labels is not None:
-            order = victim.order_of(one.unknowns.labels.tolist()[: local.num_examples]) or order
         steps = steps_of(order, local.num_examples, local)
         return with_copies(steps, local) if self.config.copies else steps
 

@@ -13,7 +13,7 @@ from fedleak.runs.records import RunRecords, rows_of, table
 from fedleak.threat import Knowledge
 
 KNOWLEDGE: dict[str, str] = {
-    Knowledge.LOCAL_TRAINING.value: "batch size, number of examples, local steps, learning rate, train or eval mode",
+    Knowledge.LOCAL_TRAINING.value: "batch size, number of examples, local steps, rates, optimizer, loss, train or eval mode",
     Knowledge.LABELS.value: "the labels of the images, without their order",
     Knowledge.BATCHNORM.value: "the BatchNorm statistics that the client sent back",
     Knowledge.SURROGATE.value: "public images of the same kind",

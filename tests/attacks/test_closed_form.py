@@ -7,6 +7,8 @@ from torch import nn
 
 from fedleak.attacks.base import attacks
 from fedleak.data.samples import Samples
+from fedleak.local.losses import loss_function
+from fedleak.local.optimisers import make_optimiser
 from fedleak.modalities.image import InputSpec
 from fedleak.models.zoo import build_model
 from fedleak.observation import LocalTraining, observe
@@ -142,6 +144,43 @@ def test_weights_after_one_local_step():
     local = LocalTraining(1, 1, learning_rate=0.1)
     result = attack(replace(gradient, kind="weights", update=received, local=local), model)
     assert psnr(result, images) >= 70
+
+
+def after_steps(steps, rate, optimizer, activation="tanh", **told):
+    """Return what a server sees of steps on one image by torch's own optimiser, the network and the image."""
+    model, (images, labels) = lenet(activation=activation).eval(), sample(0)
+    seen = observe(model, images, labels)
+    client = lenet(activation=activation).eval()
+    optimiser = make_optimiser(optimizer, client.parameters(), rate)
+    loss_of = loss_function(told.get("loss"))
+    for _ in range(steps):
+        optimiser.zero_grad()
+        loss_of(client(CIFAR.normalize(images)), labels).backward()
+        optimiser.step()
+    update = {name: value.detach() for name, value in client.named_parameters()}
+    local = LocalTraining(1, 1, steps, steps, rate, "eval", optimizer, **told)
+    return replace(seen, kind="weights", update=update, local=local), model, images
+
+
+@pytest.mark.slow
+def test_five_steps_with_momentum_and_weight_decay_are_inverted():
+    decayed = {"name": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
+    observation, model, images = after_steps(5, 0.01, decayed)
+    assert psnr(attack(observation, model), images) >= 60
+
+
+@pytest.mark.parametrize("loss", [{"name": "mse"}, {"name": "binary-cross-entropy"}])
+def test_another_loss_that_is_told_is_inverted(loss):
+    observation, model, images = after_steps(1, 0.1, {"name": "sgd", "weight_decay": 0.01}, loss=loss)
+    result = attack(observation, model)
+    assert psnr(result, images) >= 60
+    assert result.loss < 1e-3
+
+
+def test_a_step_of_adam_is_refused_by_name():
+    result = attack(*after_steps(1, 1e-3, {"name": "adam"})[:2])
+    assert result.images is None
+    assert "step with adam, whose updates tell signs" in result.error
 
 
 def test_the_models_own_weights_and_mode_are_neither_used_nor_changed():

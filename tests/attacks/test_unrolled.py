@@ -11,6 +11,7 @@ from fedleak.attacks.victims.simulated import SimulatedVictim, epochs_of
 from fedleak.attacks.victims.step_order import classifier_of, find_order
 from fedleak.client.training import gradient_of, step
 from fedleak.data.samples import Samples
+from fedleak.local.optimisers import make_optimiser
 from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
 from fedleak.observation import LocalTraining, observe
@@ -53,6 +54,33 @@ def test_simulation_is_the_clients_training(order, size):
     moved = seen.local.learning_rate * seen.local.steps
     for (name, sent), mean in zip(seen.parameters.items(), found, strict=True):
         torch.testing.assert_close(sent - moved * mean, seen.update[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "clipping"),
+    [
+        ({"name": "sgd", "momentum": 0.9, "weight_decay": 0.01, "nesterov": True}, None),
+        ({"name": "sgd", "momentum": 0.9}, 0.05),
+        ({"name": "adam"}, None),
+        ({"name": "adamw", "weight_decay": 0.1}, 0.05),
+    ],
+)
+def test_simulated_steps_are_those_of_torchs_optimiser(optimizer, clipping):
+    seen, model, pixels, labels = trained((0, 1, 2, 3), rate=1e-3)
+    client = build_model(Model(name="lenet"), SMALL, seed=0).eval()
+    optimiser = make_optimiser(optimizer, client.parameters(), 1e-3)
+    for row in range(4):
+        optimiser.zero_grad()
+        functional.cross_entropy(client(SMALL.normalize(pixels[row : row + 1])), labels[row : row + 1]).backward()
+        if clipping is not None:
+            torch.nn.utils.clip_grad_norm_(client.parameters(), clipping)
+        optimiser.step()
+    update = {name: value.detach() for name, value in client.named_parameters()}
+    local = replace(seen.local, optimizer=optimizer, gradient_clipping=clipping)
+    victim = SimulatedVictim(model, replace(seen, update=update, local=local), CPU)
+    found = victim.gradient(SMALL.normalize(pixels), functional.one_hot(labels, 10).float())
+    misfit = sum(float((a - b).square().sum()) for a, b in zip(found, victim.observed, strict=True))
+    assert misfit < 1e-4 * sum(float(value.square().sum()) for value in victim.observed)
 
 
 def test_gradient_flows_through_the_steps_as_finite_differences_say():

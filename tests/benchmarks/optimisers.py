@@ -3,6 +3,21 @@
 Images are CIFAR-10 samples in order, networks LeNet of the zoo at initialisation, steps taken by ``torch.optim``'s own classes.
 
     python tests/benchmarks/optimisers.py
+
+PSNR in dB, mean over two clients (lowest in brackets), labels granted, 5 CPU s an attack; the machine was shared by eight others'
+work, so that CPU seconds bought fewer iterations than they can:
+
+    1 image, 5 steps                    closed-form   93.2 ( 80.3)  mean image 11.9
+    1 image, 5 steps, momentum, decay   closed-form  105.4 ( 96.4)  mean image 11.9
+    4 steps of 1                        unrolled      24.6 ( 23.9)  mean image 12.6
+    4 steps of 1                        natural       17.7 ( 16.3)  mean image 12.6
+    4 steps of 1, momentum              unrolled      20.8 ( 20.2)  mean image 12.6
+    4 steps of 1, momentum              natural       15.9 ( 14.4)  mean image 12.6
+    1 step of 1, Adam                   natural       20.7 ( 19.6)  mean image 11.9
+    1 step of 4, Adam                   natural       16.5 ( 16.0)  mean image 12.6
+    4 steps of 1, Adam                  unrolled      18.2 ( 18.1)  mean image 12.6
+
+With 8 CPU s, ``unrolled`` has 23.7 dB of the four steps with momentum: the last step's image weighs a third of the first's.
 """
 
 from __future__ import annotations

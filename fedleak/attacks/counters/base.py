@@ -167,7 +167,8 @@ def unit(observation: Observation) -> float:
     """Return by what a change of the weights is divided to be a gradient, but for its sign; 1 where gradients are sent."""
     if observation.kind == "gradient" or observation.local is None:
         return 1.0
-    return observation.local.learning_rate * observation.local.steps
+    path = observation.local.path
+    return sum(observation.local.step_rates) if path is None else path.scale
 
 
 def change(observation: Observation) -> Tensors:

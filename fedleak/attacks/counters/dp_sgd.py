@@ -36,6 +36,11 @@ class DPSGDCounter(NoiseCounter):
             steps, rate = (local.steps, local.learning_rate) if weights else (1, 1.0)
             batch = max(1, local.batch_size // len(self.observation.cohort))
             std = noise_std(self.config, batch, steps, rate) / unit(self.observation)
+            path = local.path
+            if weights and path is not None and not path.plain:
+                std = noise_std(self.config, batch) * math.sqrt(sum(share**2 for share in path.weights))
+            # Each of the batches that a step accumulates has noise of its own, for fewer images.
+            std *= math.sqrt(local.accumulation)
         return [value.new_tensor(std**2) for value in observed]
 
     def guess(self, guessed: list[Tensor], observed: Sequence[Tensor]) -> list[Tensor]:

@@ -98,8 +98,10 @@ def labelled_places(observation: Observation, model: nn.Module) -> tuple[Slots, 
     return None if found is None else (found.slots, found.labels)
 
 
-def fitted_places(observation: Observation, model: nn.Module) -> Fitted | None:
+def fitted_places(observation: Observation, model: nn.Module, labels: Sequence[int] | None = None) -> Fitted | None:
     """Return the labels that explain the classifier's bias best, whatever the optimiser and the loss; ``None`` for too many.
+
+    Where ``labels`` are given, one for each place, only their order is searched for.
 
     Raises
     ------
@@ -122,8 +124,10 @@ def fitted_places(observation: Observation, model: nn.Module) -> Fitted | None:
     else:
         raise AttackError("labels are read off the change of the classifier's bias, but it has none; grant them, or use 'given'")
     predict = _Predictor(observation, model, told, linear)
-    labels, misfit = _search(predict, slots, target)
-    return Fitted(slots, labels, (misfit / float(target.square().sum().clamp_min(1e-30))) ** 0.5)
+    if labels is not None and len(labels) != len(slots.shares):
+        return None
+    found, misfit = _search(predict, slots, target, labels)
+    return Fitted(slots, found, (misfit / float(target.square().sum().clamp_min(1e-30))) ** 0.5)
 
 
 class _Predictor:
@@ -190,7 +194,7 @@ class _Predictor:
         return found.view(count, classes, classes)
 
 
-def _search(predict: _Predictor, slots: Slots, target: Tensor) -> tuple[tuple[int, ...], float]:
+def _search(predict: _Predictor, slots: Slots, target: Tensor, given: Sequence[int] | None) -> tuple[tuple[int, ...], float]:
     """Return the label of each place, and the square that they leave unexplained."""
     shares, classes = slots.shares, len(target)
     count, one_hot = len(shares), torch.eye(classes, dtype=torch.float64)
@@ -205,14 +209,18 @@ def _search(predict: _Predictor, slots: Slots, target: Tensor) -> tuple[tuple[in
     weights = torch.ones(shares.shape[1], dtype=torch.float64) if predict.weights is None else predict.weights
     order = (shares @ weights).argsort(descending=True, stable=True).tolist()
     # Until a place has its label, it counts as a mixture of all.
-    total = torch.einsum("st,k->tk", shares, one_hot.mean(0))
+    mixed = one_hot.mean(0) if given is None else one_hot[list(given)].mean(0)
+    total, left = torch.einsum("st,k->tk", shares, mixed), None if given is None else list(given)
     for place in order:
-        candidates = total - shares[place][:, None] / classes + contribution(place)
-        labels[place] = int(misfits(candidates).argmin())
+        candidates = total - shares[place][:, None] * mixed + contribution(place)
+        found = misfits(candidates)
+        labels[place] = int(found.argmin()) if left is None else min(left, key=lambda label: float(found[label]))
+        if left is not None:
+            left.remove(labels[place])
         total = candidates[labels[place]]
     for _ in range(_SWEEPS):
         before = list(labels)
-        for place in order:
+        for place in order if given is None else ():
             mine = contribution(place)
             candidates = total - mine[labels[place]] + mine
             found = misfits(candidates)

@@ -44,11 +44,13 @@ def direction_of(observation: Observation) -> Tensors:
     Raises
     ------
     AttackError
-        If it holds weights, and the local training is not granted.
+        If it holds weights, and the local training is not granted; or it is a sum of clients with an adaptive optimiser.
     """
     local = observation.local
     if observation.kind == "gradient" or local is None or local.path is not None:
         return observation.gradient()
+    if observation.clients:
+        raise AttackError("a sum of several clients' adaptive steps is no step of theirs together: nothing is known of it here")
     reach = sum(local.step_rates)
     return {name: (value - observation.update[name]) / reach for name, value in observation.parameters.items()}
 
@@ -62,7 +64,7 @@ def first_step_of(observation: Observation) -> FirstStep | None:
         If it is one step of an optimiser whose first step is of another form, and is not known to anybody here.
     """
     local = observation.local
-    if observation.kind == "gradient" or local is None or local.steps > 1 or local.path is not None:
+    if observation.kind == "gradient" or local is None or local.steps > 1 or local.path is not None or observation.clients:
         return None
     form = first_step(local)
     if form is None:
