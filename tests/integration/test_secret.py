@@ -144,7 +144,7 @@ def test_a_folder_without_it_is_neither_gone_on_with_nor_graded_wrongly(
     held = {"missing": "no secret", "another": "another secret than the run's"}[what]
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json*")}
     for ask in (
-        lambda: api.run("", resume=tmp_path / "run", device="cpu"),
+        lambda: api.run(build(**TABLES), resume=tmp_path / "run", device="cpu"),
         lambda: attack_run(tmp_path / "run", ["analytic"], device="cpu"),
     ):
         with pytest.raises(ScenarioError, match=f"holds {held} in client.secret") as raised:
