@@ -280,6 +280,11 @@ def check(scenario: ScenarioFile, set_: Overrides = None) -> None:
     It counts equations against unknowns, layer by layer: whether any attack can
     be exact. Every row of a run carries the count.
 
+    What the network, a round's updates, a local step, grading and each attack
+    need at the least is weighed against this machine's memory, or what its
+    container was granted, before any of it is taken; what cannot be is refused
+    with both figures.
+
     SCENARIO is a TOML file, such as scenarios/quickstart.toml.
     """
     quieten(False)
