@@ -17,7 +17,11 @@ def _of_module(name: str) -> Callable[[], str]:
 
 def _own() -> str:
     heading = "What the scenario gives to a model and a data source of your own."
-    return "\n\n".join([heading, *(_of_module(name)() for name in ("fedleak.models.zoo", "fedleak.data.base"))])
+    allowed = (
+        "Named in a scenario on the command line they are imported as they are. Out of a run folder that takes --allow-code, or\n"
+        "the scenario's file beside --resume; of a Flower run, allow-code=true in its run configuration."
+    )
+    return "\n\n".join([heading, allowed, *(_of_module(name)() for name in ("fedleak.models.zoo", "fedleak.data.base"))])
 
 
 def _scenario() -> str:
