@@ -25,6 +25,7 @@ from fedleak.experiment.manifest import default_folder
 from fedleak.modalities.image import InputSpec
 from fedleak.models.outputs import uncompiled
 from fedleak.payload import Which
+from fedleak.process.versions import untested
 from fedleak.scenario.schema import Scenario, parse_scenario
 from fedleak.seeding import generators_kept
 from fedleak.threat import Preset
@@ -187,6 +188,8 @@ def _asked(
     listener: Listener,
 ) -> Asked:
     """Return what was asked for, checked."""
+    for line in untested():
+        print(f"fedleak: {line}")
     base, chosen, maker = check_strategy(strategy), pick_device(device), _maker(model)
     check_input(input)
     with generators_kept():  # to make a network draws from them, as the user's program will

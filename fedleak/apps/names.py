@@ -16,7 +16,7 @@ from fedleak.models.outputs import own_name
 from fedleak.payload import Payload, Which, further_names, tensors
 
 Shape = tuple[int, ...]
-_ADAPTER = "default"  # how peft calls an adapter that was given no name, and leaves out of what it sends
+_ADAPTER = ("default", "modules_to_save")  # what peft puts into names, and leaves out of what it sends
 _WRAPPED = "module"  # where torch's parallel wrappers keep a network
 
 
@@ -60,7 +60,7 @@ def _by_name(wanted: Mapping[str, Shape], held: Mapping[str, Shape]) -> list[dic
         read = {name: plain(name) for name in wanted}
         if set(read.values()) <= held.keys():
             return [read]
-    adapters = _by(held, lambda name: ".".join(part for part in name.split(".") if part != _ADAPTER))
+    adapters = _by(held, lambda name: ".".join(part for part in name.split(".") if part not in _ADAPTER))
     if all(name in adapters for name in wanted):
         return [{name: adapters[name] for name in wanted}]
     first = next(iter(wanted), "")

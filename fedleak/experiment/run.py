@@ -13,13 +13,14 @@ from fedleak.attacks.base import Attack, attacks
 from fedleak.engines.base import Engine
 from fedleak.engines.select import engine
 from fedleak.errors import FedleakError, ScenarioError, ends_contained, told
-from fedleak.events import Listener, silent
+from fedleak.events import Event, Listener, silent
 from fedleak.experiment.check import Checked, check, pick_device
 from fedleak.experiment.manifest import default_folder, make_manifest, refuse_own_app, write_summary
 from fedleak.experiment.plugins import check_plugins
 from fedleak.experiment.reopening import is_over, known_code, refuse_other, reopen
 from fedleak.experiment.result import Result
 from fedleak.printable import clean_log, one_line
+from fedleak.process.versions import untested
 from fedleak.report.html import write_report
 from fedleak.runs.folder import Row, RunFolder, refuse_existing
 from fedleak.runs.records import read_records
@@ -117,6 +118,8 @@ def run(
             listener=listener,
             on_start=on_start,
         )
+    for line in untested():
+        listener(Event("note", {"text": line}))
     device = pick_device(device)
     with ExitStack() as held, ends_contained("code that the scenario names", FedleakError):
         clients_here = where is None

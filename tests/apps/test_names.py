@@ -55,8 +55,11 @@ def test_by_the_names_that_peft_sends() -> None:
     adapted.q.base_layer = nn.Linear(6, 6).requires_grad_(False)
     adapted.q.lora_A, adapted.q.lora_B = nn.ModuleDict(), nn.ModuleDict()
     adapted.q.lora_A["default"], adapted.q.lora_B["default"] = nn.Linear(6, 2, bias=False), nn.Linear(2, 6, bias=False)
-    sent = {"q.lora_A.weight": torch.zeros(2, 6), "q.lora_B.weight": torch.zeros(6, 2)}
+    adapted.head = nn.ModuleDict({"original_module": nn.Linear(6, 3, bias=False), "modules_to_save": nn.ModuleDict()})
+    adapted.head.modules_to_save["default"] = nn.Linear(6, 3, bias=False)
+    sent = {"q.lora_A.weight": torch.zeros(2, 6), "q.lora_B.weight": torch.zeros(6, 2), "head.weight": torch.zeros(3, 6)}
     expected = {"q.lora_A.weight": "q.lora_A.default.weight", "q.lora_B.weight": "q.lora_B.default.weight"}
+    expected["head.weight"] = "head.modules_to_save.default.weight"
     assert names_of(adapted, ArrayRecord(OrderedDict(sent))) == expected
 
 
