@@ -33,6 +33,7 @@ ELSEWHERE = {
     },
     "apps": {
         "answers": "integration/dropin",
+        "asked": "apps/curious",
         "audit": "apps/careful",
         "checks": "apps/curious",
         "clientapp": "startup",

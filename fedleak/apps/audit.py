@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from torch import Tensor, nn
 
+from fedleak.apps.asked import Asked as Asked
 from fedleak.apps.careful import (
     CarefulAttackers,
     CarefulBooks,
@@ -22,19 +22,17 @@ from fedleak.apps.careful import (
     careful_listener,
 )
 from fedleak.apps.guard import Guard
-from fedleak.apps.inbox import Inbox, Keys
+from fedleak.apps.inbox import Inbox
 from fedleak.apps.questions import QuestionGrid
 from fedleak.data.base import Source
 from fedleak.data.federated import FederatedData
 from fedleak.data.shards import Withheld
 from fedleak.errors import FedleakError
 from fedleak.evaluation.privacy import Accountant
-from fedleak.events import Listener
 from fedleak.experiment.check import Checked
 from fedleak.experiment.manifest import make_manifest, write_summary
-from fedleak.modalities.image import InputSpec
 from fedleak.modalities.image.measure import MEAN_IMAGE
-from fedleak.payload import Payload, Which
+from fedleak.payload import Payload
 from fedleak.positions.base import Honest, Position
 from fedleak.positions.campaign import Campaign
 from fedleak.positions.honest_but_curious import HonestButCurious
@@ -46,7 +44,6 @@ from fedleak.report.html import write_report
 from fedleak.runs.folder import OWN_APP, PROBLEMS, Row, RunFolder
 from fedleak.sandbox.limit import wall_limit
 from fedleak.sandbox.select import attackers_for, built_attacks
-from fedleak.scenario.schema import Scenario
 from fedleak.seeding import Seed
 from fedleak.server.ledger import Ledger
 from fedleak.wire.received import NOT_ATTACKED, Failure, Received
@@ -54,52 +51,6 @@ from fedleak.wire.received import NOT_ATTACKED, Failure, Received
 _PATIENCE = 600.0  # seconds that clients are given to answer a question, at most
 _REPORT = 600.0  # seconds that the report may take
 _QUESTIONS = 5  # at most so many are asked for one attack
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What :func:`fedleak.curious` was asked for, checked.
-
-    Attributes
-    ----------
-    scenario : Scenario
-        How the app trains as far as it was told, the threat model and the attacks.
-    model : Module
-        The network, in memory of its own.
-    input : InputSpec
-        What it takes.
-    keys : Keys
-        How the strategy calls what it sends.
-    place : Path
-        Of the run folder.
-    device : str
-        Where attacks compute.
-    class_names : tuple of str
-        One a class.
-    public : Tensor, optional
-        Public images (N, C, H, W) in [0, 1].
-    maker : str
-        ``module:name`` of what makes such a network.
-    listener : Listener
-        Told what happens.
-    payload : {"all", "trainable"} or sequence of str, optional
-        What is told of what the app sends.
-    names : mapping, optional
-        What each array that the app sends is called in the network, once that is known.
-    """
-
-    scenario: Scenario
-    model: nn.Module
-    input: InputSpec
-    keys: Keys
-    place: Path
-    device: str
-    class_names: tuple[str, ...]
-    public: Tensor | None
-    maker: str
-    listener: Listener
-    payload: Which | None = None
-    names: Mapping[str, str] | None = None
 
 
 class AppFolder(RunFolder):

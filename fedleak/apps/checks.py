@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
-from fedleak.apps.audit import Asked
+from fedleak.apps.asked import Asked
 from fedleak.apps.guard import raised
 from fedleak.apps.names import names_of
 from fedleak.attacks.exact.count import count_update

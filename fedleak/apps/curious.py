@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
-from fedleak.apps.audit import Asked, Audit
+from fedleak.apps.asked import Asked
+from fedleak.apps.audit import Audit
 from fedleak.apps.checks import check_input, check_network, check_place, check_scenario, check_strategy, reachable
 from fedleak.apps.guard import raised
 from fedleak.apps.inbox import Keys
