@@ -18,6 +18,7 @@ from torch.nn import functional
 import fedleak
 from fedleak.engines.inprocess import InProcessGrid
 from fedleak.errors import ScenarioError
+from fedleak.events import Event
 from fedleak.experiment.check import check
 from fedleak.modalities.image import InputSpec
 from fedleak.observation import Observation
@@ -117,10 +118,19 @@ def test_a_head_alone_travels_and_is_trained(tmp_path: Path, protocol: str) -> N
 
 
 def test_what_is_trained_is_the_same_with_an_attacker_and_after_an_interrupt(tmp_path: Path) -> None:
-    folder, _, _ = ran(asked(["head.*"]), tmp_path / "curious")
-    honest, _, _ = ran(asked(["head.*"], server={"curious": False}), tmp_path / "honest")
-    read = [json.loads((one.path / "summary.json").read_text())["model_sha256"] for one in (folder, honest)]
-    assert read[0] == read[1] != ""
+    digests = []
+    for name, changes in {"curious": {}, "honest": {"server": {"curious": False}}}.items():
+        folder, _, _ = ran(asked(["head.*"], **changes), tmp_path / name)
+        digests.append(json.loads((folder.path / "summary.json").read_text())["model_sha256"])
+
+    def stop(event: Event) -> None:
+        if event.kind == "round-done" and event.facts["round"] == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fedleak.run(asked(["head.*"]), out=tmp_path / "broken", listener=stop)
+    again = fedleak.run(None, resume=tmp_path / "broken", allow_code=True)
+    assert digests[0] == digests[1] == again.summary["model_sha256"] != ""
 
 
 @pytest.mark.parametrize(
