@@ -27,6 +27,7 @@ from fedleak.scenario.ranges import MOST_COUNT
 from fedleak.scenario.schema import Data, Scenario
 
 _FLOAT = 4  # bytes
+_KEPT = 1000  # numbers that a pass keeps of each of an image's, more than networks of this size do
 _TESTED = 256  # test images that are looked at together
 
 
@@ -136,6 +137,17 @@ def footprint(model: nn.Module, input: InputSpec, batch: int) -> Footprint:
     return Footprint(sum(map(_bytes, empty.values())), sum(map(_bytes, saved.values())))
 
 
+def _measured(model: nn.Module, input: InputSpec, batch: int, times: int = 1) -> Footprint:
+    """Return a footprint, ``saved`` as 0 where so many passes together are surely no matter on this machine.
+
+    Running a network on the device "meta" imports PyTorch's compiler, which takes longer than all else that is checked.
+    """
+    own = sum(_bytes(value) for value in (*model.parameters(), *model.buffers()))
+    there = machine_memory()
+    small = there is not None and own <= there // 64 and _KEPT * _FLOAT * math.prod(input.shape) * batch * times <= there // 4
+    return Footprint(own, 0) if small else footprint(model, input, batch)
+
+
 def _bytes(value: torch.Tensor) -> int:
     return value.numel() * value.element_size()
 
@@ -184,7 +196,7 @@ def _needs_of_model(
     scenario: Scenario, input: InputSpec, model: nn.Module, largest_shard: int, batch: int, device: str
 ) -> Iterator[_Need]:
     image = _FLOAT * math.prod(input.shape)
-    one, sampled = footprint(model, input, batch), scenario.federation.sampled
+    one, sampled = _measured(model, input, batch), scenario.federation.sampled
     weights = f"{sum(value.numel() for value in model.parameters()):,} parameters"
     yield _Need(f"model: a network of {weights}", 2 * one.parameters, "lower its widths or data.image_size")
     yield _Need(
@@ -209,7 +221,7 @@ def _needs_of_model(
         images = local.batch_size if simulates or scenario.federation.protocol == "fedsgd" else local.num_examples
         steps = local.steps if simulates else 1
         # Of the loss that the client took, and of the gradient's own.
-        graph = 2 * footprint(model, input, images).saved * steps if attack.differentiates_twice else 0
+        graph = 2 * _measured(model, input, images, 2 * steps).saved * steps if attack.differentiates_twice else 0
         yield _Need(
             f"attacks[{number}]: '{spec.name}' on {plural(images, 'image')} and {plural(steps, 'local step')}",
             3 * one.parameters + graph,
