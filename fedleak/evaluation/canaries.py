@@ -29,8 +29,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.special import log_ndtr
 from torch import Tensor
 
 from fedleak.seeding import Seed
@@ -81,6 +79,9 @@ def epsilon_of(effect: float, delta: float) -> float:
     delta : float
         In (0, 1).
     """
+    from scipy.optimize import brentq  # a tenth of a second, in every process that reads a summary
+    from scipy.special import log_ndtr
+
     if effect <= 0:
         return 0.0
 
