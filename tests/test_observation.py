@@ -11,8 +11,9 @@ from safetensors.torch import save, save_file
 from fedleak.errors import AttackError, FedleakError, ScenarioError
 from fedleak.modalities.image import InputSpec
 from fedleak.models import build_model
-from fedleak.observation import LocalTraining, Observation, header_of, observe
+from fedleak.observation import LocalTraining, Observation, observe
 from fedleak.scenario.schema import Model
+from fedleak.scenario.tensors import header_of
 from fedleak.threat import PRESETS, Knowledge
 
 SPEC = InputSpec((3, 16, 16), 10, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+
+from fedleak.wire.grid import DelegatingGrid
 
 CONFIG = "config"
 """Name of the record by which fedleak's handlers are told what is asked."""
@@ -58,7 +59,7 @@ def undressed(message: Message) -> Message:
     return own
 
 
-class QuestionGrid(Grid):
+class QuestionGrid(DelegatingGrid):
     """Sends fedleak's questions through the app's own grid, and nothing once it is told to stop.
 
     Parameters
@@ -80,34 +81,8 @@ class QuestionGrid(Grid):
 
     def __init__(self, grid: Grid, configs: Callable[[int], Configs], patience: float, stopped: threading.Event) -> None:
         self.round = 1
-        self._grid, self._configs, self._patience, self._stopped = grid, configs, patience, stopped
-
-    def set_run(self, run: Run) -> None:
-        """Delegate."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Delegate."""
-        return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Delegate."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Delegate."""
-        return self._grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Delegate."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Delegate."""
-        return self._grid.pull_messages(message_ids)
+        super().__init__(grid)
+        self._configs, self._patience, self._stopped = configs, patience, stopped
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Ask, and wait for the answers for as long as there is patience."""

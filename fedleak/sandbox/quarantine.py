@@ -16,6 +16,15 @@ from fedleak.errors import AttackError
 from fedleak.observation import Observation
 from fedleak.process import abandoned
 
+_KERNELS = (
+    (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
+    (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
+    (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp),
+    (torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
+    (torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled),
+)
+"""Kernels of attention: which are used, and what sets it. An attack that is left behind would leave its choice to the clients."""
+
 
 @contextmanager
 def quarantine(threads: int) -> Iterator[None]:
@@ -26,7 +35,7 @@ def quarantine(threads: int) -> Iterator[None]:
     thread = threading.current_thread()
     before = torch.get_num_threads()
     dtype, device, grad = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
-    deterministic = _deterministic()
+    deterministic, kernels = _deterministic(), [asked() for asked, _ in _KERNELS]
     torch.set_num_threads(threads)
     try:
         yield
@@ -39,6 +48,8 @@ def quarantine(threads: int) -> Iterator[None]:
                     # Setting one, even the same, makes every call of PyTorch slower; None is how it starts.
                     torch.set_default_device(None if device.type == "cpu" else device)
                 torch.set_grad_enabled(grad)
+                for (_, set_to), before_it in zip(_KERNELS, kernels, strict=True):
+                    set_to(before_it)
                 if _deterministic() != deterministic:
                     # It imports the compiler, which takes as long as torch itself.
                     torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])

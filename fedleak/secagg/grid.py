@@ -9,7 +9,6 @@ from typing import Any, cast
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from fedleak.defenses.secure_aggregation import SecureAggregation
 from fedleak.secagg.protocol import ProtocolError, SecAggPlusRound, global_model
@@ -17,9 +16,10 @@ from fedleak.secagg.vector import unpack
 from fedleak.seeding import Seed
 from fedleak.wire.cohort import COHORT, LOST
 from fedleak.wire.directory import Directory
+from fedleak.wire.grid import DelegatingGrid
 
 
-class SecureGrid(Grid):
+class SecureGrid(DelegatingGrid):
     """Carry train messages by SecAgg+; other messages pass to the engine's grid.
 
     Parameters
@@ -54,39 +54,12 @@ class SecureGrid(Grid):
         gradients: Collection[str],
     ) -> None:
         self.bytes_sent = self.bytes_received = 0
-        self._grid = grid
+        super().__init__(grid)
         self._directory = directory
         self._secure = secure
         self._seed = seed
         self._weight = secure.config.max_weight or float(most_examples)
         self._gradients = frozenset(gradients)
-
-    def set_run(self, run: Run) -> None:
-        """Delegate."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Delegate."""
-        return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Delegate."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Delegate."""
-        return self._grid.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Delegate."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Delegate."""
-        return self._grid.pull_messages(message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Return the replies; of train messages the mean, and an error for each client that is not in it.

@@ -27,7 +27,47 @@ def is_simulated(grid: Grid) -> bool:
     return module is not None and isinstance(grid, module.InMemoryGrid)
 
 
-class OrderedGrid(Grid):
+class DelegatingGrid(Grid):
+    """Another grid with its own way of sending and receiving; all else is left to the one inside.
+
+    Parameters
+    ----------
+    grid : Grid
+        The one inside.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    def set_run(self, run: Run) -> None:
+        """Delegate."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """Delegate."""
+        return self._grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Delegate."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Delegate."""
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Delegate."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Delegate."""
+        return self._grid.pull_messages(message_ids)
+
+
+class OrderedGrid(DelegatingGrid):
     """A grid whose nodes and replies come in the order of their partitions.
 
     Flower's node ids are random and replies arrive in any order; strategies sample and sum in that order, so that
@@ -62,7 +102,7 @@ class OrderedGrid(Grid):
         patience: float = 0.0,
         known: Callable[[], Mapping[int, int]] = dict,
     ) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._stop = stop or threading.Event()
         self._poll = poll
         deadline = time.monotonic() + patience
@@ -73,21 +113,6 @@ class OrderedGrid(Grid):
             self.directory.learn(grid.get_node_ids(), again=True)
         self.directory.check()
 
-    def set_run(self, run: Run) -> None:
-        """Delegate."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Delegate."""
-        return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Delegate."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
     def get_node_ids(self) -> Iterable[int]:
         """Return the node of each partition, in their order.
 
@@ -96,14 +121,6 @@ class OrderedGrid(Grid):
         """
         self.directory.learn(self._grid.get_node_ids())
         return self.directory.nodes
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Delegate."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Delegate."""
-        return self._grid.pull_messages(message_ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push, wait for the replies until ``timeout`` seconds have passed, and return them by partition."""

@@ -52,7 +52,8 @@ def active(plugin: type[Defense]) -> dict[str, Any]:
         high = [bound.le if isinstance(bound, annotated_types.Le) else bound.lt for bound in field.metadata
                 if isinstance(bound, annotated_types.Le | annotated_types.Lt)]  # fmt: skip
         assert low, f"{plugin.name}: '{key}' has no lower bound"
-        middle = (low[0] + high[0]) / 2 if high else low[0] + 0.1
+        narrow = high and high[0] - low[0] <= 100  # the middle of a range that is there to keep nonsense out is nonsense
+        middle = (low[0] + high[0]) / 2 if narrow else low[0] + 0.1
         chosen[key] = math.ceil(middle) if field.annotation is int else middle
     return chosen
 

@@ -265,13 +265,13 @@ def test_after_an_interrupt_results_of_other_code_are_not_taken(
     specs = build(attacks=[{"name": "users_shade:Shade"}]).attacks
     here.after = 4
     with pytest.raises(KeyboardInterrupt):
-        attack_run(one, specs, device="cpu", jobs=2)
+        attack_run(one, specs, device="cpu", jobs=2, allow_code=True)
     if edited == "torch":
         monkeypatch.setattr(torch, "__version__", "99.0.0")
     else:
         files[edited].write_text(files[edited].read_text() + "\n# another\n")
     here.orders, here.after = [], None
-    attack_run(one, specs, device="cpu", jobs=2)
+    attack_run(one, specs, device="cpu", jobs=2, allow_code=True)
     assert len(here.orders) == 9
 
 

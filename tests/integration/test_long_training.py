@@ -155,13 +155,13 @@ def test_each_client_pays_what_it_sent(build: Build, start: Start, protocol: str
 
 def test_images_are_decoded_once(build: Build, start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[int] = []
-    plain = EncodedImages._open
+    plain = EncodedImages._decode
 
     def counted(self: EncodedImages, index: int) -> Any:
         opened.append(index)
         return plain(self, index)
 
-    monkeypatch.setattr(EncodedImages, "_open", counted)
+    monkeypatch.setattr(EncodedImages, "_decode", counted)
     start(build(data=parquet(folder), federation={"rounds": 6, "protocol": "fedavg"}))
     # Each once, and the first of both splits to learn the size.
     assert len(opened) <= 24 + 10 + 2

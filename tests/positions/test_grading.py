@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
+from fedleak.client import app as client
 from fedleak.client import known
 from fedleak.client.app import app as honest
 from fedleak.client.known import UNKNOWN
@@ -87,9 +88,11 @@ def test_clients_whose_processes_live_for_a_message_know_their_own(
         known._latest.clear()
 
     tapped = Tapped(forget)
-    changed = parse_scenario({**TABLE, "federation": {**TABLE["federation"], "engine": engine}})  # type: ignore[dict-item]
-    monkeypatch.setattr(api, "_engine_of", lambda *given: "inprocess")
-    assert start(tapped, tmp_path / "run", monkeypatch, changed) == plain
+    federation = {**TABLE["federation"], "engine": "ray" if engine == "ray" else "inprocess"}  # type: ignore[dict-item]
+    if engine == "deployment":  # where clients keep what they were sent and trained in their node's state
+        keep = known.keep_trained
+        monkeypatch.setattr(client, "keep_trained", lambda arrays, context, in_state: keep(arrays, context, in_state=True))
+    assert start(tapped, tmp_path / "run", monkeypatch, parse_scenario({**TABLE, "federation": federation})) == plain
     assert [client for client, kind in tapped.kinds if kind == "sent"] == ([] if engine == "deployment" else [0, 1, 2])
 
 
