@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 
 from fedleak.errors import ParameterError, ScenarioError, closest, nearest, shortened
 
@@ -64,7 +64,11 @@ def read(model: type[M], values: dict[str, Any]) -> M:
         If the values are nested without sense.
     """
     refuse_depth(values)
-    return model.model_validate_json(to_json(values, inf_nan_mode="constants", fallback=str), strict=True)
+    try:
+        text = to_json(values, inf_nan_mode="constants", fallback=str)
+    except PydanticSerializationError as error:  # JSON can name halves of a character
+        raise ScenarioError("a text in it is no Unicode; expected whole characters") from error
+    return model.model_validate_json(text, strict=True)
 
 
 def refuse_depth(values: Any) -> None:

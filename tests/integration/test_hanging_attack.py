@@ -168,7 +168,8 @@ def test_an_attack_that_takes_all_memory_is_a_row_and_gives_it_back(
 ) -> None:
     (tmp_path / "hungry.py").write_text(HUNGRY)
     (tmp_path / "s.toml").write_text(
-        'name = "t"\ndata.image_size = 16\nmodel = {name = "mlp", hidden = [8]}\nfederation = {clients = 3, rounds = 3}\n'
+        'name = "t"\nsecret = "fedcba9876543210fedcba9876543210"\n'
+        'data.image_size = 16\nmodel = {name = "mlp", hidden = [8]}\nfederation = {clients = 3, rounds = 3}\n'
         f'{limit}[[attacks]]\nname = "hungry:Hungry"\n'
     )
     command = [sys.executable, "-c", LIMITED, "run", "s.toml", "--out", "run", "--device", "cpu", "-q"]

@@ -177,9 +177,8 @@ def test_nor_on_ray(build: Build, tmp_path: Path, sneak: str, quick: None) -> No
 @pytest.mark.slow
 def test_nor_on_a_superlink(build: Build, tmp_path: Path, sneak: str, quick: None) -> None:
     expected = api.run(build(attacks=[], **HIDDEN), out=tmp_path / "plain", device="cpu")
-    keys = tmp_path / "keys"
-    place(keys, SECRET, named=True)
-    with Services(Layout(keys, tmp_path / "runs", insecure=True, clients=3)) as services:
+    with Services(Layout(tmp_path / "keys", tmp_path / "runs", insecure=True, clients=3)) as services:
+        place(services.secrets, SECRET, named=True)
         federation = {"engine": "deployment", "superlink": services.superlink.model_dump(mode="json"), "timeout": 300.0}
         asked = build(attacks=[{"name": f"{sneak}:Sneak"}], server=APART, **HIDDEN, federation=federation)
         result = api.run(asked, out=tmp_path / FOLDER, device="cpu")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from fedleak.experiment import run as api
 from fedleak.experiment.manifest import write_summary
 from fedleak.experiment.result import Result
 from fedleak.runs.folder import RunFolder
-from fedleak.scenario.schema import Scenario
+from fedleak.scenario.schema import Scenario, parse_scenario
 from fedleak.server import app as server_app
 from fedleak.server.strategies import strategy_names
 
@@ -144,6 +145,7 @@ def test_a_folder_without_a_whole_round_is_refused(build: Build, tmp_path: Path)
 
 TOML = """
 name = "killed"
+secret = "fedcba9876543210fedcba9876543210"
 data.image_size = 16
 model = {name = "mlp", hidden = [8]}
 federation.clients = 3
@@ -191,10 +193,12 @@ def test_a_killed_process_leaves_a_folder_that_goes_on(tmp_path: Path, facts: Fa
     process.wait(30)
     manifest = RunFolder.open(tmp_path / "out").manifest
     manifest["scenario"]["federation"]["rounds"] = rounds = len(RunFolder.open(tmp_path / "out").rows("rounds.jsonl")) + 1
+    manifest["digest"] = parse_scenario(manifest["scenario"]).digest
     RunFolder.open(tmp_path / "out").write_json("manifest.json", manifest)
     scenario = RunFolder.open(tmp_path / "out").scenario
     api.run(scenario, resume=tmp_path / "out", device="cpu")
-    straight = api.run(scenario, out=tmp_path / "straight", device="cpu")
+    own = scenario.model_copy(update={"secret": tomllib.loads(TOML)["secret"]})  # the folder's knows its fingerprint alone
+    straight = api.run(own, out=tmp_path / "straight", device="cpu")
     resumed, expected = facts(tmp_path / "out"), facts(straight.path)
     assert resumed[1:] == expected[1:]
     assert resumed[0] | {"digest": ""} == expected[0] | {"digest": ""}

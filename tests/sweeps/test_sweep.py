@@ -56,6 +56,11 @@ def test_every_cell_is_a_row_and_the_defenses_are_judged(tiny, tmp_path, here, q
     assert all((result.path / row["folder"] / "summary.json").exists() for row in result.rows)
 
 
+def with_secret(tiny):
+    """Have other processes draw what this one does."""
+    tiny.write_text(tiny.read_text().replace("[scenario.data]", f'[scenario]\nsecret = "{draw()}"\n[scenario.data]'))
+
+
 def test_cells_without_a_secret_share_one_that_the_sweep_keeps(tiny, tmp_path, here, quick, secretless):
     result = fedleak.sweep(tiny, out=tmp_path / "out", device="cpu")
     secret = (result.path / KEPT).read_text()
@@ -257,6 +262,7 @@ def marks(out: Path) -> dict[str, tuple[int, int]]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds children in /proc")
 def test_a_sweep_of_40_runs_killed_twice_finishes_with_40_distinct_results_none_repeated(tiny, tmp_path, start):
+    with_secret(tiny)
     tiny.write_text(tiny.read_text().replace("values = [1, 2]", FORTY).replace("[1e-4, 0.1]", "[1e-4, 1e-2, 0.1]"))
     out, before = tmp_path / "out", {}
     for enough, with_children in ((10, True), (25, False)):
@@ -336,6 +342,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tiny, tmp_path, start):
 
 @pytest.mark.slow
 def test_ray_gives_the_same_rows(tiny, tmp_path, here, quick, start):
+    with_secret(tiny)
     ours = fedleak.sweep(tiny, out=tmp_path / "here", device="cpu")
     process = start(tiny, tmp_path / "ray", "--ray", "local")
     _, complained = process.communicate(timeout=600)
