@@ -228,7 +228,7 @@ def check_state(strategy: Strategy, plain: Row, arrays: Arrays) -> None:
             for name in names:
                 if (model := arrays.get(f"model/{name}")) is not None and arrays[f"{key}/{name}"].shape != model.shape:
                     raise ValueError(f"'{key}/{name}' is not of the shape of the model's '{name}'")
-        elif before is not None and value is not None and not isinstance(before, dict) and _sort(value) != _sort(before):
+        elif before is not None and not isinstance(before, dict) and _sort(value) != _sort(before):
             raise ValueError(f"'{key}' is {value!r:.60}, where the strategy has {before!r:.60}")
 
 
