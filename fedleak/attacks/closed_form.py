@@ -25,7 +25,7 @@ from fedleak.attacks.base import Attack, Budget, Reconstruction, attacks
 from fedleak.attacks.exact.batch import invert_batch
 from fedleak.attacks.exact.chain import ChainSolution, ImagePrior, check_chain, walk
 from fedleak.attacks.exact.count import count_layers
-from fedleak.attacks.exact.drift import evaluating, follow_drift, gradient_of
+from fedleak.attacks.exact.drift import follow_drift, gradient_of
 from fedleak.attacks.exact.missing import survivors
 from fedleak.attacks.exact.passages import promised, read_passage
 from fedleak.attacks.exact.patches import foreseen, read_patches
@@ -37,6 +37,7 @@ from fedleak.local.losses import Loss, loss_function
 from fedleak.modalities.image import InputSpec
 from fedleak.modalities.text import TokenSpec
 from fedleak.models.inspect import ExecutionOrder, execution_order
+from fedleak.models.trial import evaluating, tried
 from fedleak.observation import LocalTraining, Observation, Tensors, UpdateKind
 from fedleak.seeding import Seed
 
@@ -208,15 +209,7 @@ def _residual(
     The model runs in eval mode, as no layer passed differs.
     """
     leaves: dict[str, Tensor] = {name: value.clone().requires_grad_() for name, value in parameters.items()}
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with Seed(0).isolated():
-            state = {**leaves, **{name: value.clone() for name, value in buffers.items()}}
-            logits = torch.func.functional_call(model, state, (solution.input[None],))
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    logits = tried(model, solution.input[None], {**leaves, **buffers})
     loss = loss_of(logits, torch.tensor([solution.label], device=logits.device))
     found = clipped(torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True), clips)
     pairs = [(mine if known is None else mine * known[name], gradient[name]) for name, mine in zip(leaves, found, strict=True)]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedleak.modalities.image import InputSpec
+from fedleak.models.trial import tried
 from fedleak.seeding import Seed
 
 
@@ -75,23 +76,18 @@ def execution_order(model: nn.Module, input: InputSpec) -> ExecutionOrder:
     function leaves all of them as they are. A module with parameters that runs twice breaks the chain, too.
     """
     tracer = _Tracer({id(module): name for name, module in model.named_modules()})
-    modes = {module: module.training for module in model.modules()}
     parameter = next(model.parameters(), torch.zeros(()))
     probe = placed(input.probe(1, Seed(0).derive("trace").generator()), parameter)
-    buffers = {name: value.clone() for name, value in model.named_buffers()}
     leaves = [module for module in model.modules() if not list(module.children())]
     handles = [leaf.register_forward_pre_hook(tracer.before) for leaf in leaves]
     handles += [leaf.register_forward_hook(tracer.after) for leaf in leaves]
     try:
-        model.eval()
-        with torch.no_grad(), Seed(0).isolated():
+        with torch.no_grad():
             tracer.start(probe)
-            output = torch.func.functional_call(model, buffers, (probe,))
+            output = tried(model, probe)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return tracer.finish(output)
 
 

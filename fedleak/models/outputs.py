@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fedleak.errors import ScenarioError
 from fedleak.modalities.image import InputSpec
 from fedleak.models.inspect import placed
+from fedleak.models.trial import tried
 from fedleak.seeding import Seed
 
 _USUAL = "logits"
@@ -102,17 +103,12 @@ def _probe(model: nn.Module, input: InputSpec, where: str) -> Any:
     """Return what the network makes of a batch of two; its mode, buffers and the global generators are as before."""
     place = next(model.parameters(), torch.zeros(()))
     batch = placed(input.probe(_PROBE, Seed(0).generator()), place)
-    modes = {module: module.training for module in model.modules()}
-    buffers = {name: value.clone() for name, value in model.named_buffers()}
     try:
-        with torch.no_grad(), Seed(0).isolated():
-            return torch.func.functional_call(model.eval(), buffers, (batch,))
+        with torch.no_grad():
+            return tried(model, batch)
     # The user's module may raise anything.
     except Exception as error:  # noqa: BLE001
         raise ScenarioError(f"{where}: cannot take a batch of shape {tuple(batch.shape)}: {error}") from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _parts(returned: Any) -> dict[str, Any]:

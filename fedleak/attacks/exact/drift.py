@@ -8,8 +8,7 @@ Source: fedleak's own; the closed form is R-GAP's (Zhu and Blaschko, arXiv 2010.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -172,18 +171,6 @@ def gradient_of(model: nn.Module, buffers: Tensors, loss_of: Loss = functional.c
         return dict(zip(leaves, found, strict=True))
 
     return gradient
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode inside the block, and each of its modules back after."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _one_image(gradient: Tensors, head: str, softmax: bool) -> Tensors:

@@ -16,6 +16,7 @@ from fedleak.attacks.victims.base import Victim
 from fedleak.errors import AttackError
 from fedleak.modalities.image import InputSpec
 from fedleak.models.inspect import execution_order
+from fedleak.models.trial import tried
 from fedleak.observation import Observation
 
 _RANK = 1e-6
@@ -218,14 +219,10 @@ def _takes_flat_image(model: nn.Module, layer: nn.Linear, input: InputSpec) -> b
     """Say whether ``layer`` is given the pixels themselves, in order: no pooling, patches or functions before it."""
     seen: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
-    modes = {module: module.training for module in model.modules()}
     probe = torch.linspace(0.1, 0.9, input.shape[0] * input.shape[1] * input.shape[2]).reshape(1, *input.shape).to(layer.weight)
-    buffers = {name: value.clone() for name, value in model.named_buffers()}
     try:
         with torch.no_grad():
-            torch.func.functional_call(model.eval(), buffers, (probe,))
+            tried(model, probe)
     finally:
         handle.remove()
-        for module, training in modes.items():
-            module.training = training
     return len(seen) == 1 and seen[0].shape == (1, probe.numel()) and torch.equal(seen[0], probe.flatten(1))

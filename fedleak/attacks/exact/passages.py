@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fedleak.attacks.base import Reconstruction
+from fedleak.attacks.exact.moved import moved
 from fedleak.attacks.exact.sequence import find_tables, is_read, solve_passage
 from fedleak.attacks.exact.single_label import single_label
 from fedleak.errors import AttackError
@@ -33,17 +34,10 @@ def read_passage(observation: Observation, model: nn.Module, label: int | None, 
     found = find_tables(model, spec)
     if found is None:
         raise AttackError("the closed form needs learned positions that are added to the tokens, and this network shows none")
-    names = (found.words, found.positions)
-    if missing := [name for name in names if name not in observation.update]:
-        raise AttackError(f"the update holds no '{missing[0]}', which the closed form needs")
-    moved = {name: observation.update[name].detach().to(device, torch.float64) for name in names}
-    if observation.kind == "weights":
-        moved = {name: observation.parameters[name].detach().to(device, torch.float64) - value for name, value in moved.items()}
-    if not all(bool(value.isfinite().all()) for value in moved.values()):
-        raise AttackError("the update is not finite")
-    if not all(bool(value.any()) for value in moved.values()):
+    change, _ = moved(observation, (found.words, found.positions), device)
+    if not all(bool(value.any()) for value in change.values()):
         raise AttackError(f"the update of '{found.words}' or '{found.positions}' is zero: it says nothing about the passage")
-    passage = solve_passage(found, moved, spec)
+    passage = solve_passage(found, change, spec)
     flags = []
     if passage.rank < passage.places:
         flags.append("not-identifiable")

@@ -11,15 +11,14 @@ from torch import nn
 from torch.nn import functional
 
 from fedleak.attacks.base import Reconstruction
+from fedleak.attacks.exact.moved import moved
 from fedleak.attacks.exact.positions import PatchPositions, solve_patches
 from fedleak.attacks.exact.single_label import single_label
 from fedleak.errors import AttackError
 from fedleak.modalities.image import InputSpec
-from fedleak.observation import Observation, Tensors
+from fedleak.models.trial import tried
+from fedleak.observation import Observation
 from fedleak.seeding import Seed
-
-_ROUNDING = 3e-8
-"""Root mean square of float32's rounding error, relative to the value."""
 
 
 def read_patches(
@@ -38,11 +37,7 @@ def read_patches(
             "signals the positions add up; use gradient matching ('natural')"
         )
     names = [name for name in (found.weight, found.bias, found.positions) if name is not None]
-    if missing := [name for name in names if name not in observation.update]:
-        raise AttackError(f"the update holds no '{missing[0]}', which the patch equations need; use gradient matching")
-    gradient, noise = _moved(observation, names, device)
-    if not all(bool(value.isfinite().all()) for value in gradient.values()):
-        raise AttackError("the update is not finite")
+    gradient, noise = moved(observation, names, device)
     if not bool(gradient[found.weight].any()):
         raise AttackError(f"the update of '{found.weight}' is zero: it says nothing about the image")
     solution = solve_patches(found, gradient, observation.input, noise)
@@ -82,28 +77,10 @@ def _tried(model: nn.Module, found: PatchPositions, input: InputSpec) -> tuple[i
     image = functional.interpolate(coarse, size=input.shape[1:], mode="bicubic").clamp(0, 1)
     own = dict(model.named_parameters())
     leaves = {name: own[name].detach().clone().requires_grad_() for name in (found.weight, found.positions)}
-    buffers = {name: value.clone() for name, value in model.named_buffers()}
-    modes = {each: each.training for each in model.modules()}
-    try:
-        model.eval()
-        with Seed(0).isolated():
-            taken = input.normalize(image).to(leaves[found.weight])
-            logits = torch.func.functional_call(model, {**leaves, **buffers}, (taken,))
-    finally:
-        for each, training in modes.items():
-            each.training = training
+    logits = tried(model, input.normalize(image).to(leaves[found.weight]), leaves)
     weights = torch.randn(logits.shape, generator=generator).to(logits)
     values = torch.autograd.grad((logits * weights).sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
     if not bool(values[0].any()):
         return 0, float("inf")  # a head of zeros lets no signal through
     solution = solve_patches(found, dict(zip(leaves, values, strict=True)), input)
     return solution.rank, solution.condition
-
-
-def _moved(observation: Observation, names: list[str], device: torch.device) -> tuple[Tensors, Tensors | None]:
-    """Return the update in any one scale, and the error that rounding the weights left in it."""
-    update = {name: observation.update[name].detach().to(device, torch.float64) for name in names}
-    if observation.kind == "gradient":
-        return update, None
-    sent = {name: observation.parameters[name].detach().to(device, torch.float64) for name in names}
-    return {name: sent[name] - update[name] for name in names}, {name: _ROUNDING * update[name].abs() for name in names}

@@ -10,8 +10,6 @@ weights under plain SGD do. Optimisers that scale entries one by one break them,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedleak.attacks.exact.interception import FoundError, watch
 from fedleak.modalities.image import InputSpec
 from fedleak.observation import Tensors
 from fedleak.seeding import Seed
@@ -184,10 +183,6 @@ def _cuts(module: nn.Conv2d) -> bool:
     return plain and tuple(module.kernel_size) == tuple(module.stride)
 
 
-class _SeenError(Exception):
-    """Ends the forward pass of the probe."""
-
-
 @dataclass
 class _Probe:
     """Looks on a forward pass for the embedding's output with a parameter added to it."""
@@ -207,7 +202,7 @@ class _Probe:
             return
         self.order = _pixel_order(module, args[0], self.image, self.input)
         if self.order is None:
-            raise _SeenError  # something else than cut pixels reaches it
+            raise FoundError  # something else than cut pixels reaches it
         width = module.out_channels if isinstance(module, nn.Conv2d) else output.shape[-1]
         self.tokens = output.flatten(2)[0].T if isinstance(module, nn.Conv2d) else output.reshape(-1, int(width))
 
@@ -237,37 +232,16 @@ class _Probe:
                             bias = f"{self.name}.bias" if getattr(self.module, "bias", None) is not None else None
                             place = slice(first, first + count)
                             self.found = PatchPositions(f"{self.name}.weight", bias, name, place, across, self.order)
-                            raise _SeenError
+                            raise FoundError
 
 
 def _probe(model: nn.Module, module: nn.Module, name: str, tables: Tensors, input: InputSpec) -> PatchPositions | None:
-    generator = Seed(0).derive("positions").generator()
-    like = next(iter(tables.values()))
-    image = torch.rand(prod(input.shape), generator=generator, dtype=torch.float64).to(like)
-    # Tables may be zero, as after a fresh start: drawn at random they cannot be taken for one another.
-    drawn = {key: torch.randn(value.shape, generator=generator).to(value) for key, value in tables.items()}
-    own = (f"{name}.weight", f"{name}.bias")
-    drawn = {key: value for key, value in drawn.items() if key not in own}
-    probe = _Probe(name, module, drawn, input, image)
-    buffers = {key: value.clone() for key, value in model.named_buffers()}
-    with _watched(model, module, probe), torch.no_grad(), Seed(0).isolated(), suppress(_SeenError):
-        torch.func.functional_call(model, {**drawn, **buffers}, (image.view(1, *input.shape),))
-    return probe.found
-
-
-@contextmanager
-def _watched(model: nn.Module, module: nn.Module, probe: _Probe) -> Iterator[None]:
-    modes = {each: each.training for each in model.modules()}
-    handles = [each.register_forward_pre_hook(probe.entered, with_kwargs=True) for each in model.modules()]
-    handles.append(module.register_forward_hook(probe.embedded))
-    try:
-        model.eval()
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for each, training in modes.items():
-            each.training = training
+    image = torch.rand(prod(input.shape), generator=Seed(0).derive("positions").generator(), dtype=torch.float64)
+    image = image.to(next(iter(tables.values())))
+    added = {key: value for key, value in tables.items() if key not in (f"{name}.weight", f"{name}.bias")}
+    inputs = image.view(1, *input.shape)
+    seen: _Probe = watch(model, module, inputs, added, lambda drawn: _Probe(name, module, drawn, input, image))
+    return seen.found
 
 
 def _pixel_order(module: nn.Module, taken: Tensor, image: Tensor, input: InputSpec) -> Tensor | None:

@@ -11,14 +11,13 @@ on the same passage, as sums over steps satisfy the same equations. Noise is tak
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fedleak.attacks.exact.interception import FoundError, watch
 from fedleak.modalities.text import TokenSpec
 from fedleak.observation import Tensors
 from fedleak.seeding import Seed
@@ -127,10 +126,6 @@ def is_read(passage: Passage) -> bool:
     return passage.rank == passage.places and passage.certificate <= _WHOLE
 
 
-class _SeenError(Exception):
-    """Ends the forward pass of the probe."""
-
-
 @dataclass
 class _Probe:
     """Looks on a forward pass for a table's rows with another's added to them."""
@@ -163,31 +158,10 @@ class _Probe:
                 apart = added - rows[first : first + self.length]
                 if float((apart - apart[:1]).abs().max()) <= _SAME * float(rows.abs().max()):
                     self.found = Tables(self.name, name, first)
-                    raise _SeenError
+                    raise FoundError
 
 
 def _probe(model: nn.Module, module: nn.Module, name: str, tables: Tensors, input: TokenSpec) -> Tables | None:
-    generator = Seed(0).derive("tables").generator()
-    tokens = input.probe(1, generator).to(next(iter(tables.values())).device)
-    # Tables may be zero, as after a fresh start: drawn at random they cannot be taken for one another.
-    drawn = {key: torch.randn(value.shape, generator=generator).to(value) for key, value in tables.items()}
-    probe = _Probe(module, name, drawn, input.shape[0])
-    buffers = {key: value.clone() for key, value in model.named_buffers()}
-    with _watched(model, module, probe), torch.no_grad(), Seed(0).isolated(), suppress(_SeenError):
-        torch.func.functional_call(model, {**drawn, **buffers}, (tokens,))
-    return probe.found
-
-
-@contextmanager
-def _watched(model: nn.Module, module: nn.Module, probe: _Probe) -> Iterator[None]:
-    modes = {each: each.training for each in model.modules()}
-    handles = [each.register_forward_pre_hook(probe.entered, with_kwargs=True) for each in model.modules()]
-    handles.append(module.register_forward_hook(probe.embedded))
-    try:
-        model.eval()
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for each, training in modes.items():
-            each.training = training
+    tokens = input.probe(1, Seed(0).derive("tables").generator()).to(next(iter(tables.values())).device)
+    seen: _Probe = watch(model, module, tokens, tables, lambda drawn: _Probe(module, name, drawn, input.shape[0]))
+    return seen.found

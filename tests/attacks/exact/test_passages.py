@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -55,6 +57,18 @@ def test_sixteen_steps_with_momentum_are_as_one():
     result = attack(observation, model)
     assert torch.equal(result.images, tokens)
     assert result.labels == tuple(labels.tolist())
+
+
+def test_what_weight_decay_took_is_given_back():
+    model = bert()
+    observation, tokens, _ = seen(model, [33], "weights", 4)
+    kept = 1 - 0.001
+    decayed = {name: value - (1 - kept) * observation.parameters[name] for name, value in observation.update.items()}
+    path = {"name": "sgd", "weight_decay": 1.0}
+    local = LocalTraining(1, 1, steps=1, epochs=1, learning_rate=0.001, optimizer=path)
+    result = attack(replace(observation, update=decayed, local=local), model)
+    assert torch.equal(result.images, tokens)
+    assert result.flags == ()
 
 
 def test_two_passages_are_refused():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -49,6 +51,17 @@ def test_five_steps_of_sgd_with_momentum_are_as_one():
     assert psnr(result, images) > 45
     assert result.labels == tuple(labels.tolist())
     assert result.flags == ()
+
+
+def test_what_weight_decay_took_is_given_back():
+    model = vit()
+    images, labels = sample(2)
+    seen = after_steps(model, images, labels, torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=0.01))
+    told = replace(seen, local=replace(seen.local, optimizer={"name": "sgd", "momentum": 0.9, "weight_decay": 0.01}))
+    result = attack(told, model)
+    assert psnr(result, images) > 45
+    assert result.flags == ()
+    assert "equations-contradict" in attack(seen, model).flags
 
 
 def test_adam_contradicts_the_equations_and_that_is_said():
