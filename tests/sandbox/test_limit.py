@@ -15,6 +15,7 @@ import torch
 from fedleak.attacks.base import Budget
 from fedleak.cli import app as cli
 from fedleak.errors import AttackError, FedleakError
+from fedleak.models.second import twice_differentiable
 from fedleak.process import abandoned
 from fedleak.sandbox import limit
 from fedleak.sandbox.limit import limited, wall_limit
@@ -211,6 +212,18 @@ def test_an_abandoned_attack_that_catches_everything_seeds_nothing() -> None:
     go.set()
     wait(lambda: bool(said))
     assert "abandoned" in said[0]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_abandoned_attack_leaves_its_kernels_of_attention_to_nobody() -> None:
+    hang = Hang(lambda: twice_differentiable(torch.nn.Identity()))
+    with quarantine(1):
+        with pytest.raises(AttackError, match="left behind"):
+            limited(hang, 0.1)
+        assert not torch.backends.cuda.flash_sdp_enabled()  # what it chose
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.mha.get_fastpath_enabled()
+    hang.let_go()
 
 
 def test_an_attack_that_ends_once_it_is_told_to_puts_back_what_it_changed() -> None:

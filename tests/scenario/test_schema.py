@@ -189,3 +189,8 @@ def test_a_run_configuration_holds_json_or_a_path():
     ):
         with pytest.raises(ScenarioError, match=said):
             scenario_from(text)
+
+
+def test_half_a_character_is_one_line() -> None:
+    with pytest.raises(ScenarioError, match="a text in it is no Unicode"):
+        parse_scenario({"name": "x", "data": {"source": "\ud800"}})

@@ -8,7 +8,7 @@ from flwr.serverapp import strategy as flower
 from fedleak.errors import ScenarioError
 from fedleak.scenario.schema import Scenario, parse_scenario
 from fedleak.server.fedsgd import FedSGD
-from fedleak.server.strategies import build_strategy, load_state, save_state, strategy_names
+from fedleak.server.strategies import build_strategy, check_state, load_state, save_state, strategy_names
 
 
 def scene(strategy: Any, protocol: str = "fedavg", **federation: Any) -> Scenario:
@@ -89,3 +89,11 @@ def test_the_state_of_a_strategy_survives_a_round_trip() -> None:
     assert after.current_arrays["b"].numpy().shape == ()
     assert [value.shape for value in after.strategy.seen] == [(2,), ()]
     assert list(after.strategy.m_t) == ["z", "a"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("state.weighted_by_key", None), ("state.weighted_by_key", 3), ("state.stranger", 1)])
+def test_a_state_that_is_not_of_the_strategy_is_refused(key: str, value: Any) -> None:
+    plain, arrays = save_state(build_strategy(scene("FedAdam")))
+    check_state(build_strategy(scene("FedAdam")), plain, arrays)
+    with pytest.raises(ValueError, match=key):
+        check_state(build_strategy(scene("FedAdam")), plain | {key: value}, arrays)
