@@ -4,6 +4,7 @@ import gc
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from fedleak.attacks.base import Attack, Reconstruction, attacks
 from fedleak.engines.inprocess import InProcess
+from fedleak.events import Event
 from fedleak.experiment import attack_again
 from fedleak.experiment import run as api
 from fedleak.experiment.manifest import write_summary
@@ -30,6 +32,24 @@ def _frozen_heap() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], SimpleNamespace]:
+    """Run a scenario twice: to its end, as ``whole``, and until it is interrupted after its first round, as ``half``."""
+
+    def stop(event: Event) -> None:
+        if event.kind == "round" and event.facts["round"] == 2:
+            raise KeyboardInterrupt
+
+    def run(table: dict[str, Any]) -> SimpleNamespace:
+        place = tmp_path_factory.mktemp("runs")
+        api.run(parse_scenario(table), out=place / "whole", device="cpu")
+        with pytest.raises(KeyboardInterrupt):
+            api.run(parse_scenario(table), out=place / "half", device="cpu", listener=stop)
+        return SimpleNamespace(whole=place / "whole", half=place / "half")
+
+    return run
 
 
 @pytest.fixture

@@ -16,9 +16,6 @@ from typing import Any
 import pytest
 
 from fedleak.cli import app as cli
-from fedleak.events import Event
-from fedleak.experiment import run as api
-from fedleak.scenario.schema import parse_scenario
 
 TABLES: dict[str, Any] = {
     "name": "small",
@@ -75,18 +72,8 @@ RAW = [
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A run that is finished, and one that was interrupted after its first round."""
-    place = tmp_path_factory.mktemp("runs")
-    api.run(parse_scenario(TABLES), out=place / "whole", device="cpu")
-
-    def stop(event: Event) -> None:
-        if event.kind == "round" and event.facts["round"] == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        api.run(parse_scenario(TABLES), out=place / "half", device="cpu", listener=stop)
-    return SimpleNamespace(whole=place / "whole", half=place / "half")
+def runs(ended: Callable[[dict[str, Any]], SimpleNamespace]) -> SimpleNamespace:
+    return ended(TABLES)
 
 
 @pytest.fixture
