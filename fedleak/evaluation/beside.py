@@ -50,7 +50,7 @@ def said(found: Mapping[str, Any], privacy: Mapping[str, Any] | None) -> list[st
         sentences.append(_labels(read))
     if (far := found.get("distance")) is not None and far["updates"]:
         sentences.append(
-            f"Distance: updates lie {far['ratio']:.2g} times as far from the mean of public gradients as public batches of their "
+            f"Distance: updates lie {far['ratio']:.2f} times as far from the mean of public gradients as public batches of their "
             f"size do (median); {far['far']} of {far['updates']} are farther than 95 % of those."
         )
     for tested in found.get("membership") or ():
